@@ -1,0 +1,91 @@
+"""What a model is: sizes and switches read from its config, nothing that depends on a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peftplan.units import DType
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+NormKind = Literal["rms", "rms_plus_one"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """Multi-head attention with grouped keys and values (Ainslie 2023, arXiv:2305.13245)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    fused_qkv: bool = False
+    """One `qkv_proj` instead of `q_proj`, `k_proj`, `v_proj` (Phi-3)."""
+    qk_norm: bool = False
+    """RMS norm over head_dim on queries and keys (Qwen3)."""
+    rotary_dim: int | None = None
+    """Rotated leading dimensions of a head: head_dim unless partial; None where a layer has no rotary (NoPE)."""
+    window: int | None = None
+    """Sliding-window width in tokens, None for full attention."""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mlp:
+    """Gated feed-forward: down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    size: int
+    activation: Activation = "silu"
+    bias: bool = False
+    fused_gate_up: bool = False
+    """One `gate_up_proj` instead of two (Phi-3)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One decoder layer: norm, attention, norm, feed-forward, each with a residual."""
+
+    attention: Attention
+    mlp: Mlp
+    residual_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arch:
+    """A decoder-only language model.
+
+    `layers` is the stack as runs of equal layers, in order. `config` is the model's config.json as a
+    JSON string with sorted keys (kept so that a resolved job and the trace instrument can rebuild it).
+    """
+
+    name: str
+    family: str
+    """`model_type` of the config."""
+    hidden: int
+    vocab: int
+    layers: tuple[tuple[Layer, int], ...]
+    norm: NormKind = "rms"
+    tied: bool = False
+    """The head's weight is the embedding's weight."""
+    embed_scale: bool = False
+    """Embeddings are multiplied by sqrt(hidden) (Gemma)."""
+    head_bias: bool = False
+    dtype: DType = DType.bfloat16
+    """The dtype the checkpoint states."""
+    max_positions: int | None = None
+    use_cache: bool = True
+    config: str = "{}"
+    notes: tuple[str, ...] = ()
+    """What a reader of the answer should know about where the sizes come from."""
+
+    @property
+    def num_layers(self) -> int:
+        return sum(count for _, count in self.layers)
+
+    def model_dump(self) -> dict[str, Any]:
+        """The config this was read from, as a dict."""
+        import json
+
+        loaded: dict[str, Any] = json.loads(self.config)
+        return loaded

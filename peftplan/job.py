@@ -1,0 +1,91 @@
+"""The question: a Job holds every choice of a fine-tuning run; `None` means the default decides.
+
+Field names are the command line's options with `_` for `-`. A *resolved* job (see `estimate.resolve`) has every
+`None` that can be decided replaced, so that feeding it back gives the same answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from peftplan.errors import RequestError
+
+Batching = Literal["padded", "packed", "exact"]
+Backend = Literal["cuda", "cpu"]
+Task = Literal["train", "generate", "serve"]
+
+
+class Job(BaseModel):
+    """One fine-tuning configuration on one cluster. Frozen; unknown fields are refused.
+
+    `settings` carries every knob without an option of its own, under dotted keys: `method.lora_dropout`,
+    `format.blocksize`, `optimizer.foreach`, `layout.bucket_bytes`, `model.use_cache`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    config: dict[str, Any] | None = None
+    """The model's config.json; given, it is used and `model` is only its label."""
+    method: str = "lora"
+    rank: int | None = Field(default=None, ge=1)
+    target_modules: str | tuple[str, ...] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict, alias="set")
+    format: str | None = None
+    dtype: str | None = None
+    precision: str | None = None
+    adapter_dtype: str = "auto"
+    optimizer: str | None = None
+    micro_batch: int = Field(default=8, ge=1)
+    seq_len: int | None = Field(default=None, ge=1)
+    grad_accum: int = Field(default=1, ge=1)
+    batching: Batching | None = None
+    recompute: str | None = None
+    attention: str | None = None
+    kernels: str | None = None
+    gpu: str | None = None
+    gpus: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
+    layout: str | None = None
+    offload: str | None = None
+    task: Task = "train"
+    backend: Backend = "cuda"
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens to train on, for the cost and the energy of the whole run."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of one GPU; the catalog's median where not given."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split_targets(cls, value: Any) -> Any:
+        if isinstance(value, str) and "," in value:
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(value) if isinstance(value, list) else value
+
+    def knobs(self, prefix: str) -> dict[str, Any]:
+        """The settings under `prefix.`, without the prefix."""
+        head = prefix + "."
+        return {key[len(head) :]: value for key, value in self.settings.items() if key.startswith(head)}
+
+
+def make_job(**fields: Any) -> Job:
+    """A Job from keyword arguments; every mistake is one RequestError line that names the field."""
+    try:
+        return Job.model_validate(fields)
+    except ValidationError as error:
+        raise RequestError("; ".join(_line(e) for e in error.errors())) from None
+
+
+def _line(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"]) or "job"
+    option = "--" + field.replace("_", "-")
+    if error["type"] == "extra_forbidden":
+        import difflib
+
+        near = difflib.get_close_matches(field, Job.model_fields, n=2)
+        return f"unknown job field {field!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    if error["type"] == "missing":
+        return f"{option} is missing"
+    return f"{option}: {error['msg'].lower()}, not {error['input']!r}"
