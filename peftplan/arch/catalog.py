@@ -100,8 +100,22 @@ def find_model(name: str) -> ModelEntry:
     """
     entry = lookup(name)
     if entry is None:
-        raise UnknownName("model", name, _by_name(), hint="`peftplan list models` shows all")
+        raise unknown(name)
     return entry
+
+
+def unknown(name: str) -> UnknownName:
+    """The error for a name that the catalog does not hold."""
+    return UnknownName("model", name, nearest(name), hint="`peftplan list models` shows all")
+
+
+def nearest(name: str) -> Sequence[str]:
+    """Names like `name`, best first, one for each model; every name where none is alike."""
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), _by_name(), n=20, cutoff=0.5)
+    first_of_model = {_by_name()[alias].id: alias for alias in reversed(near)}
+    return [alias for alias in near if alias in first_of_model.values()] or list(_by_name())
 
 
 def lookup(name: str) -> ModelEntry | None:

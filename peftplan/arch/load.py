@@ -13,7 +13,8 @@ from peftplan.arch.config import Config, show
 from peftplan.arch.core import Arch
 from peftplan.arch.families import Family, families
 from peftplan.arch.files import find_config, read_config
-from peftplan.errors import RequestError, UnknownName, Unsupported
+from peftplan.arch.hub import fetch_config, is_hub_id
+from peftplan.errors import RequestError, Unsupported
 
 TRACE_HINT = "`peftplan profile --device meta` can trace any transformers model"
 
@@ -49,10 +50,9 @@ def _find(model: str, config: Mapping[str, Any] | None) -> Config:
     entry = catalog.lookup(model)
     if entry is not None:
         return _from_catalog(model, entry)
-    if "/" in model:
-        raise UnknownName("model", model, [])
-    catalog.find_model(model)
-    raise AssertionError("unreachable: find_model raises for what lookup does not know")
+    if is_hub_id(model):
+        return _from_hub(model)
+    raise catalog.unknown(model)
 
 
 def _plain(config: object) -> dict[str, Any]:
@@ -65,6 +65,12 @@ def _from_catalog(model: str, entry: ModelEntry) -> Config:
     values = {**entry.config, "dtype": entry.dtype}
     notes = (entry.caveat,) if entry.caveat else ()
     return Config(values=values, name=entry.id, label=model, notes=notes)
+
+
+def _from_hub(model: str) -> Config:
+    path = fetch_config(model)
+    note = f"config.json of {model} from the Hugging Face Hub, commit {path.parent.name}"
+    return Config(values=read_config(path, label=model), name=model, label=model, notes=(note,))
 
 
 def _family(config: Config) -> Family:
