@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peftplan.errors import RequestError, UnknownName, Unsupported
+from peftplan.instruments import quantize
 from peftplan.job import Job
 
 Mode = Literal["fake", "real"]
@@ -77,8 +78,10 @@ def _batching(job: Job) -> str:
     return job.batching or "exact"
 
 
-def _dtype(option: str, name: str) -> torch.dtype:
+def _dtype(option: str, name: str, auto: torch.dtype | None = None) -> torch.dtype:
     key = name.removeprefix("torch.").lower()
+    if key == "auto" and auto is not None:
+        return auto
     if key not in DTYPES:
         raise RequestError(f"{option}: the trace cannot run {name!r}; use one of {', '.join(DTYPES)}")
     return DTYPES[key]
@@ -117,7 +120,20 @@ def base_model(choices: Choices, mode: Mode) -> torch.nn.Module:
             config_of(choices), attn_implementation=choices.attention, dtype=choices.dtype
         )
     model.tie_weights()
+    if choices.quantized:
+        _quantize(model, choices)
     return model
+
+
+def _quantize(model: torch.nn.Module, choices: Choices) -> None:
+    from peft import prepare_model_for_kbit_training
+
+    knobs = choices.job.knobs("format")
+    double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
+    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
+    quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job)
+    if knobs.get("prepare", True):
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
@@ -224,6 +240,9 @@ def to_fake(model: torch.nn.Module) -> None:
     """Replace every parameter and buffer on `meta` by a fake CPU tensor; what is tied stays tied."""
     memo: dict[int, torch.Tensor] = {}
     for module in model.modules():
+        packed = quantize.fake_weight(module)
+        if packed is not None:
+            memo[id(module._parameters["weight"])] = packed
         for name, param in module._parameters.items():
             if param is not None:
                 module._parameters[name] = _fake(param, memo)  # type: ignore[assignment]

@@ -2,7 +2,8 @@
 
 A `TorchDispatchMode` sees every operator below autograd, in forward and in backward, so a storage is recorded
 the moment an operator returns it and un-recorded by a weak reference's callback when its last owner lets go.
-Nothing is rounded. Temporaries inside one kernel are invisible, except in the operators of `OPENED`.
+Nothing is rounded. Temporaries inside one kernel are invisible, except in the
+operators given as `opened`: custom ones whose kernel is Python, which is run through the recorder.
 """
 
 from __future__ import annotations
@@ -94,6 +95,13 @@ def _library_path(filename: str) -> str | None:
     return None
 
 
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is only a recipe of others; autograd expands those, so they show up in `opened` code only."""
+    name = func.name()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
+
+
 def _source_line() -> str:
     frame = sys._getframe(2)
     while frame is not None:
@@ -107,11 +115,13 @@ def _source_line() -> str:
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Watches one step. `phase` is set by whoever runs it; `enter`/`leave` by module hooks.
 
-    `flops` counts with the formulas of `torch.utils.flop_counter`, by phase, with `recompute` apart from `backward`.
+    `opened` maps a custom operator's name to its Python kernel. `flops` counts with torch's formulas
+    (`torch.utils.flop_counter`), by phase, with `recompute` apart from `backward`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: dict[str, Callable[..., Any]] | None = None) -> None:
         super().__init__()
+        self._opened = opened or {}
         self.phase = "static"
         self.events: list[Event] = []
         self.born: dict[int, Storage] = {}
@@ -184,6 +194,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if self._stack:
             self._stack.pop()
 
+    @contextmanager
+    def layer(self, name: str) -> Iterator[None]:
+        """A checkpointed layer runs: for the first time, or again in backward. May be left by an exception."""
+        depth, again = len(self._stack), self.phase == "backward"
+        self._stack.append(name)
+        self.recomputing += again
+        try:
+            yield
+        finally:
+            self.recomputing -= again
+            del self._stack[depth:]
+
     def _place(self) -> Place:
         if self._stack:
             return Place(self._stack[-1], _source_line(), "")
@@ -245,10 +267,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        opened = OPENED.get(str(func))
+        opened = self._opened.get(str(func))
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         self._op = str(func)
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
@@ -259,14 +284,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return out
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        formula = flop_registry.get(func.overloadpacket)
+        formula = FLOP_FORMULAS.get(func.overloadpacket)
         if formula is not None:
             phase = "recompute" if self.recomputing else self.phase
             self.flops[phase] = self.flops.get(phase, 0) + formula(*args, **kwargs, out_val=out)
 
 
-OPENED: dict[str, Callable[..., Any]] = {}
-"""Custom operators whose kernel is written in Python, run through the recorder so that what they allocate is seen."""
+_aten = torch.ops.aten
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""torch's own formulas; the CPU's flash attention, which torch leaves out, counts like the GPU's (5 products back)."""
 
 
 @contextmanager
@@ -289,6 +323,33 @@ def module_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def checkpoint_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
+    """Tell the recorder when a checkpointed layer is being recomputed, and which."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def watch(name: str, checkpoint: Any) -> Any:
+        def run(function: Any, *args: Any) -> Any:
+            with recorder.layer(name):
+                return function(*args)
+
+        return lambda function, *args: checkpoint(functools.partial(run, function), *args)
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    }
+    originals = {name: layer._gradient_checkpointing_func for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer._gradient_checkpointing_func = watch(name, originals[name])
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer._gradient_checkpointing_func = originals[name]
 
 
 def node_names(loss: torch.Tensor) -> dict[int, str]:
