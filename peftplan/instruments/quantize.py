@@ -130,33 +130,46 @@ def opened() -> dict[str, Any]:
     return {"bitsandbytes.gemm_4bit.default": _gemm_4bit_default_impl}
 
 
+def _dequantized(weight: Any, scale: Any = None) -> torch.Tensor | None:
+    """The weight that a fake packed one stands for; None for what is not packed."""
+    constants = vars(weight)
+    if "quant_state" in constants:
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
+    if "SCB" in constants:
+        scale = weight.SCB if scale is None else scale
+        return bnb.functional.int8_vectorwise_dequant(weight.data, scale)  # type: ignore[no-any-return]
+    return None
+
+
 @contextmanager
 def recognised() -> Iterator[None]:
     """Let PEFT dequantize fake packed weights, which it knows by their class name only (DoRA and others)."""
     from peft.utils import integrations
 
-    original = integrations.dequantize_bnb_weight
+    of_weight, of_module = integrations.dequantize_bnb_weight, integrations.dequantize_module_weight
 
-    def dequantize(weight: Any, state: Any = None) -> torch.Tensor:
-        if type(weight).__name__ != "FakeTensor":
-            return original(weight, state=state)  # type: ignore[no-any-return]
-        constants = vars(weight)
-        if "quant_state" in constants:
-            return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
-        if "SCB" not in constants:
-            return weight  # type: ignore[no-any-return]
-        state.SCB = weight.SCB if state.SCB is None else state.SCB
-        return bnb.functional.int8_vectorwise_dequant(weight.data, state.SCB)  # type: ignore[no-any-return]
+    def from_weight(weight: Any, state: Any = None) -> Any:
+        found = _dequantized(weight, getattr(state, "SCB", None))
+        return of_weight(weight, state=state) if found is None else found
 
-    users = [m for name, m in sys.modules.items() if name.startswith("peft.") and _uses(m, original)]
-    for module in users:
-        module.dequantize_bnb_weight = dequantize  # type: ignore[attr-defined]
+    def from_module(module: Any) -> Any:
+        found = _dequantized(module.weight, getattr(getattr(module, "state", None), "SCB", None))
+        return of_module(module) if found is None else found
+
+    with _replaced({"dequantize_bnb_weight": from_weight, "dequantize_module_weight": from_module}, integrations):
+        yield
+
+
+@contextmanager
+def _replaced(functions: dict[str, Any], home: Any) -> Iterator[None]:
+    """Replace functions of module `home` there and wherever PEFT imported them by name."""
+    originals = {name: vars(home)[name] for name in functions}
+    loaded = [module for path, module in sys.modules.items() if path.startswith("peft.")]
+    users = [(m, name) for m in loaded for name in functions if vars(m).get(name) is originals[name]]
+    for module, name in users:
+        setattr(module, name, functions[name])
     try:
         yield
     finally:
-        for module in users:
-            module.dequantize_bnb_weight = original  # type: ignore[attr-defined]
-
-
-def _uses(module: Any, function: Any) -> bool:
-    return vars(module).get("dequantize_bnb_weight") is function
+        for module, name in users:
+            setattr(module, name, originals[name])

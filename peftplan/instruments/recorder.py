@@ -16,12 +16,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 STATIC_KINDS = ("parameter", "quantization", "buffer", "buffer_non_persistent", "optimizer", "optimizer_step")
 """Kinds of storage that live between steps."""
 
+_aten = torch.ops.aten
+_ITEM = _aten._local_scalar_dense.default
+_PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 _LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
 
 
@@ -95,6 +99,14 @@ def _library_path(filename: str) -> str | None:
     return None
 
 
+def _check_dtypes(func: Any, args: Any) -> None:
+    """Refuse what a real kernel refuses and a fake one lets pass: products of unlike element types."""
+    if func.overloadpacket in _PRODUCTS:
+        kinds = {tensor.dtype for tensor in args[:3] if isinstance(tensor, torch.Tensor)}
+        if len(kinds) > 1:
+            raise RuntimeError(f"{func} of unlike dtypes: {', '.join(sorted(map(str, kinds)))}")
+
+
 @functools.cache
 def _is_composite(func: Any) -> bool:
     """Whether an operator is only a recipe of others; autograd expands those, so they show up in `opened` code only."""
@@ -129,6 +141,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.packed: dict[int, tuple[int, Place, torch.Size, torch.dtype]] = {}
         self.flops = dict.fromkeys(("forward", "loss", "backward", "recompute", "optimizer"), 0)
         self.recomputing = 0
+        self.guesses: dict[str, Any] = {}
+        """Source line -> value taken there, where the model read a tensor's value and there was none."""
         self._ids: dict[int, int] = {}
         self._refs: dict[int, Any] = {}
         self._stack: list[str] = []
@@ -277,20 +291,30 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._op = str(func)
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
-        out = func(*args, **kwargs)
+        out = self._read(args[0]) if func is _ITEM else func(*args, **kwargs)
         self._count(func, args, kwargs, out)
         for tensor in _storages(out):
             self._see(tensor, None, "activation")
         return out
 
+    def _read(self, tensor: torch.Tensor) -> Any:
+        """`tensor.item()`. A fake tensor has no value: True, 1 or 0.5 is taken, and noted in `guesses`."""
+        try:
+            return _ITEM(tensor)
+        except DataDependentOutputException:
+            value: Any = 0.5 if tensor.is_floating_point() else 1
+            value = True if tensor.dtype is torch.bool else value
+            self.guesses[_source_line()] = value
+            return value
+
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         formula = FLOP_FORMULAS.get(func.overloadpacket)
         if formula is not None:
+            _check_dtypes(func, args)
             phase = "recompute" if self.recomputing else self.phase
             self.flops[phase] = self.flops.get(phase, 0) + formula(*args, **kwargs, out_val=out)
 
 
-_aten = torch.ops.aten
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[

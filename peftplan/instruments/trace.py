@@ -159,15 +159,18 @@ class _Step:
 
     def run(self, counts: dict[str, int]) -> Trace:
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
-        self._step()
+        self._watched_step()
         gc.collect()
         self.recorder = Recorder(opened=quantize.opened())
         self._register()
         static = len(self.recorder.events)
+        self._watched_step()
+        return self._answer(static, counts)
+
+    def _watched_step(self) -> None:
         watched = (module_hooks(self.recorder, self.model), checkpoint_hooks(self.recorder, self.model))
         with self._phases(), watched[0], watched[1], self.recorder:
             self._step()
-        return self._answer(static, counts)
 
     # -- before -----------------------------------------------------------------------------------------------
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -194,6 +197,8 @@ class _Step:
                 lasting = name not in module._non_persistent_buffers_set
                 if buffer is not None:
                     add(buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}")
+        for name, _, _, tensor in build.loose_tensors(self.model):
+            add(tensor, "buffer_non_persistent", name)
         for name, constant in quantize.state_tensors(self.model):
             add(constant, "quantization", name)
         names = {id(param): name for name, param in self.model.named_parameters()}
@@ -278,7 +283,7 @@ class _Step:
             at_peak=tuple(self.recorder.born[number] for number in _alive_at(events, where)),
             events=tuple(events),
             versions={**{name: version(name) for name in VERSIONED}, "python": platform.python_version()},
-            notes=(),
+            notes=tuple(f"{where}: read a value, took {value}" for where, value in self.recorder.guesses.items()),
         )
 
 
