@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _reply(_run(sys.argv[1:] if arguments is None else list(arguments)))
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
         return _reader_gone()
 
@@ -39,7 +39,7 @@ def _run(arguments: list[str]) -> Any:
     except PeftplanError as error:
         return _complain(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
         raise
     except Exception:
