@@ -28,7 +28,7 @@ def gpus(incomplete: str) -> list[str]:
 def methods(incomplete: str) -> list[str]:
     from peftplan import methods as plugins
 
-    return _starting(list(plugins.names()), incomplete)
+    return _starting([*plugins.names(), *plugins.aliases()], incomplete)
 
 
 def formats(incomplete: str) -> list[str]:

@@ -56,7 +56,9 @@ def _reply(result: Any) -> int:
 
 def _complain(message: str, code: int) -> int:
     """One line on stderr, whatever the message held."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    from peftplan.report.words import printable
+
+    line = printable(" ".join(message.split()))
     print("error:", line if len(line) <= MAX_LINE else line[:MAX_LINE] + " ...", file=sys.stderr)
     return code
 

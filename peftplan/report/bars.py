@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.segment import Segment
-from rich.style import Style
 from rich.text import Text
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_EMPTY = "·"
+_PASSED = "bold white on #b3364b"
 
 
 def filled(share: float, width: int) -> str:
@@ -41,21 +40,27 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Gauge:
-    """Coloured parts side by side on a scale of `full`; what overflows `full` is cut at the edge."""
+    """Coloured parts side by side against a `limit`: room left is dotted, a limit passed is marked."""
 
     parts: Sequence[tuple[int, str]]
-    full: int
+    limit: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = options.max_width
-        edge, total = 0, 0
+        runs = groupby(self._cells(options.max_width))
+        yield Text.assemble(*((cell * sum(1 for _ in run), style) for (cell, style), run in runs))
+
+    def _cells(self, width: int) -> list[tuple[str, str]]:
+        total = sum(amount for amount, _ in self.parts)
+        full = max(total, self.limit, 1)
+        line = self.limit * width // full if total > self.limit else None
+        cells, alive = [], 0
         for amount, style in self.parts:
-            total += amount
-            reach = min(round(total * width / self.full), width)
-            yield Segment("█" * (reach - edge), Style.parse(style))
-            edge = max(edge, reach)
-        yield Segment(_EMPTY * (width - edge), Style.parse("bright_black"))
-        yield Segment.line()
+            edge, alive = round(alive * width / full), alive + amount
+            cells += [("█", style)] * (round(alive * width / full) - edge)
+        cells += [("·", "bright_black")] * (width - len(cells))
+        if line is not None:
+            cells[line] = ("┃", _PASSED)
+        return cells
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(10, options.max_width)

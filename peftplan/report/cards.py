@@ -10,7 +10,6 @@ COMMON = {
     "NVIDIA GeForce RTX 3090": "RTX 3090 24GB",
     "NVIDIA GeForce RTX 4090": "RTX 4090 24GB",
     "NVIDIA L4": "L4 24GB",
-    "NVIDIA A10G": "A10G 24GB",
     "NVIDIA GeForce RTX 5090": "RTX 5090 32GB",
     "NVIDIA A100 SXM4 40GB": "A100 40GB",
     "NVIDIA L40S": "L40S 48GB",
@@ -35,10 +34,8 @@ class Card:
 
 def common() -> tuple[Card, ...]:
     """The common GPUs, smallest first."""
-    from peftplan import hardware
+    from peftplan.hardware import find_gpu, usable_bytes
 
-    cards = (
-        Card(name=short, usable_bytes=hardware.usable_bytes(hardware.find_gpu(name)))
-        for name, short in COMMON.items()
-    )
+    sizes = {short: usable_bytes(find_gpu(name)).bytes for name, short in COMMON.items()}
+    cards = (Card(name=name, usable_bytes=size) for name, size in sizes.items() if size is not None)
     return tuple(sorted(cards, key=lambda card: card.usable_bytes))

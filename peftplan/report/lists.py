@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftplan.hardware import Gpu
 
 Row = dict[str, Any]
 
@@ -39,24 +43,41 @@ def _models() -> list[Row]:
 
 
 def _gpus() -> list[Row]:
-    from peftplan import hardware
+    from peftplan.hardware import gpus
 
-    return [
-        {
-            "name": gpu.name,
-            "aliases": list(gpu.aliases),
-            "memory_bytes": gpu.memory_bytes,
-            "usable_bytes": hardware.usable_bytes(gpu),
-            "usd_per_hour": hardware.hourly_usd(gpu),
-        }
-        for gpu in hardware.gpus()
-    ]
+    return [_gpu(gpu) for gpu in gpus()]
+
+
+def _gpu(gpu: Gpu) -> Row:
+    from peftplan.hardware import hourly_usd, usable_bytes
+
+    usable, price = usable_bytes(gpu), hourly_usd(gpu)
+    return {
+        "name": gpu.name,
+        "aliases": list(gpu.aliases),
+        "memory_bytes": gpu.memory.marketed_bytes,
+        "usable_bytes": usable.bytes,
+        "usable_source": usable.source,
+        "bandwidth_bytes_per_second": gpu.bandwidth_bytes_per_second,
+        "dense_tflops": dict(gpu.dense_tflops),
+        "usd_per_hour": price and price.usd,
+        "usd_note": price and price.note,
+    }
 
 
 def _methods() -> list[Row]:
     from peftplan import methods
 
-    return [{"name": name, "about": _about(methods.get(name))} for name in methods.names()]
+    files: list[Row] = [{"name": name, "about": _about(methods.get(name))} for name in methods.names()]
+    variants = [
+        {"name": name, "about": f"a variant of {method}{_settings(settings)}"}
+        for name, (method, settings) in methods.aliases().items()
+    ]
+    return sorted([*files, *variants], key=lambda row: str(row["name"]))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return "".join(f", method.{key}={value}" for key, value in settings.items())
 
 
 def _formats() -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -68,12 +69,12 @@ def _headroom(spare_bytes: int) -> Text:
 
 def _unjudged(estimate: Estimate, cards: Sequence[Card]) -> Text:
     needed = needed_bytes(estimate.memory)
-    line = Text.assemble((f" NEEDS {format_bytes(needed)} ", "bold white on #3b5b92"), " on one GPU")
+    line = Text.assemble((f" NEEDS {format_bytes(needed)} ", "bold white on #3b5b92"), " on one GPU · ")
     smallest = [card for card in cards if card.holds(needed)][:2]
     if not smallest:
-        return line.append(" · more than any common GPU holds")
+        return line.append("more than any common GPU holds")
     names = " or ".join(card.name for card in smallest)
-    return line.append_text(Text.assemble(" · smallest common GPUs that hold it: ", (names, "bold")))
+    return line.append_text(Text.assemble("fits ", (names, "bold"), " and larger"))
 
 
 # -- memory -----------------------------------------------------------------------------------------
@@ -98,14 +99,13 @@ def _gauge(estimate: Estimate) -> RenderableType:
     memory, needed = estimate.memory, needed_bytes(estimate.memory)
     parts = [(b, words.colour(kind)) for kind, b in _kinds(memory)]
     parts += [(b, style) for _, b, style in _overheads(memory)]
-    full = estimate.fit.usable_bytes or needed
-    gauge = Gauge(parts=parts, full=max(full, 1))
-    if estimate.fit.usable_bytes is None:
-        return gauge
+    usable = estimate.fit.usable_bytes
+    if usable is None:
+        return Gauge(parts=parts, limit=needed)
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(justify="right", no_wrap=True)
-    grid.add_row(gauge, Text(words.percent(needed, full), style="bold"))
+    grid.add_row(Gauge(parts=parts, limit=usable), Text(words.percent(needed, usable), style="bold"))
     return grid
 
 
@@ -249,8 +249,8 @@ def changes(savings: Sequence[Saving]) -> RenderableType:
 
 def _fits_on(estimate: Estimate, cards: Sequence[Card]) -> RenderableType:
     needed = needed_bytes(estimate.memory)
-    line = heading("Fits on")
-    for card in cards:
-        mark, style = ("✓", "#56b870") if card.holds(needed) else ("✗", "bright_black")
-        line.append_text(Text.assemble("  ", (f"{mark}\u00a0{card.name.replace(' ', chr(160))}", style)))
-    return line
+    marks = [("✓", "#56b870") if card.holds(needed) else ("✗", "bright_black") for card in cards]
+    names = [
+        Text(f"{mark} {card.name}", style=style) for card, (mark, style) in zip(cards, marks, strict=True)
+    ]
+    return Group(heading("Fits on"), Columns(names, padding=(0, 3)))

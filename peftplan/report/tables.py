@@ -56,7 +56,9 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "gpus": (
         ("type", False, _short),
+        ("memory", True, lambda row: f"{row['memory_bytes'] / 1e9:.0f} GB"),
         ("usable", True, lambda row: _known(row["usable_bytes"], format_bytes)),
+        ("bf16 TFLOP/s", True, lambda row: _known(row["dense_tflops"].get("bf16"), "{:,.0f}".format)),
         ("per hour", True, lambda row: _known(row["usd_per_hour"], words.usd)),
         ("name", False, lambda row: str(row["name"])),
     ),

@@ -102,7 +102,12 @@ def value_text(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return ", ".join(value_text(v) for v in value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: names come from files that others wrote."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def reason(estimate: Estimate, *names: str) -> str:
@@ -132,4 +137,4 @@ def headline(job: Job) -> str:
         f"recompute {job.recompute}" if job.recompute not in (None, "none") else None,
         f"{job.gpus * job.nodes} GPUs" if job.gpus * job.nodes > 1 else None,
     )
-    return " · ".join(part for part in parts if part)
+    return printable(" · ".join(part for part in parts if part))
