@@ -109,9 +109,10 @@ def _check_dtypes(func: Any, args: Any) -> None:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is only a recipe of others; autograd expands those, so they show up in `opened` code only."""
+    """Whether an operator is only a recipe of others and has no kernel of its own on the CPU."""
     name = func.name()
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has(name, "CompositeImplicitAutograd") and not has(name, "CPU"))
 
 
 def _source_line() -> str:

@@ -238,7 +238,10 @@ class _Step:
         recorder = self.recorder
         recorder.phase = "forward"
         batch = self._batch()
-        loss = self._forward(batch)
+        outputs = self._forward(batch)
+        loss = outputs.loss
+        if self.job.knobs("loop").get("outputs_until", "step") == "loss":
+            del outputs
         recorder.phase = "backward"
         loss.backward()
         for name, param in self.model.named_parameters():
@@ -247,17 +250,17 @@ class _Step:
         recorder.phase = "optimizer"
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        del loss, batch
+        outputs = loss = None
+        del batch
         recorder.phase = "after"
 
-    def _forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
         dtype = self.choices.autocast
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
         with keeps, nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
             outputs = self.model(**batch)
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
-        loss: torch.Tensor = outputs.loss
-        return loss
+        return outputs
 
     # -- after ------------------------------------------------------------------------------------------------
     def _answer(self, static: int, counts: dict[str, int]) -> Trace:
