@@ -96,6 +96,13 @@ class Config:
             raise self.wrong(f"{key} must be a list, not {show(value)}")
         return value
 
+    def fields(self, key: str) -> Mapping[str, Any]:
+        """An object; empty where absent or null."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.wrong(f"{key} must be an object, not {show(value)}")
+        return value or {}
+
     @property
     def depth(self) -> int:
         return self.size("num_hidden_layers", largest=LARGEST_DEPTH)
