@@ -123,9 +123,9 @@ def test_what_is_not_confirmed_is_said() -> None:
 
 
 def test_a_checkpoint_of_the_same_sizes_is_said_to_stand_in() -> None:
-    note = "lmsys/vicuna-7b-v1.5 has the sizes of meta-llama/Llama-2-7b-hf, which is taken with its dtype, float16"
-    assert load_arch("lmsys/vicuna-7b-v1.5").notes == (note,)
-    assert "has the sizes of" in load_arch("vicuna-7b").notes[0]
+    note = "{} has the sizes of meta-llama/Llama-2-7b-hf, which is taken with its dtype, float16"
+    assert load_arch("lmsys/vicuna-7b-v1.5").notes == (note.format("lmsys/vicuna-7b-v1.5"),)
+    assert load_arch("vicuna-7b").notes == (note.format("vicuna-7b"),)
     assert load_arch("Llama_2-7B").notes == load_arch("meta-llama/Llama-2-7b-hf").notes == ()
 
 
