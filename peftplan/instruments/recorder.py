@@ -1,0 +1,389 @@
+"""Records every storage of one training step: when it is allocated, by whom, and when it dies.
+
+A `TorchDispatchMode` sees every operator below autograd, in forward and in backward, so a storage is recorded
+the moment an operator returns it and un-recorded by a weak reference's callback when its last owner lets go.
+Nothing is rounded. Temporaries inside one kernel are invisible, except in the
+operators given as `opened`: custom ones whose kernel is Python, which is run through the recorder.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+STATIC_KINDS = ("parameter", "quantization", "buffer", "buffer_non_persistent", "optimizer", "optimizer_step")
+"""Kinds of storage that live between steps."""
+
+_aten = torch.ops.aten
+_ITEM = _aten._local_scalar_dense.default
+_PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
+_LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
+
+
+class Event(NamedTuple):
+    """One storage allocated or freed, in order of occurrence."""
+
+    action: str
+    """`alloc` or `free`."""
+    id: int
+    bytes: int
+    phase: str
+    """`forward`, `loss`, `backward` or `optimizer`; `static` for what existed before the step."""
+    op: str
+    """The operator running (`aten.mm.default`); in backward, of the autograd node named in `node`."""
+    module: str
+    """Dotted path of the module whose forward, or whose forward's gradient, was running; `` outside."""
+
+
+class Storage(NamedTuple):
+    """One storage as it was born. Bytes are those of the storage, not of the tensor that views it."""
+
+    id: int
+    bytes: int
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    phase: str
+    op: str
+    module: str
+    source: str
+    """`transformers/models/llama/modeling_llama.py:59`, the innermost line of transformers, peft or bitsandbytes."""
+
+
+class Saved(NamedTuple):
+    """What autograd keeps of one storage; `via` says how it was found: `autograd` (packed) or `alive` (kept otherwise)."""
+
+    id: int
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    op: str
+    """The operator whose backward wants it."""
+    module: str
+    source: str
+    born_op: str
+    born_module: str
+    via: str
+
+
+class Place(NamedTuple):
+    """Where the Python code of the model is: module path and source line, and the autograd node in backward."""
+
+    module: str
+    source: str
+    node: str
+
+
+def _storages(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _storages(item)
+
+
+@functools.cache
+def _library_path(filename: str) -> str | None:
+    for library in _LIBRARIES:
+        if "/site-packages" + library in filename or "/dist-packages" + library in filename:
+            return library[1:] + filename.rsplit(library, 1)[1]
+    return None
+
+
+def _check_dtypes(func: Any, args: Any) -> None:
+    """Refuse what a real kernel refuses and a fake one lets pass: products of unlike element types."""
+    if func.overloadpacket in _PRODUCTS:
+        kinds = {tensor.dtype for tensor in args[:3] if isinstance(tensor, torch.Tensor)}
+        if len(kinds) > 1:
+            raise RuntimeError(f"{func} of unlike dtypes: {', '.join(sorted(map(str, kinds)))}")
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is only a recipe of others; autograd expands those, so they show up in `opened` code only."""
+    name = func.name()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
+
+
+def _source_line() -> str:
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = _library_path(frame.f_code.co_filename)
+        if path is not None and not path.endswith(("utils/generic.py", "utils/output_capturing.py")):
+            return f"{path}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
+    """Watches one step. `phase` is set by whoever runs it; `enter`/`leave` by module hooks.
+
+    `opened` maps a custom operator's name to its Python kernel. `flops` counts with torch's formulas
+    (`torch.utils.flop_counter`), by phase, with `recompute` apart from `backward`.
+    """
+
+    def __init__(self, opened: dict[str, Callable[..., Any]] | None = None) -> None:
+        super().__init__()
+        self._opened = opened or {}
+        self.phase = "static"
+        self.events: list[Event] = []
+        self.born: dict[int, Storage] = {}
+        self.alive: dict[int, int] = {}
+        self.packed: dict[int, tuple[int, Place, torch.Size, torch.dtype]] = {}
+        self.flops = dict.fromkeys(("forward", "loss", "backward", "recompute", "optimizer"), 0)
+        self.recomputing = 0
+        self.guesses: dict[str, Any] = {}
+        """Source line -> value taken there, where the model read a tensor's value and there was none."""
+        self._ids: dict[int, int] = {}
+        self._refs: dict[int, Any] = {}
+        self._stack: list[str] = []
+        self._op = ""
+        self._place_of_node: dict[int, Place] = {}
+        self._op_of_node: dict[int, str] = {}
+
+    # -- storages ---------------------------------------------------------------------------------------------
+    def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
+        """Record a storage that exists already (or return its id, if it is known)."""
+        return self._see(tensor, Place(name, "", ""), kind)
+
+    def id_of(self, tensor: torch.Tensor) -> int | None:
+        """The id of a living storage, None where the recorder never saw it."""
+        return self._ids.get(tensor.untyped_storage()._cdata)
+
+    def relabel(self, tensor: torch.Tensor, kind: str, name: str) -> None:
+        """Say what a recorded storage turned out to be (a gradient)."""
+        number = self.id_of(tensor)
+        if number is not None:
+            self.born[number] = self.born[number]._replace(kind=kind, module=name)
+
+    def _see(self, tensor: torch.Tensor, place: Place | None, kind: str) -> int:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._ids.get(key)
+        if known is not None:
+            if storage.nbytes() != self.alive[known]:
+                self._resized(known, storage.nbytes())
+            return known
+        place = place or self._place()
+        number = len(self.born)
+        size = storage.nbytes()
+        self._ids[key] = number
+        self._refs[number] = weakref.ref(storage, functools.partial(self._died, key, number))
+        self.alive[number] = size
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        self.born[number] = Storage(
+            number, size, kind, shape, dtype, self.phase, self._op, place.module, place.source
+        )
+        self.events.append(Event("alloc", number, size, self.phase, self._op, place.module))
+        return number
+
+    def _resized(self, number: int, size: int) -> None:
+        born = self.born[number]
+        self.events.append(Event("free", number, self.alive[number], self.phase, self._op, born.module))
+        self.events.append(Event("alloc", number, size, self.phase, self._op, born.module))
+        self.alive[number] = size
+        self.born[number] = born._replace(bytes=size)
+
+    def _died(self, key: int, number: int, _ref: Any) -> None:
+        self._ids.pop(key, None)
+        self._refs.pop(number, None)
+        size = self.alive.pop(number)
+        module = self._stack[-1] if self._stack else ""
+        self.events.append(Event("free", number, size, self.phase, self._op, module))
+
+    # -- where ------------------------------------------------------------------------------------------------
+    def enter(self, name: str) -> None:
+        self._stack.append(name)
+
+    def leave(self) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    @contextmanager
+    def layer(self, name: str) -> Iterator[None]:
+        """A checkpointed layer runs: for the first time, or again in backward. May be left by an exception."""
+        depth, again = len(self._stack), self.phase == "backward"
+        self._stack.append(name)
+        self.recomputing += again
+        try:
+            yield
+        finally:
+            self.recomputing -= again
+            del self._stack[depth:]
+
+    def _place(self) -> Place:
+        if self._stack:
+            return Place(self._stack[-1], _source_line(), "")
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return Place("", _source_line(), "")
+        place = self._place_of_node.get(node._sequence_nr(), Place("", "", ""))
+        return place._replace(node=node.name())
+
+    def _note_node(self, op: str) -> None:
+        number = torch._C._autograd._get_sequence_nr() - 1
+        if number not in self._op_of_node:
+            self._op_of_node[number] = op
+            self._place_of_node[number] = Place(self._stack[-1] if self._stack else "", _source_line(), "")
+
+    # -- autograd ---------------------------------------------------------------------------------------------
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Pack hook: remember the storage, keep the tensor as it is."""
+        number = self.id_of(tensor)
+        if number is not None and number not in self.packed:
+            node = torch._C._autograd._get_sequence_nr() - 1
+            place = Place(self._stack[-1] if self._stack else "", _source_line(), "")
+            self.packed[number] = (node, place, tensor.shape, tensor.dtype)
+        return tensor
+
+    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def saved(self, nodes: dict[int, str], outputs: Sequence[torch.Tensor]) -> list[Saved]:
+        """What the end of forward keeps: packed by autograd, or alive and not among `outputs`."""
+        held = {self.id_of(tensor) for tensor in outputs}
+        found = []
+        for number in self.alive:
+            born = self.born[number]
+            if number in self.packed and born.kind not in STATIC_KINDS:
+                node, place, shape, dtype = self.packed[number]
+                op = nodes.get(node) or self._op_of_node.get(node, "")
+                found.append(self._saved(born, op, place, "autograd")._replace(shape=tuple(shape)))
+            elif born.phase in ("forward", "loss") and born.kind == "activation" and number not in held:
+                found.append(self._saved(born, "", Place(born.module, born.source, ""), "alive"))
+        return found
+
+    def _saved(self, born: Storage, op: str, place: Place, via: str) -> Saved:
+        return Saved(
+            id=born.id,
+            bytes=born.bytes,
+            shape=born.shape,
+            dtype=born.dtype,
+            op=op,
+            module=place.module,
+            source=place.source,
+            born_op=born.op,
+            born_module=born.module,
+            via=via,
+        )
+
+    # -- operators --------------------------------------------------------------------------------------------
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        opened = self._opened.get(str(func))
+        if opened is not None:
+            with self:
+                return opened(*args, **kwargs)
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        self._op = str(func)
+        if self.phase in ("forward", "loss") or self.recomputing:
+            self._note_node(self._op)
+        out = self._read(args[0]) if func is _ITEM else func(*args, **kwargs)
+        self._count(func, args, kwargs, out)
+        for tensor in _storages(out):
+            self._see(tensor, None, "activation")
+        return out
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        """`tensor.item()`. A fake tensor has no value: True, 1 or 0.5 is taken, and noted in `guesses`."""
+        try:
+            return _ITEM(tensor)
+        except DataDependentOutputException:
+            value: Any = 0.5 if tensor.is_floating_point() else 1
+            value = True if tensor.dtype is torch.bool else value
+            self.guesses[_source_line()] = value
+            return value
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        formula = FLOP_FORMULAS.get(func.overloadpacket)
+        if formula is not None:
+            _check_dtypes(func, args)
+            phase = "recompute" if self.recomputing else self.phase
+            self.flops[phase] = self.flops.get(phase, 0) + formula(*args, **kwargs, out_val=out)
+
+
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""torch's own formulas; the CPU's flash attention, which torch leaves out, counts like the GPU's (5 products back)."""
+
+
+@contextmanager
+def module_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
+    """Tell the recorder which module of `model` is running."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def before(module: Any, _args: Any) -> None:
+        recorder.enter(names.get(id(module), ""))
+
+    def after(_module: Any, _args: Any, _output: Any) -> None:
+        recorder.leave()
+
+    handles = (
+        torch.nn.modules.module.register_module_forward_pre_hook(before),
+        torch.nn.modules.module.register_module_forward_hook(after, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def checkpoint_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
+    """Tell the recorder when a checkpointed layer is being recomputed, and which."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def watch(name: str, checkpoint: Any) -> Any:
+        def run(function: Any, *args: Any) -> Any:
+            with recorder.layer(name):
+                return function(*args)
+
+        return lambda function, *args: checkpoint(functools.partial(run, function), *args)
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    }
+    originals = {name: layer._gradient_checkpointing_func for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer._gradient_checkpointing_func = watch(name, originals[name])
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer._gradient_checkpointing_func = originals[name]
+
+
+def node_names(loss: torch.Tensor) -> dict[int, str]:
+    """Sequence number -> name (`MmBackward0`) of every autograd node below `loss`; reads no saved tensor."""
+    names: dict[int, str] = {}
+    todo = [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node._sequence_nr() in names:
+            continue
+        names[node._sequence_nr()] = node.name()
+        todo.extend(following for following, _ in node.next_functions)
+    return names
