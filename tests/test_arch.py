@@ -270,7 +270,7 @@ def test_parameter_count_by_hand() -> None:
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not modelled"),
         ({"hidden_act": None}, "hidden_act null is not modelled"),
         ({"torch_dtype": "int8"}, "torch_dtype must be a floating-point type, not 'int8'"),
-        ({"dtype": "auto"}, "dtype: unknown dtype 'auto'"),
+        ({"dtype": "auto"}, "dtype 'auto' is not a known element type; use bfloat16"),
         ({"dtype": 16}, "dtype must be the name of an element type, not 16"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder true is not modelled"),
         ({"output_attentions": True}, "output_attentions true is not modelled"),

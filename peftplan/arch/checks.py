@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peftplan.arch.config import Config, show
+from peftplan.arch.config import Config, printable, show
 
 
 def refuse_unmodelled(config: Config) -> None:
@@ -35,7 +35,7 @@ def remarks(config: Config) -> Iterator[str]:
             f"{config.label} is of a quantized checkpoint ({show(quantization.get('quant_method'))}); "
             "the unquantized model is taken, choose the weight format with --format"
         )
-    heads = [str(name) for name in config.entries("architectures") or ()]
+    heads = [printable(str(name)) for name in config.entries("architectures") or ()]
     if heads and not any(name.endswith("ForCausalLM") for name in heads):
         yield f"{config.label} names {', '.join(heads)}; a causal language model is taken"
 

@@ -9,7 +9,7 @@ from typing import Any
 from peftplan.arch import catalog
 from peftplan.arch.catalog import ModelEntry
 from peftplan.arch.checks import has_code, refuse_unmodelled, remarks
-from peftplan.arch.config import Config, show
+from peftplan.arch.config import Config, printable, show
 from peftplan.arch.core import Arch
 from peftplan.arch.families import Family, families
 from peftplan.arch.files import find_config, read_config
@@ -17,8 +17,6 @@ from peftplan.arch.hub import fetch_config, is_hub_id
 from peftplan.arch.overrides import override
 from peftplan.errors import RequestError
 
-LONGEST_NAME = 1000
-"""Characters; longer than any path or Hub id that works."""
 TRACE_HINT = "`peftplan profile --device meta` can trace any transformers model"
 
 
@@ -44,7 +42,7 @@ def load_arch(
 
 def _find(model: str, config: Mapping[str, Any] | None) -> Config:
     if config is not None:
-        return Config(values=_plain(config), name=model, label=f"config of {_printable(model)}")
+        return Config(values=_plain(config), name=model, label=f"config of {printable(model)}")
     _refuse_name(model)
     path = find_config(model)
     if path is not None:
@@ -60,12 +58,8 @@ def _find(model: str, config: Mapping[str, Any] | None) -> Config:
 def _refuse_name(model: str) -> None:
     if not model.strip():
         raise RequestError("no model given; name one, such as llama-7b (`peftplan list models` shows all)")
-    if _printable(model) != model:
+    if printable(model) != model:
         raise RequestError(f"{show(model)} is not the name of a model, a folder or a config.json")
-
-
-def _printable(model: str) -> str:
-    return model if model.isprintable() and len(model) <= LONGEST_NAME else show(model)
 
 
 def _plain(config: object) -> dict[str, Any]:

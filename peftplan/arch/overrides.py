@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from peftplan.arch.config import printable
 from peftplan.arch.families import Family
 from peftplan.errors import RequestError
 
@@ -35,4 +36,6 @@ def _nested(old: object, path: str, value: Any) -> dict[str, Any]:
 def _unknown_key(key: str, family: Family) -> RequestError:
     near = difflib.get_close_matches(key, sorted(family.keys), n=3, cutoff=0.5)
     fix = f"; did you mean {' or '.join(near)}?" if near else ""
-    return RequestError(f"model.{key}: {'/'.join(family.model_types)} configs have no such key{fix}")
+    return RequestError(
+        f"model.{printable(key)}: {'/'.join(family.model_types)} configs have no such key{fix}"
+    )
