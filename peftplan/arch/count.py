@@ -1,0 +1,28 @@
+"""Parameters of a model, from its Arch alone (a second opinion on what the graph counts)."""
+
+from __future__ import annotations
+
+from peftplan.arch.core import Arch, Attention, Layer, Mlp
+
+
+def parameter_count(arch: Arch) -> int:
+    """Parameters of the causal language model, a tied head counted once."""
+    layers = sum(_layer(layer, hidden=arch.hidden) * count for layer, count in arch.layers)
+    head = 0 if arch.tied else arch.vocab * arch.hidden
+    return arch.vocab * arch.hidden + layers + arch.hidden + head + arch.vocab * arch.head_bias
+
+
+def _layer(layer: Layer, *, hidden: int) -> int:
+    norms = 2 * hidden
+    return norms + _attention(layer.attention, hidden=hidden) + _mlp(layer.mlp, hidden=hidden)
+
+
+def _attention(attention: Attention, *, hidden: int) -> int:
+    queries = attention.heads * attention.head_dim
+    qkv = queries + 2 * attention.kv_heads * attention.head_dim
+    biases = qkv * attention.qkv_bias + hidden * attention.out_bias
+    return hidden * (qkv + queries) + biases + 2 * attention.head_dim * attention.qk_norm
+
+
+def _mlp(mlp: Mlp, *, hidden: int) -> int:
+    return 3 * hidden * mlp.size + (2 * mlp.size + hidden) * mlp.bias

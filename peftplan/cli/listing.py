@@ -1,0 +1,38 @@
+"""`peftplan list WHAT [LIKE]`: the names that a job can use."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from peftplan.cli import complete
+from peftplan.cli.options import Json
+from peftplan.errors import UnknownName
+
+KINDS = ("models", "gpus", "methods", "formats", "optimizers")
+
+
+def command(
+    what: Annotated[
+        str,
+        typer.Argument(help="One of " + ", ".join(KINDS) + ".", autocompletion=complete.listable),
+    ],
+    like: Annotated[str, typer.Argument(help="Only names that hold this text.")] = "",
+    *,
+    json: Json = False,
+) -> str:
+    """The models, GPUs, methods, formats or optimizers that peftplan knows."""
+    if what not in KINDS:
+        raise UnknownName("list", what, KINDS)
+    from peftplan.report import lists
+
+    rows = lists.rows(what, like)
+    if json:
+        from peftplan.cli.output import as_json
+
+        return as_json({"schema": "peftplan.list/1", "what": what, "items": rows})
+    from peftplan.cli.output import as_text
+    from peftplan.report import tables
+
+    return as_text(tables.render(what, rows))

@@ -1,0 +1,335 @@
+"""Llama-shaped decoders as ops, mirroring transformers 5.23 line by line.
+
+modeling_llama.py, modeling_mistral.py, modeling_qwen2.py, modeling_qwen3.py, modeling_gemma.py, modeling_phi3.py,
+modeling_smollm3.py: LlamaDecoderLayer.forward and its siblings differ by the switches of `Arch` only. `hold` marks
+the Python locals that outlive their last use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peftplan.arch.core import Arch, Attention, Layer, Mlp
+from peftplan.graph.builder import Builder, Numerics
+from peftplan.graph.core import ACTIVATION, INPUT, Graph, Region, Tensor
+from peftplan.graph.ops import (
+    Embedding,
+    FlashAttention,
+    LogSoftmax,
+    NllLoss,
+    internal,
+)
+from peftplan.units import DType
+
+FP32 = DType.float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The shape of one micro-batch: B sequences of S tokens; `masked` where a padding mask is present."""
+
+    size: int
+    seq: int
+    masked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightTypes:
+    """The dtypes weights are held in: linear layers of the blocks, norms, the embedding, the head."""
+
+    linear: DType
+    norm: DType
+    embedding: DType
+    head: DType
+    bias: DType
+
+    @staticmethod
+    def all(dtype: DType) -> WeightTypes:
+        return WeightTypes(linear=dtype, norm=dtype, embedding=dtype, head=dtype, bias=dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """Everything a block needs besides the architecture."""
+
+    batch: Batch
+    types: WeightTypes
+    numerics: Numerics
+    attention: str = "sdpa"
+    use_cache: bool = True
+    """Whether transformers builds a KV cache during the forward."""
+
+
+def decoder(arch: Arch, setup: Setup) -> Graph:
+    """The whole model with its causal-LM loss."""
+    b, s = setup.batch.size, setup.batch.seq
+    ids = Tensor("@input_ids", (b, s), DType.int64, INPUT)
+    labels = Tensor("@labels", (b, s), DType.int64, INPUT)
+    inputs = (ids, labels)
+    if setup.batch.masked:
+        inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
+    first, shared = _entrance(arch, setup, ids)
+    regions = [first]
+    index = 0
+    for layer, count in arch.layers:
+        regions.append(_layer(arch, layer, setup, shared, index, count))
+        index += count
+    regions.append(_exit(arch, setup, labels, shared))
+    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shared:
+    """Values every layer reads: rotary tables, masks (full and sliding), the hidden state's dtype."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    window_mask: Tensor | None
+    hidden: DType
+
+
+def _buffers(arch: Arch) -> tuple[Tensor, ...]:
+    """Non-persistent buffers: rotary inverse frequencies (twice), Gemma's embedding scale."""
+    dims = max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
+    tables = tuple(Tensor(f"@{n}", (dims // 2,), FP32, "buffer") for n in ("inv_freq", "original_inv_freq"))
+    return (*tables, Tensor("@embed_scale", (), FP32, "buffer")) if arch.embed_scale else tables
+
+
+def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
+    """LlamaModel.forward up to the first layer: embedding, positions, mask, rotary tables."""
+    b = Builder(setup.numerics)
+    types, batch = setup.types, setup.batch
+    weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight", True)
+    out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
+    b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
+    hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
+    position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
+    mask, window_mask = _masks(arch, setup, b)
+    dims = max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
+    table = 4 * batch.seq * dims
+    dtype = hidden.dtype
+    cos = b.make("cos", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
+    sin = b.make("sin", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
+    shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask, hidden=dtype)
+    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden), shared
+
+
+def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor | None]:
+    """masking_utils.create_causal_mask and create_sliding_window_causal_mask.
+
+    sdpa: a boolean (B, 1, S, S) mask, skipped where there is no padding and the window is not reached; eager: always,
+    as an additive mask of the hidden dtype (B, 1, S, S), boolean as a temporary.
+    """
+    batch = setup.batch
+    windows = {layer.attention.window for layer, _ in arch.layers}
+    square = batch.size * batch.seq * batch.seq
+
+    def one(label: str, *, needed: bool) -> Tensor | None:
+        shape = (batch.size, 1, batch.seq, batch.seq)
+        if setup.attention == "eager":
+            return b.make(label, *shape, dtype=setup.types.embedding, temporary_bytes=square)
+        if needed and setup.attention == "sdpa":
+            return b.make(label, *shape, dtype=DType.bool, temporary_bytes=batch.seq * batch.seq)
+        return None
+
+    full = one("causal_mask", needed=batch.masked) if None in windows else None
+    widths = [w for w in windows if w is not None]
+    reached = any(batch.seq >= w for w in widths)
+    window = one("window_mask", needed=batch.masked or reached) if widths else None
+    return full, window
+
+
+def rms_norm(b: Builder, arch: Arch, x: Tensor, dtype: DType, label: str) -> Tensor:
+    """LlamaRMSNorm.forward / GemmaRMSNorm.forward: computed in fp32 whatever x is."""
+    weight = b.weight(f"{label}.weight", x.shape[-1], dtype=dtype)
+    with b.scope(label), b.marked("norm"):
+        x32 = b.cast(x, FP32, label="x32")
+        mean = b.mean_last(b.square(x32))
+        inverse = b.rsqrt(b.add_const(mean))
+        normed = b.mul(x32, inverse, label="normed")
+        if arch.norm == "rms_plus_one":
+            gain = b.add_const(b.cast(weight, FP32, label="w32"), label="gain")
+            scaled = b.mul(normed, gain, label="scaled")
+            out = b.cast(scaled, x.dtype, label="out")
+            b.hold(scaled)
+            return out
+        out = b.mul(weight, b.cast(normed, x.dtype, label="xhat"), label="out")
+        b.hold(normed, mean)
+        return out
+
+
+def project(
+    b: Builder, x: Tensor, width: int, *, label: str, site: str, types: WeightTypes, biased: bool = False
+) -> Tensor:
+    """One nn.Linear of the block."""
+    weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
+    bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
+    with b.marked(site):
+        return b.linear(x, weight, bias, label=label)
+
+
+def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, count: int) -> Region:
+    """LlamaDecoderLayer.forward."""
+    b = Builder(setup.numerics)
+    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), shared.hidden)
+    h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
+    with b.scope("self_attn"):
+        o = _attention(b, arch, layer.attention, setup, shared, h)
+    b.hold(h)
+    o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
+    mid = b.add(x, o, label="residual_attn")
+    h = rms_norm(b, arch, mid, setup.types.norm, "post_attention_layernorm")
+    with b.scope("mlp"):
+        d = _mlp(b, layer.mlp, setup, h)
+    b.hold(h)
+    d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
+    out = b.add(mid, d, label="residual_mlp")
+    b.hold(x, mid)
+    returned = ("self_attn.k_cache", "self_attn.v_cache") if setup.use_cache else ()
+    return Region(
+        name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
+    )
+
+
+def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor) -> Tensor:
+    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection."""
+    types, batch = setup.types, setup.batch
+    q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    fused: tuple[Tensor, ...] = ()
+    if a.fused_qkv:
+        qkv = project(b, h, q_width + 2 * kv_width, label="qkv_proj", site="qkv", types=types, biased=a.qkv_bias)
+        q, k, v = (
+            b.slice(qkv, batch.size, batch.seq, w, label=n)
+            for n, w in (("query", q_width), ("key", kv_width), ("value", kv_width))
+        )
+        fused = (qkv,)
+    else:
+        q = project(b, h, q_width, label="q_proj", site="q", types=types, biased=a.qkv_bias)
+        q = _head_norm(b, arch, a, setup, q, a.heads, "q_norm")
+        k = project(b, h, kv_width, label="k_proj", site="k", types=types, biased=a.qkv_bias)
+        k = _head_norm(b, arch, a, setup, k, a.kv_heads, "k_norm")
+        v = project(b, h, kv_width, label="v_proj", site="v", types=types, biased=a.qkv_bias)
+    q, k, v = (_heads(b, t, batch, n, a.head_dim, copied=c) for t, n, c in (
+        (q, a.heads, True), (k, a.kv_heads, True), (v, a.kv_heads, False)))  # fmt: skip
+    if a.rotary_dim is not None:
+        q_pre, k_pre = q, k
+        q = _rotary(b, q, a, shared, "q_rope")
+        k = _rotary(b, k, a, shared, "k_rope")
+        b.hold(q_pre, k_pre)
+    out = attend(b, a, setup, q, k, v, shared.window_mask if a.window is not None else shared.mask)
+    y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
+    b.hold(*fused, q, k, v, out)
+    return y
+
+
+def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, heads: int, label: str) -> Tensor:
+    """Qwen3's q_norm and k_norm over head_dim."""
+    if not a.qk_norm:
+        return t
+    return rms_norm(b, arch, t.view(setup.batch.size, setup.batch.seq, heads, a.head_dim), setup.types.norm, label)
+
+
+def _heads(b: Builder, t: Tensor, batch: Batch, heads: int, dim: int, *, copied: bool) -> Tensor:
+    """.view(B, S, N, D).transpose(1, 2): a view; what comes back through rotary is (B, N, S, D)-contiguous."""
+    return b.view(t, batch.size, heads, batch.seq, dim, label="heads", grad_copied=copied)
+
+
+def _rotary(b: Builder, x: Tensor, a: Attention, shared: _Shared, label: str) -> Tensor:
+    """apply_rotary_pos_emb for one of q, k (Su 2021, arXiv:2104.09864); partial rotary concatenates the rest."""
+    dim = a.rotary_dim or a.head_dim
+    with b.scope(label):
+        part = x if dim == a.head_dim else b.slice(x, *x.shape[:-1], dim, label="rot")
+        straight = b.mul(part, shared.cos, label="x_cos")
+        turned = b.mul(b.rotate_half(part), shared.sin, label="x_sin")
+        return b.add(straight, turned, label="sum")
+
+
+def attend(b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """From per-head q, k, v to the (B, S, N*D) input of the output projection."""
+    batch = setup.batch
+    if setup.use_cache:
+        k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+    repeats = a.heads // a.kv_heads
+    full = (batch.size, a.heads, batch.seq, a.head_dim)
+    grouped = repeats > 1 and setup.attention == "sdpa" and mask is None and a.head_dim <= 256
+    flash = setup.attention.startswith("flash")
+    if repeats > 1 and not grouped and not flash:
+        k, v = (b.copy(t, *full, label=n, grad_copied=True) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
+    if setup.attention == "eager":
+        return _eager(b, a, batch, q, k, v, mask)
+    return _fused(b, a, setup, q, k, v, mask)
+
+
+def _eager(b: Builder, a: Attention, batch: Batch, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
+    scores_shape = (batch.size, a.heads, batch.seq, batch.seq)
+    scores = b.matmul(q, k, *scores_shape, inner=a.head_dim, label="scores")
+    scores = b.scale(scores, label="scaled")
+    if mask is not None:
+        scores = b.add(scores, mask, label="masked")
+    weights = b.cast(b.softmax(b.cast(scores, FP32, label="scores32")), q.dtype, label="weights")
+    weights = b.dropout(weights, a.dropout)
+    mixed = b.matmul(weights, v, batch.size, a.heads, batch.seq, a.head_dim, inner=batch.seq, label="mixed")
+    out = b.copy(mixed, batch.size, batch.seq, a.heads * a.head_dim, label="attn_output")
+    b.hold(k, v, weights)
+    return out
+
+
+def _fused(
+    b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> Tensor:
+    """scaled_dot_product_attention and flash attention: one kernel that keeps q, k, v, out and the log-sum-exp."""
+    batch = setup.batch
+    name = b.name("attention")
+    lse = internal(name, "lse", (batch.size, a.heads, batch.seq), FP32)
+    extras: tuple[Tensor, ...] = (lse,)
+    if mask is not None:
+        extras = (*extras, internal(name, "bias", mask.shape, q.dtype))
+    out = Tensor(name, (batch.size, batch.seq, a.heads * a.head_dim), q.dtype)
+    b.ops.append(
+        FlashAttention(name=name, ins=(q, k, v), out=out, kv_len=batch.seq, extras=extras, site="attention")
+    )
+    return out
+
+
+def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
+    """LlamaMLP.forward: down(act(gate(x)) * up(x)); Phi3MLP.forward with one fused projection."""
+    types, batch = setup.types, setup.batch
+    hidden = h.shape[-1]
+    if m.fused_gate_up:
+        both = project(b, h, 2 * m.size, label="gate_up_proj", site="gate_up", types=types)
+        gate, up = (b.slice(both, batch.size, batch.seq, m.size, label=n) for n in ("gate", "up"))
+        product = b.mul(up, b.activate(gate), label="glu")
+        d = project(b, product, hidden, label="down_proj", site="down", types=types)
+        b.hold(product)
+        return d
+    gate = project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias)
+    act = b.activate(gate)
+    up = project(b, h, m.size, label="up_proj", site="up", types=types, biased=m.bias)
+    product = b.mul(act, up, label="glu")
+    return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)
+
+
+def _exit(arch: Arch, setup: Setup, labels: Tensor, shared: _Shared) -> Region:
+    """The final norm, the head and ForCausalLMLoss: bf16 logits, their fp32 copy, log-softmax, negative log-likelihood."""
+    b = Builder(setup.numerics)
+    batch, types = setup.batch, setup.types
+    x = Tensor("hidden", (batch.size, batch.seq, arch.hidden), shared.hidden)
+    h = rms_norm(b, arch, x, types.norm, "norm")
+    name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
+    weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight", True)
+    with b.marked("head"):
+        logits = b.linear(h, weight, label="lm_head")
+    tokens = batch.size * batch.seq
+    with b.marked("loss"):
+        logits32 = b.cast(logits, FP32, label="logits32")
+        shifted = b.make("shift_labels", tokens, dtype=DType.int64, ins=(labels,),
+                         temporary_bytes=8 * batch.size * (batch.seq + 1))  # fmt: skip
+        log_probs = Tensor("log_softmax", (tokens, arch.vocab), FP32)
+        b.ops.append(LogSoftmax(name="log_softmax", ins=(logits32,), out=log_probs, site="loss"))
+        loss = Tensor("loss", (), FP32, ACTIVATION)
+        total = internal("loss", "total_weight", (), FP32)
+        b.ops.append(NllLoss(name="loss", ins=(log_probs, shifted), out=loss, total_weight=total, site="loss"))
+        b.hold(logits32, h)
+    return Region(name="head", ops=tuple(b.ops), entry=x, exit=loss, returned=("lm_head",))

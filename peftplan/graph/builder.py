@@ -1,0 +1,215 @@
+"""Writing ops the way modelling code is written: `h = b.linear(x, w)`; the builder names them and infers dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+from peftplan.graph.core import ACTIVATION, BUFFER, Op, Tensor
+from peftplan.graph.ops import (
+    Activate,
+    Add,
+    AddConst,
+    Cast,
+    Concat,
+    Copy,
+    Dropout,
+    Hold,
+    Linear,
+    Make,
+    MatMul,
+    MeanLast,
+    Mul,
+    RotateHalf,
+    Rsqrt,
+    Scale,
+    Slice,
+    Softmax,
+    Square,
+    View,
+)
+from peftplan.units import DType, promote
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numerics:
+    """Which dtypes ops compute in, and whose kernel rules apply.
+
+    `autocast` is the dtype torch.autocast runs matrix products in, None outside autocast. Under autocast a trainable
+    fp32 weight is cast once per forward and the copy cached; anything else is cast at each use
+    (aten/src/ATen/autocast_mode.cpp, cached_cast).
+    """
+
+    autocast: DType | None = None
+    backend: str = "cuda"
+
+    @property
+    def mask_dtype_is_input(self) -> bool:
+        return self.backend == "cpu"
+
+
+class Builder:
+    """Collects ops; every method appends one and returns its output. Names are unique under the open scopes."""
+
+    def __init__(self, numerics: Numerics, prefix: str = "") -> None:
+        self.numerics = numerics
+        self.ops: list[Op] = []
+        self._prefix = prefix
+        self._names: dict[str, int] = {}
+        self._site = ""
+        self._part = "base"
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names inside start with `name.`: a module of the model."""
+        outer, self._prefix = self._prefix, f"{self._prefix}{name}."
+        yield
+        self._prefix = outer
+
+    @contextmanager
+    def marked(self, site: str, part: str = "base") -> Iterator[None]:
+        """Ops inside carry these two marks."""
+        outer = self._site, self._part
+        self._site, self._part = site, part
+        yield
+        self._site, self._part = outer
+
+    def name(self, label: str) -> str:
+        full = self._prefix + label
+        seen = self._names.get(full, 0)
+        self._names[full] = seen + 1
+        return f"{full}#{seen}" if seen else full
+
+    def weight(self, label: str, *shape: int, dtype: DType, kind: str = "weight", trainable: bool = True) -> Tensor:
+        return Tensor(self._prefix + label, shape, dtype, kind, trainable)
+
+    def _emit(self, op: Op) -> Tensor:
+        self.ops.append(op)
+        return op.out
+
+    # -- linear algebra -----------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear") -> Tensor:
+        """(..., i) x (o, i) -> (..., o)."""
+        if self.numerics.autocast is not None:
+            x, w = self.autocast(x), self.autocast(w)
+            bias = self.autocast(bias) if bias is not None else None
+        n = self.name(label)
+        out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
+        ins = (x, w) if bias is None else (x, w, bias)
+        return self._emit(Linear(name=n, ins=ins, out=out, site=self._site, part=self._part))
+
+    def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str) -> Tensor:
+        if self.numerics.autocast is not None:
+            a, b = self.autocast(a), self.autocast(b)
+        n = self.name(label)
+        out = Tensor(n, shape, a.dtype)
+        return self._emit(MatMul(name=n, ins=(a, b), out=out, inner=inner, site=self._site, part=self._part))
+
+    def autocast(self, t: Tensor) -> Tensor:
+        """What torch.autocast makes of an operand of a matrix product."""
+        target = self.numerics.autocast
+        if target is None or t.dtype is target:
+            return t
+        return self.cast(t, target)
+
+    # -- elementwise --------------------------------------------------------------------------------------------
+
+    def _binary(self, cls: type[Mul] | type[Add], a: Tensor, b: Tensor, label: str) -> Tensor:
+        n = self.name(label)
+        shape = a.shape if len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape) else b.shape
+        out = Tensor(n, shape, promote(a.dtype, b.dtype))
+        return self._emit(cls(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
+
+    def mul(self, a: Tensor, b: Tensor, label: str = "mul") -> Tensor:
+        return self._binary(Mul, a, b, label)
+
+    def add(self, a: Tensor, b: Tensor, label: str = "add") -> Tensor:
+        return self._binary(Add, a, b, label)
+
+    def _unary(self, cls: type[Op], x: Tensor, label: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        n = self.name(label)
+        out = Tensor(n, x.shape if shape is None else shape, x.dtype)
+        return self._emit(cls(name=n, ins=(x,), out=out, site=self._site, part=self._part))
+
+    def cast(self, x: Tensor, dtype: DType, label: str = "cast") -> Tensor:
+        """x itself where it has the dtype already."""
+        if x.dtype is dtype:
+            return x
+        n = self.name(label)
+        out = Tensor(n, x.shape, dtype)
+        return self._emit(Cast(name=n, ins=(x,), out=out, site=self._site, part=self._part))
+
+    def scale(self, x: Tensor, label: str = "scale") -> Tensor:
+        return self._unary(Scale, x, label)
+
+    def add_const(self, x: Tensor, label: str = "add_const") -> Tensor:
+        return self._unary(AddConst, x, label)
+
+    def square(self, x: Tensor, label: str = "square") -> Tensor:
+        return self._unary(Square, x, label)
+
+    def mean_last(self, x: Tensor, label: str = "mean") -> Tensor:
+        return self._unary(MeanLast, x, label, (*x.shape[:-1], 1))
+
+    def rsqrt(self, x: Tensor, label: str = "rsqrt") -> Tensor:
+        return self._unary(Rsqrt, x, label)
+
+    def activate(self, x: Tensor, label: str = "act") -> Tensor:
+        return self._unary(Activate, x, label)
+
+    def softmax(self, x: Tensor, label: str = "softmax") -> Tensor:
+        return self._unary(Softmax, x, label)
+
+    def rotate_half(self, x: Tensor, label: str = "rotate_half") -> Tensor:
+        return self._unary(RotateHalf, x, label)
+
+    def dropout(self, x: Tensor, p: float, label: str = "dropout") -> Tensor:
+        """x itself for p = 0 (nn.Identity in PEFT, a no-op in torch)."""
+        if p == 0:
+            return x
+        n = self.name(label)
+        mask_dtype = x.dtype if self.numerics.mask_dtype_is_input else DType.bool
+        mask = Tensor(f"{n}.mask", x.shape, mask_dtype)
+        out = Tensor(n, x.shape, x.dtype)
+        return self._emit(Dropout(name=n, ins=(x,), out=out, mask=mask, site=self._site, part=self._part))
+
+    # -- layout -------------------------------------------------------------------------------------------------
+
+    def copy(self, x: Tensor, *shape: int, label: str = "copy", grad_copied: bool = False) -> Tensor:
+        n = self.name(label)
+        out = Tensor(n, shape or x.shape, x.dtype)
+        return self._emit(Copy(name=n, ins=(x,), out=out, grad_copied=grad_copied, site=self._site, part=self._part))
+
+    def view(self, x: Tensor, *shape: int, label: str = "view", grad_copied: bool = False) -> Tensor:
+        """A view whose gradient matters: as an op, because its gradient may be copied."""
+        n = self.name(label)
+        out = Tensor(n, shape or x.shape, x.dtype, base=x.storage)
+        return self._emit(View(name=n, ins=(x,), out=out, grad_copied=grad_copied, site=self._site, part=self._part))
+
+    def slice(self, x: Tensor, *shape: int, label: str = "slice") -> Tensor:
+        n = self.name(label)
+        out = Tensor(n, shape, x.dtype, base=x.storage)
+        return self._emit(Slice(name=n, ins=(x,), out=out, site=self._site, part=self._part))
+
+    def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
+        n = self.name(label)
+        out = Tensor(n, shape, parts[0].dtype)
+        return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
+
+    # -- bookkeeping --------------------------------------------------------------------------------------------
+
+    def make(
+        self, label: str, *shape: int, dtype: DType, ins: tuple[Tensor, ...] = (), temporary_bytes: int = 0,
+        kind: str = ACTIVATION,
+    ) -> Tensor:  # fmt: skip
+        """A tensor without gradient, one for the whole model (positions, tables, masks)."""
+        n = f"@{label}"
+        return self._emit(Make(name=n, ins=ins, out=Tensor(n, shape, dtype, kind), temporary_bytes=temporary_bytes))
+
+    def hold(self, *tensors: Tensor) -> None:
+        """Python names that go out of scope here and not earlier."""
+        n = self.name("hold")
+        self.ops.append(Hold(name=n, ins=tensors, out=Tensor(n, (), DType.bool, BUFFER, stored_bytes=0)))

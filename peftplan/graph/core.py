@@ -1,0 +1,179 @@
+"""Tensors, ops and regions: a training step as a short list of values.
+
+The granularity is that of autograd: one op is one node of torch's graph (or one fused kernel), because what a step
+keeps, computes and frees is decided per node. Views are not ops: a view carries the name of the value it views, and
+names are what liveness and gradients are counted by.
+
+Shape letters: B batch, S sequence, H hidden, F feed-forward width, N heads, D head_dim, V vocabulary, r rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+from peftplan.units import DType
+
+# A kind says what the bytes of a tensor are for; reports group by it.
+WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
+
+
+class Tensor(NamedTuple):
+    """A value. Equal names mean the same storage seen with another shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    kind: str = ACTIVATION
+    trainable: bool = False
+    stored_bytes: int | None = None
+    """Bytes as stored where that is not numel x itemsize (packed weights with their constants)."""
+    base: str = ""
+    """The name of the value whose storage this is a part of, if it has none of its own."""
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.size if self.stored_bytes is None else self.stored_bytes
+
+    @property
+    def storage(self) -> str:
+        return self.base or self.name
+
+    @property
+    def is_param(self) -> bool:
+        return self.kind in (WEIGHT, ADAPTER)
+
+    def view(self, *shape: int) -> Tensor:
+        """The same value with another shape (reshape or transpose without a copy)."""
+        return self._replace(shape=shape)
+
+
+class Grad(NamedTuple):
+    """What one op's backward produces for one input.
+
+    `raw_bytes` is the gradient as the formula computes it (0: the incoming gradient's own storage is handed on);
+    the engine then reduces it to the input's shape and casts it to the input's dtype
+    (torch/csrc/autograd/engine.cpp, validate_outputs). `scratch_bytes` are temporaries of the formula.
+    """
+
+    to: Tensor
+    raw_bytes: int
+    scratch_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Op(ABC):
+    """One node of the autograd graph.
+
+    `site` says which projection of the block it belongs to (`q k v o gate up down norm ...`), `part` which part of
+    it (`base down up scale extra`); methods, formats and layouts find ops by these two marks alone.
+    """
+
+    name: str
+    ins: tuple[Tensor, ...]
+    out: Tensor
+    site: str = ""
+    part: str = "base"
+
+    def flops(self) -> int:
+        """FLOPs of the forward as torch.utils.flop_counter counts them: matrix products only, 1 MAC = 2."""
+        return 0
+
+    def grad_flops(self, need: Need) -> int:  # noqa: ARG002
+        """FLOPs of the backward, given who needs a gradient."""
+        return 0
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """What autograd keeps until this op's backward; parameters included, views by their value's name."""
+        return ()
+
+    @abstractmethod
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        """The gradients this op's backward produces, in the order it computes them."""
+
+    def scratch_bytes(self) -> int:
+        """Temporaries of the forward, alive together with inputs and output."""
+        return 0
+
+    def differentiable(self) -> bool:
+        return True
+
+    def moved_bytes(self) -> int:
+        """Bytes read and written by the forward kernel, for the roofline."""
+        return self.out.nbytes + sum(t.nbytes for t in self.ins)
+
+    def scan_order(self) -> tuple[Tensor, ...]:
+        return self.ins
+
+
+Need = frozenset[str] | set[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Region:
+    """Ops that run together: the embedding, one decoder layer, the head with its loss.
+
+    `entry` is the hidden state that comes in (None for the first region), `exit` the one handed on. `returned` names
+    values that are part of the model's output (logits, KV cache) and live as long as that does.
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    entry: Tensor | None
+    exit: Tensor
+    count: int = 1
+    """How many equal regions follow each other."""
+    returned: tuple[str, ...] = ()
+    first_index: int | None = None
+    """Index of the first decoder layer of the run."""
+
+    def params(self) -> Iterable[Tensor]:
+        """Every parameter once, in order of use."""
+        seen: set[str] = set()
+        for op in self.ops:
+            for t in op.ins:
+                if t.is_param and t.name not in seen:
+                    seen.add(t.name)
+                    yield t
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """The forward of a model as regions in order; the loss is the last op's output of the last region.
+
+    `inputs` are batch tensors, alive through the whole step; `unused` are parameters no op reads.
+    """
+
+    regions: tuple[Region, ...]
+    inputs: tuple[Tensor, ...] = ()
+    buffers: tuple[Tensor, ...] = ()
+    unused: tuple[Tensor, ...] = field(default=())
+
+    def params(self) -> Iterable[tuple[Tensor, int]]:
+        """Each distinct parameter with how many equal copies of it exist (one per layer of a run).
+
+        A parameter whose name starts with `model.` is shared by name across regions (tied weights, shared adapters).
+        """
+        seen: set[str] = set()
+        for region in self.regions:
+            for t in region.params():
+                if is_global(t.name):
+                    if t.name not in seen:
+                        seen.add(t.name)
+                        yield t, 1
+                else:
+                    yield t, region.count
+        for t in self.unused:
+            yield t, 1
+
+
+def is_global(name: str) -> bool:
+    """Whether a value is one for the whole model rather than one per region: its name starts with `@`."""
+    return name.startswith("@")

@@ -1,0 +1,197 @@
+"""Measured truth: one Record is one run that somebody made, with the job it ran and the bytes it measured.
+
+Records live as JSON lines under `profiles/`: `published/` (other people's measurements, with their source),
+`traced/` (the real model without a GPU) and `cuda/` (our own runs). Nothing here predicts; see `accuracy`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from peftplan.errors import BadFile
+from peftplan.job import Job, make_job
+
+SCHEMA: Literal["peftplan.record/1"] = "peftplan.record/1"
+MAX_LINE_BYTES = 4 * 2**20
+"""A longer line is refused unread: no record comes near it."""
+
+RecordKind = Literal["published", "traced", "cuda"]
+MemoryKind = Literal[
+    "allocated_peak",
+    "reserved_peak",
+    "device",
+    "allocated_resident",
+    "allocated_between_steps",
+    "allocated_peak_forward",
+    "allocated_peak_backward",
+    "allocated_peak_optimizer",
+]
+"""What a number counts (never compare across kinds):
+
+- `allocated_peak`: torch's max_memory_allocated over a steady step
+- `reserved_peak`: torch's max_memory_reserved, over the whole run unless the record's notes say otherwise
+- `device`: reserved plus what the process holds outside the caching allocator (CUDA context, kernels)
+- `allocated_resident`: memory_allocated after loading, before the first step
+- `allocated_between_steps`: memory_allocated after optimizer.step, before gradients are dropped
+- `allocated_peak_forward|backward|optimizer`: the peak within one phase of a steady step
+"""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Measured(_Frozen):
+    """One measured value, in bytes."""
+
+    kind: MemoryKind
+    bytes: int = Field(gt=0)
+    half_digit_bytes: int = Field(default=0, ge=0)
+    """Half of the last digit that the source prints: errors below it mean nothing."""
+    beyond_model_bytes: int = 0
+    """Known bytes that no job describes, such as what the harness keeps; added to the prediction."""
+    beyond_model_why: str | None = None
+
+    @model_validator(mode="after")
+    def _explained(self) -> Measured:
+        if self.beyond_model_bytes and not self.beyond_model_why:
+            raise ValueError("beyond_model_bytes needs beyond_model_why")
+        return self
+
+
+class Record(_Frozen):
+    """One run: what was asked (`job`), what came out (`measured`, the value it is judged by first)."""
+
+    schema_: Literal["peftplan.record/1"] = Field(default=SCHEMA, alias="schema")
+    id: str = Field(min_length=1, max_length=200)
+    kind: RecordKind
+    source: str
+    source_rev: str
+    date: str
+    """Of the measurement, as precisely as the source states it (ISO 8601, possibly only year and month)."""
+    gpu: str
+    job: dict[str, Any]
+    measured: tuple[Measured, ...] = Field(min_length=1)
+    setup_known: Literal["full", "partial"]
+    gaps: tuple[str, ...] = ()
+    """What the run needs and no Job can say yet; such a record is shown but not judged."""
+    same_setup_as: str | None = None
+    """The record this one repeats: same job, run again."""
+    trainable_params: int | None = None
+    notes: str = ""
+    versions: str = ""
+
+    def to_job(self) -> Job:
+        """The run's Job. Raises RequestError when `job` is not one."""
+        return make_job(**self.job)
+
+    def to_line(self) -> str:
+        return self.model_dump_json(by_alias=True, exclude_defaults=False, exclude_none=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """What a folder held: the sound records, and one line for everything that was not."""
+
+    records: tuple[Record, ...]
+    problems: tuple[str, ...] = field(default=())
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def load(folder: Path | str) -> Loaded:
+    """Every record in the `*.jsonl` files under `folder`, in the order of path and line.
+
+    A line that is not a record, belongs to a newer schema, or repeats an id becomes a problem that names
+    file and line; the rest still loads. Raises BadFile only when `folder` is no folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise BadFile(f"{root} is not a folder of records")
+    records: dict[str, Record] = {}
+    problems: list[str] = []
+    for path in sorted(root.rglob("*.jsonl")):
+        for where, line in _lines(path, problems):
+            _take(line, where=where, records=records, problems=problems)
+    return Loaded(records=tuple(records.values()), problems=tuple(problems))
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
+    """(place, text) of each non-empty line; an unreadable file is one problem."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror})")
+        return
+    for number, raw in enumerate(text.split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        if len(raw) > MAX_LINE_BYTES:
+            problems.append(f"{where}: line of {len(raw)} bytes, more than any record has")
+        elif raw.strip():
+            yield where, raw.decode("utf-8", errors="replace")
+
+
+def _take(line: str, *, where: str, records: dict[str, Record], problems: list[str]) -> None:
+    try:
+        record = parse(line)
+    except BadFile as error:
+        problems.append(f"{where}: {error}")
+        return
+    if record.id in records:
+        problems.append(f"{where}: id {record.id!r} was already taken; this line is left out")
+        return
+    records[record.id] = record
+
+
+def parse(line: str) -> Record:
+    """The Record that one JSON line states. Raises BadFile, in one line, when it states none."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadFile("not JSON (cut off or corrupt)") from None
+    if not isinstance(data, dict):
+        raise BadFile("not a record: a JSON object is expected")
+    if data.get("schema") != SCHEMA:
+        raise BadFile(_schema_problem(data.get("schema")))
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "record"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadFile(f"record {data.get('id')!r}: {place}: {first['msg'].lower()}{more}") from None
+
+
+def _schema_problem(schema: object) -> str:
+    if isinstance(schema, str) and schema.startswith("peftplan.record/"):
+        return f"schema {schema} is newer than this peftplan reads ({SCHEMA}); update peftplan"
+    return f"schema {schema!r} is not {SCHEMA}"
+
+
+def save(path: Path | str, records: Iterable[Record]) -> None:
+    """Write `records` to `path` as JSON lines, all or nothing: a reader sees the old file or the new one."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
+            out.writelines(record.to_line() + "\n" for record in records)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

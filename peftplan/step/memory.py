@@ -1,0 +1,255 @@
+"""From a graph to the memory of a training step, phase by phase.
+
+Equal layers are walked once: the peak inside a run of equal layers is at its first or its last one, because what is
+alive outside changes by the same amount per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from peftplan.graph.core import Graph, Region, is_global
+from peftplan.step.walk import RegionWalk, Rules, Saved, Watermark, propagate_need
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recompute:
+    """How a layer is checkpointed: not at all, or wholly, by torch.utils.checkpoint's two flavours."""
+
+    layers: bool = False
+    reentrant: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loop:
+    """What the training loop itself does to memory.
+
+    `outputs_until`: when the model's output (logits, KV cache) dies: `loss` (before backward: transformers' Trainer),
+    `step` (after the optimizer step: a function per step), `next` (when the next forward has returned: a plain
+    loop that rebinds the name). `grads_exist`: not the first micro-batch of an accumulation.
+    """
+
+    outputs_until: str = "step"
+    grads_exist: bool = False
+
+
+@dataclass(slots=True)
+class Segment:
+    """A run of equal regions, walked once."""
+
+    region: Region
+    count: int
+    walk: RegionWalk
+    checkpointed: bool
+    forward_delta: int = 0
+    forward_saved: int = 0
+    entry_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhasePeak:
+    phase: str
+    bytes: int
+    saved_bytes: int
+    grad_bytes: int
+    where: str
+
+
+@dataclass(slots=True)
+class StepMemory:
+    """The readings of a step; everything in bytes on top of `static_bytes` unless it says otherwise."""
+
+    static_bytes: int
+    saved: list[tuple[Saved, int]] = field(default_factory=list)
+    """What is kept for backward at the end of the forward, with how many layers keep one like it."""
+    saved_for_backward_bytes: int = 0
+    grad_bytes: int = 0
+    phases: dict[str, PhasePeak] = field(default_factory=dict)
+    end_bytes: int = 0
+    """Alive when backward is done, parameter gradients included."""
+    segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def peak(self) -> PhasePeak:
+        return max(self.phases.values(), key=lambda p: p.bytes)
+
+
+def segments(
+    graph: Graph, recompute: Recompute, rules: Rules, loop: Loop, *, entry_requires_grad: bool
+) -> Iterator[Segment]:
+    """The graph's regions with their needs, runs split where the first layer differs from the rest."""
+    needs = False
+    global_grads: dict[str, int] = {}
+    for region in graph.regions:
+        left = region.count
+        while left:
+            need = propagate_need(region, entry_needs=needs)
+            leaves = region.exit.name in need
+            is_layer = region.first_index is not None
+            count = left if leaves == needs or not is_layer else 1
+            walk = RegionWalk(
+                region=region,
+                need=need,
+                rules=rules,
+                grads_exist=loop.grads_exist,
+                global_grads=global_grads,
+            )
+            yield Segment(region=region, count=count, walk=walk, checkpointed=is_layer and recompute.layers)
+            left -= count
+            needs = leaves or (entry_requires_grad and region.entry is None)
+
+
+class _Account:
+    """The running total and the peak of the phase it is in."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.saved = 0
+        self.grads = 0
+        self.peaks: dict[str, PhasePeak] = {}
+
+    def see(self, phase: str, walk: RegionWalk, base: int, saved_base: int, grads_base: int) -> None:
+        mark: Watermark = walk.peak
+        value = base + mark.bytes
+        best = self.peaks.get(phase)
+        if best is None or value > best.bytes:
+            self.peaks[phase] = PhasePeak(
+                phase=phase,
+                bytes=value,
+                saved_bytes=saved_base + mark.saved_bytes,
+                grad_bytes=grads_base + mark.grad_bytes,
+                where=f"{walk.region.name}: {mark.where}",
+            )
+
+
+def run_step(
+    graph: Graph,
+    *,
+    static_bytes: int,
+    recompute: Recompute,
+    rules: Rules,
+    loop: Loop,
+    existing_grad_bytes: int = 0,
+    entry_requires_grad: bool = False,
+) -> StepMemory:
+    """Forward, loss and backward of one micro-batch."""
+    result = StepMemory(static_bytes=static_bytes)
+    inputs = sum(rules.size(t.nbytes) for t in graph.inputs)
+    account = _Account(static_bytes + inputs + existing_grad_bytes)
+    account.grads = existing_grad_bytes
+    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
+    previous_outputs = 0
+    if loop.outputs_until == "next":
+        previous_outputs = _returned_bytes(parts)
+        account.total += previous_outputs
+    for i, part in enumerate(parts):
+        _forward(part, account, is_first_layer=i == 1, recompute=recompute)
+    _end_of_forward(parts, account, result, loop, previous_outputs, recompute)
+    for part in reversed(parts):
+        _backward(part, account, recompute)
+    result.grad_bytes = account.grads
+    result.end_bytes = account.total
+    result.phases = account.peaks
+    result.segments = parts
+    return result
+
+
+def _returned_bytes(parts: list[Segment]) -> int:
+    total = 0
+    for part in parts:
+        names = {op.out.name: part.walk.rules.size(op.out.nbytes) for op in part.region.ops}
+        keeps = part.region.returned if not part.checkpointed else ()
+        total += part.count * sum(names[n] for n in keeps)
+    return total
+
+
+def _forward(part: Segment, account: _Account, *, is_first_layer: bool, recompute: Recompute) -> None:
+    walk, entry = part.walk, part.region.entry
+    part.entry_bytes = walk.rules.size(entry.nbytes) if entry is not None else 0
+    walk.owns_entry = not (part.checkpointed or is_first_layer)
+    walk.start_phase()
+    phase = "forward" if part.region.name != "head" else "loss"
+    walk.forward(keep=not part.checkpointed)
+    part.forward_delta = walk.current
+    part.forward_saved = walk.saved_bytes
+    repeats = part.count - 1
+    account.see(
+        phase,
+        walk,
+        account.total + repeats * max(0, part.forward_delta),
+        account.saved + repeats * part.forward_saved,
+        account.grads,
+    )
+    account.total += part.count * part.forward_delta
+    account.saved += part.count * part.forward_saved
+
+
+def _end_of_forward(
+    parts: list[Segment],
+    account: _Account,
+    result: StepMemory,
+    loop: Loop,
+    previous_outputs: int,
+    recompute: Recompute,
+) -> None:
+    """Locals of the model's forward die: tables, masks, the embedding output; what autograd keeps stays."""
+    kept_globals: dict[str, int] = {}
+    for part in parts:
+        for s in part.walk.saved:
+            if is_global(s.tensor.storage):
+                if s.tensor.storage not in kept_globals:
+                    kept_globals[s.tensor.storage] = s.bytes
+                    result.saved.append((s, 1))
+            else:
+                result.saved.append((s, part.count))
+        if part.checkpointed:
+            entry = part.region.entry
+            assert entry is not None
+            result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
+    made = {
+        op.out.storage: part.walk.rules.size(op.out.nbytes)
+        for part in parts
+        for op in part.region.ops
+        if is_global(op.out.name) and not op.out.is_param
+    }
+    account.total -= sum(size for name, size in made.items() if name not in kept_globals)
+    first = parts[1]
+    if not first.checkpointed and not first.walk.entry_saved:
+        account.total -= first.entry_bytes
+    account.total -= previous_outputs
+    result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
+    if loop.outputs_until == "loss":
+        for part in parts:
+            before = part.walk.current
+            part.walk.drop_returned()
+            change = part.walk.current - before
+            part.forward_delta += change
+            account.total += part.count * change
+
+
+def _backward(part: Segment, account: _Account, recompute: Recompute) -> None:
+    walk = part.walk
+    start_total, start = account.total, walk.current
+    walk.start_phase()
+    saved_before, grads_before = walk.saved_bytes, walk.grad_bytes
+    if part.checkpointed:
+        walk.saved.clear()
+        walk.forward(keep=True, stop_early=not recompute.reentrant)
+        walk.backward()
+        walk.current -= part.entry_bytes
+    else:
+        walk.backward()
+        if not walk.owns_entry and walk.entry_saved:
+            walk.current -= part.entry_bytes
+    delta = walk.current - start
+    grads = walk.grad_bytes - grads_before
+    saved = walk.saved_bytes - saved_before
+    outside, saved_outside = start_total - start, account.saved - saved_before
+    for i in {0, part.count - 1}:
+        account.see(
+            "backward", walk, outside + i * delta, saved_outside + i * saved, account.grads - grads_before + i * grads
+        )
+    account.total += part.count * delta
+    account.saved += part.count * saved
+    account.grads += part.count * grads

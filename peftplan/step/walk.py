@@ -1,0 +1,350 @@
+"""Walking one region forward and backward: who is alive when.
+
+The walk mirrors CPython's reference counting (a value dies after its last use or the last name that holds it) and
+torch's autograd engine (torch/csrc/autograd/engine.cpp and input_buffer.cpp): nodes run in reverse order of creation;
+a node's gradients are computed while its incoming gradient and what it saved are alive, then reduced and cast to
+their inputs' shape and dtype, then the incoming gradient is freed, then what was saved, then each is handed on or
+added to what is already there. All sizes are bytes, relative to what is alive when the region is entered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
+from peftplan.units import MIB
+
+
+def exact(request_bytes: int) -> int:
+    """A request counts for what it asks: how a trace counts."""
+    return request_bytes
+
+
+def block_size(request_bytes: int) -> int:
+    """Bytes torch's CUDA caching allocator counts as allocated for a request, served from fresh segments.
+
+    c10/cuda/CUDACachingAllocator.cpp: requests are rounded to 512 B; from 10 MiB on a segment is the request rounded to
+    2 MiB, and a rest of at most 1 MiB is not split off, so it counts as allocated with the block.
+    """
+    rounded = -(-request_bytes // 512) * 512
+    if rounded < 10 * MIB:
+        return rounded
+    segment = -(-rounded // (2 * MIB)) * (2 * MIB)
+    return segment if segment - rounded <= MIB else rounded
+
+
+@dataclass(slots=True)
+class Watermark:
+    """The highest point of a phase: total bytes, and how much of it was kept for backward or parameter gradients."""
+
+    bytes: int = 0
+    saved_bytes: int = 0
+    grad_bytes: int = 0
+    where: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """One storage kept for backward, and the op that keeps it."""
+
+    op: str
+    tensor: Tensor
+    bytes: int
+
+
+@dataclass(slots=True)
+class _Storage:
+    request_bytes: int
+    bytes: int
+    refs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """How the engine adds up gradients. Under a dispatch mode (every trace) it never adds in place
+    (isTensorSubclassLike is true for all), on a device it adds in place where it holds the only reference."""
+
+    adds_in_place: bool = True
+    size: Callable[[int], int] = block_size
+    """Bytes that a request of so many bytes counts for."""
+
+
+def propagate_need(region: Region, *, entry_needs: bool, also: Iterable[str] = ()) -> set[str]:
+    """Names of the region's values that require a gradient."""
+    need: set[str] = set(also)
+    if entry_needs and region.entry is not None:
+        need.add(region.entry.name)
+    for op in region.ops:
+        for t in op.ins:
+            if t.trainable:
+                need.add(t.name)
+        if op.differentiable() and any(t.name in need for t in op.ins):
+            need.add(op.out.name)
+    return need
+
+
+def _owned(t: Tensor) -> bool:
+    return not (t.is_param or t.kind in (INPUT, "buffer"))
+
+
+@dataclass
+class RegionWalk:
+    """The state of one region: forward keeps storages, backward gives them back.
+
+    `owns_entry` is false where somebody else frees the entry: the model's forward holds the embedding output, a
+    checkpoint holds its layer's input. `grads_exist` says that parameter gradients are already allocated
+    (accumulation). Values in `region.returned` are part of the model's output: alive until `drop_returned`.
+    """
+
+    region: Region
+    need: set[str]
+    rules: Rules
+    owns_entry: bool = True
+    grads_exist: bool = False
+    current: int = 0
+    saved_bytes: int = 0
+    grad_bytes: int = 0
+    peak: Watermark = field(default_factory=Watermark)
+    saved: list[Saved] = field(default_factory=list)
+    global_grads: dict[str, int] = field(default_factory=dict)
+    events: list[tuple[str, int]] | None = None
+    _returned: dict[str, int] = field(default_factory=dict)
+    _kept: dict[str, int] = field(default_factory=dict)
+    _kept_bytes: dict[str, int] = field(default_factory=dict)
+
+    # -- forward ------------------------------------------------------------------------------------------------
+
+    def forward(self, *, keep: bool = True, stop_early: bool = False) -> None:
+        """Run the ops. With `keep`, what ops save stays alive; with `stop_early`, stop where torch's
+        non-reentrant recomputation stops: at the last op that saves something, before running it if what it saves
+        are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
+        ops = self.region.ops
+        stop, run_last = stopping_point(ops, self.need) if stop_early else (len(ops), False)
+        last_use = self._last_use(ops, stop + 1 if stop_early else stop)
+        live: dict[str, int] = {}
+        entry = self.region.entry
+        if entry is not None and self.owns_entry:
+            live[entry.storage] = self.rules.size(entry.nbytes)
+        exit_storage = self.region.exit.storage
+        returned = () if stop_early else self.region.returned
+        for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
+            executed = i < stop or run_last
+            if executed:
+                self._alloc_output(op, live)
+            if keep:
+                self._keep(op, live)
+            for storage in last_use.get(i, ()):
+                if storage == exit_storage and not stop_early:
+                    continue
+                size = live.pop(storage, 0)
+                if storage in returned:
+                    self._returned[storage] = size
+                elif size and storage not in self._kept:
+                    self._free(size, storage)
+        if stop_early:
+            for storage, size in live.items():
+                if storage not in self._kept:
+                    self._free(size, storage)
+
+    def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
+        out = op.out
+        if not out.base:
+            size = self.rules.size(out.nbytes)
+            live[out.name] = size
+            self._alloc(size, op.name)
+        scratch = op.scratch_bytes()
+        if scratch:
+            self._touch(scratch, op.name)
+
+    def _keep(self, op: Op, live: dict[str, int]) -> None:
+        for t in op.saved(self.need):
+            if not _owned(t):
+                if t.kind == INPUT and t.storage not in self._kept:
+                    self._kept[t.storage] = 0
+                    self.saved.append(Saved(op=op.name, tensor=t, bytes=t.nbytes))
+                continue
+            storage = t.storage
+            count = self._kept.get(storage, 0)
+            self._kept[storage] = count + 1
+            if count:
+                continue
+            size = live.get(storage)
+            if size is None and (is_global(storage) or self._is_entry(storage)):
+                size = 0  # somebody else's to free
+            elif size is None:
+                size = self.rules.size(t.nbytes)
+                self._alloc(size, op.name)
+            self._kept_bytes[storage] = size
+            self.saved_bytes += size
+            self.saved.append(Saved(op=op.name, tensor=t, bytes=t.nbytes))
+
+    def _is_entry(self, storage: str) -> bool:
+        return self.region.entry is not None and storage == self.region.entry.storage
+
+    @property
+    def entry_saved(self) -> bool:
+        """Whether an op of the region keeps the entry for its backward."""
+        return self.region.entry is not None and self.region.entry.storage in self._kept
+
+    def drop_returned(self) -> None:
+        """The model's output goes out of scope; what autograd keeps of it stays."""
+        for storage, size in self._returned.items():
+            if storage not in self._kept_bytes:
+                self._free(size, storage)
+        self._returned.clear()
+
+    @staticmethod
+    def _last_use(ops: tuple[Op, ...], stop: int) -> dict[int, list[str]]:
+        last: dict[str, int] = {}
+        for i, op in enumerate(ops[:stop]):
+            for t in op.ins:
+                if _owned(t) and not is_global(t.storage):
+                    last[t.storage] = i
+            if not op.out.base:
+                last.setdefault(op.out.name, i)
+        grouped: dict[int, list[str]] = {}
+        for storage, i in last.items():
+            grouped.setdefault(i, []).append(storage)
+        return grouped
+
+    # -- backward -----------------------------------------------------------------------------------------------
+
+    def backward(self, grad_exit: bool = True) -> bool:
+        """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
+        got a gradient, which is then alive on return."""
+        grads: dict[str, _Storage] = {}
+        exit_ = self.region.exit
+        if grad_exit and exit_.name in self.need:
+            grads[exit_.name] = self._exit_gradient()
+        for op in reversed(self.region.ops):
+            incoming = grads.pop(op.out.name, None)
+            if incoming is None:
+                continue
+            self._node(op, incoming, grads)
+        entry = self.region.entry
+        return entry is not None and entry.name in grads
+
+    def _exit_gradient(self) -> _Storage:
+        exit_ = self.region.exit
+        request = exit_.numel * exit_.dtype.size
+        return _Storage(request, self.rules.size(request))
+
+    def _node(self, op: Op, incoming: _Storage, grads: dict[str, _Storage]) -> None:
+        made: list[tuple[Tensor, _Storage]] = []
+        for grad in op.backward(self.need):
+            if grad.raw_bytes:
+                self._touch(self.rules.size(grad.raw_bytes) + grad.scratch_bytes, op.name)
+                made.append((grad.to, self._new(grad.raw_bytes, op.name)))
+            else:
+                incoming.refs += 1
+                made.append((grad.to, incoming))
+        for j, (to, storage) in enumerate(made):
+            final = to.numel * to.dtype.size
+            if final != storage.request_bytes:
+                made[j] = (to, self._new(final, op.name))
+                self._release(storage, op.name)
+        self._release(incoming, op.name)
+        self._release_saved(op)
+        for to, storage in made:
+            self._hand_on(to, storage, grads, op.name)
+
+    def _hand_on(self, to: Tensor, storage: _Storage, grads: dict[str, _Storage], where: str) -> None:
+        if to.is_param:
+            self._accumulate_param(to, storage, where)
+            return
+        old = grads.get(to.name)
+        if old is None:
+            grads[to.name] = storage
+        elif self.rules.adds_in_place and old.refs == 1:
+            self._release(storage, where)
+        else:
+            grads[to.name] = self._new(to.numel * to.dtype.size, where)
+            self._release(old, where)
+            self._release(storage, where)
+
+    def _accumulate_param(self, to: Tensor, storage: _Storage, where: str) -> None:
+        size = self.rules.size(to.numel * to.dtype.size)
+        if self.grads_exist or to.name in self.global_grads:
+            if not self.rules.adds_in_place and to.name in self.global_grads:
+                self._touch(size, where)
+            self._release(storage, where)
+            return
+        if is_global(to.name):
+            self.global_grads[to.name] = size
+        if storage.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
+            self._alloc(size, where)
+            self._release(storage, where)
+        self.grad_bytes += size
+
+    def _release_saved(self, op: Op) -> None:
+        for t in op.saved(self.need):
+            if not _owned(t):
+                continue
+            storage = t.storage
+            left = self._kept[storage] - 1
+            self._kept[storage] = left
+            if left == 0:
+                size = self._kept_bytes.pop(storage)
+                self.saved_bytes -= size
+                if storage not in self._returned:
+                    self._free(size, storage)
+
+    # -- the account --------------------------------------------------------------------------------------------
+
+    def _new(self, request_bytes: int, where: str) -> _Storage:
+        size = self.rules.size(request_bytes)
+        self._alloc(size, where)
+        return _Storage(request_bytes, size)
+
+    def _release(self, storage: _Storage, where: str) -> None:
+        storage.refs -= 1
+        if storage.refs == 0:
+            self._free(storage.bytes, where)
+
+    def _alloc(self, size: int, where: str) -> None:
+        self.current += size
+        if self.events is not None:
+            self.events.append((where, size))
+        if self.current > self.peak.bytes:
+            self._mark(self.current, where)
+
+    def _touch(self, size: int, where: str) -> None:
+        if self.current + size > self.peak.bytes:
+            self._mark(self.current + size, where)
+
+    def _mark(self, size: int, where: str) -> None:
+        peak = self.peak
+        peak.bytes, peak.saved_bytes, peak.grad_bytes, peak.where = size, self.saved_bytes, self.grad_bytes, where
+
+    def _free(self, size: int, where: str) -> None:
+        self.current -= size
+        if self.events is not None:
+            self.events.append((where, -size))
+
+    def start_phase(self) -> None:
+        """Forget the peak so far."""
+        self.peak = Watermark(self.current, self.saved_bytes, self.grad_bytes, self.region.name)
+
+
+def region_flops(region: Region, need: Need) -> tuple[int, int]:
+    """(forward, backward) FLOPs of one region."""
+    return sum(op.flops() for op in region.ops), sum(op.grad_flops(need) for op in region.ops)
+
+
+def recompute_flops(region: Region, need: Need, *, stop_early: bool) -> int:
+    """FLOPs of running the region's forward again for its backward."""
+    if not stop_early:
+        return sum(op.flops() for op in region.ops)
+    stop, run_last = stopping_point(region.ops, need)
+    return sum(op.flops() for op in region.ops[: stop + run_last])
+
+
+def stopping_point(ops: tuple[Op, ...], need: Need) -> tuple[int, bool]:
+    """Where a non-reentrant recomputation stops: (index of the last op that saves something, whether it runs)."""
+    for i in range(len(ops) - 1, -1, -1):
+        saved = ops[i].saved(need)
+        if saved:
+            inputs = {t.name for t in ops[i].ins}
+            return i, any(t.name not in inputs for t in saved)
+    return 0, False

@@ -1,0 +1,56 @@
+"""Write profiles/published/*.jsonl from tables of other people's measurements.
+
+    python profiles/import_published.py --metamathqa FILE --published FILE --out profiles/published
+
+Both inputs are JSON lines: the runs of PEFT's MetaMathQA comparison, and a table of published measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from importers import fitcheck, metamathqa
+from importers.common import read_rows
+
+from peftplan.records import Record, save
+
+FAMILIES = {"fitcheck": fitcheck}
+
+
+def mark_repeats(records: Iterable[Record]) -> list[Record]:
+    """The records in order; one that asks what an earlier one asked, on the same GPU, is marked as its repeat."""
+    first: dict[str, str] = {}
+    marked = []
+    for record in records:
+        key = f"{record.gpu} {sorted(record.job.items(), key=lambda item: item[0])} {record.gaps}"
+        original = first.setdefault(key, record.id)
+        same = None if original == record.id else original
+        marked.append(record.model_copy(update={"same_setup_as": same}))
+    return marked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--metamathqa", type=Path)
+    parser.add_argument("--published", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.metamathqa is not None:
+        runs = map(metamathqa.record, read_rows(args.metamathqa))
+        write(args.out / "metamathqa.jsonl", sorted(runs, key=lambda run: run.id))
+    if args.published is not None:
+        rows = list(read_rows(args.published))
+        for name, family in FAMILIES.items():
+            write(args.out / f"{name}.jsonl", [family.record(row) for row in rows if family.wants(row)])
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    marked = mark_repeats(records)
+    save(path, marked)
+    print(f"{path}: {len(marked)} records, {sum(bool(record.gaps) for record in marked)} with gaps")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""fitcheck-llm 0.3.1 (Anassbzdd/fitcheck): LoRA and QLoRA steps on a T4, with peaks per phase.
+
+Setup read from scripts/measure.py of the PyPI source distribution (2026-11-21): fp16 base without autocast;
+nf4 without double quantization, through prepare_model_for_kbit_training; adapters fp32, dropout 0;
+non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a local,
+so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient kernel
+and expand K and V.
+"""
+
+from __future__ import annotations
+
+from importers.common import MIB, Row, exact, printed, published
+from peftplan.records import Measured, MemoryKind, Record
+
+_MODULES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+_PHASES: tuple[tuple[MemoryKind, str], ...] = (
+    ("allocated_peak_forward", "peak_forward_mib"),
+    ("allocated_peak_backward", "peak_backward_mib"),
+    ("allocated_peak_optimizer", "peak_optimizer_mib"),
+    ("allocated_resident", "resident_before_step_mib"),
+)
+
+
+def wants(row: Row) -> bool:
+    """Rows of this family that measured something (two are out-of-memory verdicts)."""
+    return str(row["id"]).startswith("fitcheck-") and "mem_value" in row["measured"]
+
+
+def record(row: Row) -> Record:
+    return published(row, job=_job(row), measured=_measured(row))
+
+
+def _job(row: Row) -> Row:
+    config = row["method_config"]
+    quantized = row["method"] == "qlora"
+    return {
+        "model": row["model"],
+        "method": row["method"],
+        "rank": config["r"],
+        "target_modules": [_MODULES[name] for name in config["targets"].split(",")],
+        "set": _settings(row, quantized=quantized),
+        "format": "nf4" if quantized else None,
+        "dtype": "float16",
+        "precision": "fp16",
+        "adapter_dtype": "float32",
+        "optimizer": "adamw",
+        "micro_batch": row["batch_per_gpu"],
+        "seq_len": row["seq_len"],
+        "batching": "exact",
+        "recompute": "full",
+        "attention": "eager" if row["attention_impl"] == "eager" else "sdpa",
+        "gpu": "t4",
+    }
+
+
+def _settings(row: Row, *, quantized: bool) -> Row:
+    settings: Row = {
+        "model.use_cache": False,
+        "optimizer.impl": "foreach",
+        "recompute.use_reentrant": False,
+        "method.lora_dropout": 0.0,
+    }
+    if quantized:
+        settings |= {"format.double_quant": False, "format.prepare_kbit": True}
+    if row["attention_impl"] != "eager":
+        settings["attention.backend"] = "efficient"
+    return settings
+
+
+def _measured(row: Row) -> tuple[Measured, ...]:
+    found = row["measured"]
+    if "fits" in found:
+        return (exact("device", found["mem_value"] * MIB),)
+    if "peak_forward_mib" not in found:
+        return (
+            printed("allocated_peak", found["mem_value"], unit=MIB, digits=0),
+            printed("reserved_peak", found["peak_reserved_mib"], unit=MIB, digits=0),
+            printed("device", found["process_mib"], unit=MIB, digits=0),
+        )
+    phases = (exact(kind, found[key] * MIB) for kind, key in _PHASES)
+    return (
+        exact("allocated_peak", found["mem_value"] * MIB),
+        exact("reserved_peak", found["peak_reserved_mib"] * MIB),
+        exact("device", found["process_mib"] * MIB),
+        *phases,
+    )

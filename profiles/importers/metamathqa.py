@@ -1,0 +1,116 @@
+"""PEFT's method comparison on MetaMathQA (huggingface/peft, method_comparison/MetaMathQA): one GPU, many methods.
+
+What its numbers count: `reserved_peak` is max_memory_reserved once at the end of the run, minus the 2 MiB held
+before loading; CUDA context excluded. Judge it with micro-batch 4 at 730 padded tokens, its largest batch
+(inferred: 62 configurations agree on 2,920 tokens; the true size may be 2,800-2,870, the rest 2 MiB rounding).
+`allocated_between_steps` is the mean of memory_allocated after each step, with gradients and the step's
+outputs still alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from importers.common import Row, beyond, exact, without_none
+from peftplan.records import Measured, Record
+
+MEAN_PADDED_TOKENS = 871
+"""Mean padded tokens of a batch, from the token counts of the runs' logs (+4 % padding), 2026-08."""
+OUTPUT_BYTES_PER_TOKEN = 128_256 * 2 + 28 * 2 * 1_024 * 2 + 24
+"""bf16 logits, the KV cache of 28 layers x 2 x 1,024, and three int64 inputs: alive until the next step."""
+WORKSPACE_BYTES = 28_000_000
+"""Two cuBLAS workspaces (17.0 MB) and unsplit tails of large blocks; within 5 MB over the runs (2026-08)."""
+_NEUTRAL = (None, False, "none", 0, 0.0)
+_LORA_KNOBS = ("use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
+
+
+def record(row: Row) -> Record:
+    """The record of one run."""
+    measured, provenance = row["measured"], row["provenance"]
+    return Record(
+        id=row["run_id"].replace("MetaMathQA/", "metamathqa/"),
+        kind="published",
+        source=f"{provenance['repo']}:{provenance['path']}",
+        source_rev=f"{provenance['snapshot_head'][:10]} (blob {provenance['git_blob'][:10]})",
+        date=row["created_at"][:10],
+        gpu=row["gpu"],
+        job=without_none(_job(row)),
+        measured=_measured(row),
+        setup_known="full",
+        gaps=_gaps(row),
+        trainable_params=measured["num_trainable_params"],
+        notes=_notes(row),
+        versions=", ".join(f"{key} {row['versions'][key]}" for key in ("torch", "transformers", "peft")),
+    )
+
+
+def _job(row: Row) -> Row:
+    train = row["train"]
+    config = row["peft_config"] or {}
+    targets = config.get("target_modules")
+    return {
+        "model": train["model_id"],
+        "method": "full" if row["peft_type"] == "FULL_FINETUNING" else row["peft_type"].lower(),
+        "rank": config.get("r"),
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
+        "set": {"optimizer.impl": "foreach", **_knobs(row["peft_type"], config)},
+        "dtype": "bfloat16",
+        "precision": "bf16",
+        "adapter_dtype": "auto" if train.get("autocast_adapter_dtype", True) else "bfloat16",
+        "optimizer": "adamw",
+        "micro_batch": train["batch_size"],
+        "seq_len": 730,
+        "batching": "padded",
+        "recompute": "full" if train.get("gradient_checkpointing") else "none",
+        "attention": "sdpa",
+    }
+
+
+def _knobs(peft_type: str, config: Row) -> Row:
+    """The method's own settings that are not their neutral value."""
+    ignored = ("r", "target_modules", "task_type", "peft_type", "peft_version", "base_model_name_or_path")
+    keys = _LORA_KNOBS if peft_type == "LORA" else [key for key in config if key not in ignored]
+    chosen = {key: config.get(key) for key in keys if _counts(config.get(key))}
+    return {f"method.{key}": value for key, value in chosen.items()}
+
+
+def _counts(value: Any) -> bool:
+    return value not in _NEUTRAL and value != {} and value != []
+
+
+def _gaps(row: Row) -> tuple[str, ...]:
+    config = row["peft_config"] or {}
+    found = []
+    if row["train"]["optimizer_type"] != "AdamW":
+        found.append(f"optimizer {row['train']['optimizer_type']}")
+    if config.get("use_bdlora"):
+        found.append("BD-LoRA (block-diagonal factors)")
+    if config.get("init_lora_weights") == "mica":
+        found.append("MiCA (only A is trained)")
+    if row["experiment_name"].endswith("steps1000-ff"):
+        found.append("its memory is that of full fine-tuning, its config says LoRA")
+    return tuple(found)
+
+
+def _measured(row: Row) -> tuple[Measured, ...]:
+    found = row["measured"]
+    reserved = exact("reserved_peak", found["memory_reserved_max_bytes"])
+    trainable = found["num_trainable_params"]
+    if trainable is None or row["train"]["batch_size"] != 4:
+        return (reserved,)
+    grads = trainable * (2 if row["peft_type"] in ("FULL_FINETUNING", "LN_TUNING") else 4)
+    outputs = MEAN_PADDED_TOKENS * OUTPUT_BYTES_PER_TOKEN
+    between = beyond(
+        "allocated_between_steps",
+        found["memory_allocated_after_step_avg_bytes"],
+        extra_bytes=grads + outputs + WORKSPACE_BYTES,
+        why="gradients, the step's logits and KV cache, workspaces and block tails are still allocated",
+    )
+    return (reserved, between)
+
+
+def _notes(row: Row) -> str:
+    every = row["harness"]["empty_cache_every_steps"]
+    return (
+        f"empty_cache every {every} step(s); reserved over the whole run minus 2 MiB; inferred largest batch"
+    )
