@@ -2,9 +2,9 @@
 
 Setup read from scripts/measure.py of the PyPI source distribution (2026-11-21): fp16 base without autocast;
 nf4 without double quantization, through prepare_model_for_kbit_training; adapters fp32, dropout 0;
-non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a local,
-so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient kernel
-and expand K and V.
+non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a
+local, so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient
+kernel and expand K and V.
 """
 
 from __future__ import annotations

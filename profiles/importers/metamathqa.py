@@ -1,10 +1,10 @@
-"""PEFT's method comparison on MetaMathQA (huggingface/peft, method_comparison/MetaMathQA): one GPU, many methods.
+"""PEFT's method comparison on MetaMathQA (huggingface/peft, method_comparison): one GPU, many methods.
 
-What its numbers count: `reserved_peak` is max_memory_reserved once at the end of the run, minus the 2 MiB held
-before loading; CUDA context excluded. Judge it with micro-batch 4 at 730 padded tokens, its largest batch
-(inferred: 62 configurations agree on 2,920 tokens; the true size may be 2,800-2,870, the rest 2 MiB rounding).
-`allocated_between_steps` is the mean of memory_allocated after each step, with gradients and the step's
-outputs still alive.
+What its numbers count: `reserved_peak` is max_memory_reserved once at the end of the run, minus the 2 MiB
+held before loading; CUDA context excluded. Judge it with micro-batch 4 at 730 padded tokens, its largest
+batch (inferred: 62 configurations agree on 2,920 tokens; the true size may be 2,800-2,870, the rest 2 MiB
+rounding). `allocated_between_steps` is the mean of memory_allocated after each step, with gradients and the
+step's outputs still alive.
 """
 
 from __future__ import annotations
