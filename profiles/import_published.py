@@ -20,7 +20,7 @@ FAMILIES = {"fitcheck": fitcheck}
 
 
 def mark_repeats(records: Iterable[Record]) -> list[Record]:
-    """The records in order; one that asks what an earlier one asked of the same GPU is marked as its repeat."""
+    """The records in order; one with the job and GPU of an earlier one is marked as its repeat."""
     first: dict[str, str] = {}
     marked = []
     for record in records:
