@@ -11,12 +11,12 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from importers import fitcheck, metamathqa
+from importers import fitcheck, fms, metamathqa, others
 from importers.common import read_rows
 
 from peftplan.records import Record, save
 
-FAMILIES = {"fitcheck": fitcheck}
+FAMILIES = {"fitcheck": fitcheck, "fms": fms, "others": others}
 
 
 def mark_repeats(records: Iterable[Record]) -> list[Record]:

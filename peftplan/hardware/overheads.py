@@ -33,8 +33,8 @@ class Figure:
 HANDLES = 2
 """cuBLAS handles of a training process: the forward thread's and the autograd engine's.
 
-torch keeps a workspace per (handle, stream) and a handle per thread (aten/src/ATen/cuda/CublasHandlePool.cpp).
-Two is what the phase peaks of fitcheck's T4 rows and fms-acceleration's A100 rows hold, to 0.1 MiB (2026-09).
+torch keeps a workspace per (handle, stream) and a handle per thread (ATen/cuda/CublasHandlePool.cpp). Two is
+what the phase peaks of fitcheck's T4 rows and fms-acceleration's A100 rows hold, to 0.1 MiB (2026-09).
 """
 
 _CUBLAS = Figure(
@@ -65,7 +65,7 @@ _CONTEXT_T4 = Figure(
     bytes=int(140.875 * MIB),
     standing="measured",
     source="fitcheck-llm 0.3.1, cudaMemGetInfo minus reserved after the measured steps on a T4, torch "
-    "2.10+cu128 and 2.14+cu130, with and without bitsandbytes; torch-preflight reads 134.875 MiB (torch 2.11)",
+    "2.10+cu128 and 2.14+cu130, with or without bitsandbytes; torch-preflight reads 134.875 MiB (2.11)",
     date="2026-09",
 )
 _CONTEXT_ADA = Figure(

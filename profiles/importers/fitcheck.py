@@ -59,9 +59,10 @@ def _settings(row: Row, *, quantized: bool) -> Row:
         "optimizer.impl": "foreach",
         "recompute.use_reentrant": False,
         "method.lora_dropout": 0.0,
+        "loss.outputs_kept": True,
     }
     if quantized:
-        settings |= {"format.double_quant": False, "format.prepare_kbit": True}
+        settings |= {"format.double_quant": False, "format.upcast": "all"}
     if row["attention_impl"] != "eager":
         settings["attention.backend"] = "efficient"
     return settings
