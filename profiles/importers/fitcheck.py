@@ -2,9 +2,9 @@
 
 Setup read from scripts/measure.py of the PyPI source distribution (2026-11-21): fp16 base without autocast;
 nf4 without double quantization, through prepare_model_for_kbit_training; adapters fp32, dropout 0;
-non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a local,
-so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient kernel
-and expand K and V.
+non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a
+local, so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient
+kernel and expand K and V.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ def _settings(row: Row, *, quantized: bool) -> Row:
         "optimizer.impl": "foreach",
         "recompute.use_reentrant": False,
         "method.lora_dropout": 0.0,
+        "loss.outputs_kept": True,
     }
     if quantized:
-        settings |= {"format.double_quant": False, "format.prepare_kbit": True}
+        settings |= {"format.double_quant": False, "format.upcast": "all"}
     if row["attention_impl"] != "eager":
         settings["attention.backend"] = "efficient"
     return settings
