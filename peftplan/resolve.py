@@ -240,7 +240,8 @@ def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
     """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
     if not (fmt.packed and fmt.upcasts_rest):
         return WeightTypes.all(dtype)
-    return replace(WeightTypes.all(DType.float32), linear=dtype)
+    rest = DType.float32
+    return replace(WeightTypes.all(rest), linear=dtype, bias=fmt.bias_dtype(dtype, rest))
 
 
 def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:

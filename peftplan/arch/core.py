@@ -26,6 +26,8 @@ class Attention:
     """RMS norm over head_dim on queries and keys (Qwen3)."""
     rotary_dim: int | None = None
     """Rotated leading dimensions of a head: head_dim unless partial; None without rotation (NoPE)."""
+    rotary_concat: bool = False
+    """The rotated slice and the rest are concatenated, even where the rest is empty (Phi-3)."""
     window: int | None = None
     """Sliding-window width in tokens, None for full attention."""
     dropout: float = 0.0

@@ -42,6 +42,11 @@ class Bnb4(Format, ABC):
     def upcasts_rest(self) -> bool:
         return self.prepare
 
+    def bias_dtype(self, compute: DType, rest: DType) -> DType:
+        """Linear4bit.forward casts its bias to the compute dtype for good."""
+        del rest
+        return parse_dtype(self.compute_dtype) if self.compute_dtype is not None else compute
+
     def stored_bytes(self, numel: int) -> int:
         """Bytes of one packed weight with its constants."""
         if self.blocksize not in BLOCKSIZES:
@@ -76,6 +81,7 @@ class Bnb4(Format, ABC):
                     ins=(x, weight, *bias),
                     out=out,
                     site=module.site,
+                    adapters_clone=True,
                     forward_workspace_bytes=0 if numerics.backend == "cpu" else dequantized,
                     backward_workspace_bytes=dequantized,
                 )

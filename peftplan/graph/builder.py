@@ -171,7 +171,7 @@ class Builder:
         if p == 0:
             return x
         n = self.name(label)
-        mask_dtype = x.dtype if self.numerics.mask_dtype_is_input else DType.bool
+        mask_dtype = x.dtype if self.numerics.mask_dtype_is_input else DType.boolean
         mask = Tensor(f"{n}.mask", x.shape, mask_dtype)
         out = Tensor(n, x.shape, x.dtype)
         return self._emit(Dropout(name=n, ins=(x,), out=out, mask=mask, site=self._site, part=self._part))
@@ -217,4 +217,5 @@ class Builder:
     def hold(self, *tensors: Tensor) -> None:
         """Python names that go out of scope here and not earlier."""
         n = self.name("hold")
-        self.ops.append(Hold(name=n, ins=tensors, out=Tensor(n, (), DType.bool, BUFFER, stored_bytes=0)))
+        out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
+        self.ops.append(Hold(name=n, ins=tensors, out=out, site=self._site, part=self._part))

@@ -405,14 +405,14 @@ class PackedLinear(Op):
     """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps the packed weight only.
 
     `forward_workspace_bytes` and `backward_workspace_bytes` are the dequantized copies each pass makes.
-    `keeps_input` where the kernel stashes its input whatever needs a gradient (bitsandbytes int8).
+    `keeps_input` where the kernel stashes its input on its node (bitsandbytes int8).
     """
 
     forward_workspace_bytes: int
     backward_workspace_bytes: int
     keeps_input: bool = False
-    counted_flops: bool = True
-    """Whether torch's flop counter sees the forward product (a custom kernel is invisible to it)."""
+    adapters_clone: bool = False
+    """Whether PEFT clones the output before adding its branch (lora/bnb.py, Linear4bit.forward)."""
 
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
@@ -422,8 +422,10 @@ class PackedLinear(Op):
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         x, w = self.ins[0], self.ins[1]
-        kept = (w,) if x.name in need else ()
-        return (*kept, x) if self.keeps_input and kept else kept
+        return (w,) if x.name in need else ()
+
+    def stashed(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.ins[0],) if self.keeps_input and self.ins[0].name in need else ()
 
     def scratch_bytes(self) -> int:
         return self.forward_workspace_bytes

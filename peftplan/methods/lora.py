@@ -170,17 +170,18 @@ class Lora(Method):
         a = b.weight("lora_A.weight", rank, module.in_features, dtype=dtype, kind=ADAPTER)
         up = b.weight("lora_B.weight", module.out_features, rank, dtype=dtype, kind=ADAPTER)
         bias = b.weight("lora_B.bias", module.out_features, dtype=dtype, kind=ADAPTER) if self.lora_bias else None
-        packed = any(isinstance(op, PackedLinear) for op in module.ops)
-        casts = not (packed and host.numerics.autocast is not None)
+        packed = next((op for op in module.ops if isinstance(op, PackedLinear)), None)
+        casts = not (packed is not None and host.numerics.autocast is not None)
         with b.marked(module.site, "down"):
             x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
             down = b.linear(b.dropout(x, self.lora_dropout), a, label="lora_A")
         with b.marked(module.site, "up"):
             delta = b.scale(b.linear(down, up, bias, label="lora_B"))
         with b.marked(module.site, "extra"):
-            if packed:
+            if packed is not None:
                 delta = b.cast(delta, base.dtype, label="delta") if casts else delta
-                out = b.add(base, delta, label="sum")
+                result = b.copy(base, label="clone") if packed.adapters_clone else base
+                out = b.add(result, delta, label="sum")
                 b.hold(delta, x, module.x)
             else:
                 total = b.add(base, delta, label="sum")

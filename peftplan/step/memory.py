@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from peftplan.graph.core import ACTIVATION, Graph, Region, is_global
+from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
 from peftplan.step.walk import RegionWalk, Rules, Saved, Watermark, propagate_need
 
 
@@ -45,6 +45,8 @@ class Segment:
     forward_delta: int = 0
     forward_saved: int = 0
     entry_bytes: int = 0
+    pinned_bytes: int = 0
+    """What each region of the run still holds when its backward is done, until the loss dies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +150,7 @@ def run_step(
     for i, part in enumerate(parts):
         if part.region.name == "head":
             _end_of_backbone(parts[:i], account)
-        _forward(part, account)
+        _forward(part, account, recompute)
         if i == 1:
             account.total += _embedding_held(part)
     _end_of_forward(parts, account, result, loop, previous_outputs)
@@ -157,6 +159,12 @@ def run_step(
         _backward(part, account, recompute, root=part is parts[-1])
     account.total -= rules.size(parts[-1].region.exit.nbytes)
     account.total -= result.kept_global_bytes
+    if loop.outputs_until == "loss":
+        account.total -= sum(part.pinned_bytes * part.count for part in parts)
+    if entry_requires_grad and not parts[0].walk.need & {parts[0].region.exit.name}:
+        # The embedding output is a leaf made to require a gradient: its accumulator keeps it and its gradient.
+        held = parts[1].entry_bytes
+        account.total += held if loop.outputs_until != "loss" else -held
     result.grad_bytes = account.grads
     result.end_bytes = account.total
     result.phases = account.peaks
@@ -178,12 +186,12 @@ def _embedding_held(first: Segment) -> int:
     return 0 if first.checkpointed or first.walk.entry_saved else first.entry_bytes
 
 
-def _forward(part: Segment, account: _Account) -> None:
+def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.rules.size(entry.nbytes) if entry is not None else 0
     walk.owns_entry = not part.checkpointed
     walk.start_phase()
-    walk.forward(keep=not part.checkpointed)
+    walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
     part.forward_delta = walk.current
     part.forward_saved = walk.saved_bytes
     repeats = part.count - 1
@@ -198,9 +206,16 @@ def _forward(part: Segment, account: _Account) -> None:
     account.saved += part.count * part.forward_saved
 
 
+def _made_for_layers(parts: list[Segment]) -> list[Tensor]:
+    """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
+    return [op.out for op in parts[0].region.ops if is_global(op.out.name)]
+
+
 def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
     """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays."""
     kept = {s.tensor.storage for part in parts for s in part.walk.saved}
+    if any(part.checkpointed for part in parts):
+        kept.update(t.storage for t in _made_for_layers(parts))
     for part in parts:
         for op in part.region.ops:
             if is_global(op.out.name) and op.out.name not in kept:
@@ -213,6 +228,7 @@ def _end_of_forward(
 ) -> None:
     """The model's forward has returned: what is kept for backward is settled."""
     seen: set[str] = set()
+    shared = _made_for_layers(parts)
     for part in parts:
         for s in part.walk.saved:
             if not is_global(s.tensor.storage):
@@ -225,6 +241,11 @@ def _end_of_forward(
         if part.checkpointed:
             entry = part.region.entry
             assert entry is not None
+            for t in shared:
+                if t.storage not in seen:
+                    seen.add(t.storage)
+                    result.saved.append((Saved(op="checkpoint", tensor=t, bytes=t.nbytes), 1))
+                    result.kept_global_bytes += part.walk.rules.size(t.nbytes)
             result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
     account.total -= previous_outputs
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
@@ -243,12 +264,15 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
     walk.start_phase()
     saved_before, grads_before = walk.saved_bytes, walk.grad_bytes
     if part.checkpointed:
-        walk.saved.clear()
-        walk.forward(keep=True, stop_early=not recompute.reentrant)
+        stashed = walk.forget_pinned()
+        walk.forward(keep=True, stop_early=not recompute.reentrant, stash=recompute.reentrant)
         walk.backward()
+        walk.drop_pinned()
         walk.current -= part.entry_bytes
+        part.pinned_bytes = stashed
     else:
         walk.backward(root=root)
+        part.pinned_bytes = walk.forget_pinned()
     delta = walk.current - start
     grads = walk.grad_bytes - grads_before
     saved = walk.saved_bytes - saved_before

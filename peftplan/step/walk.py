@@ -112,13 +112,14 @@ class RegionWalk:
     global_grads: dict[str, int] = field(default_factory=dict)
     events: list[tuple[str, int]] | None = None
     _returned: dict[str, int] = field(default_factory=dict)
+    _pinned: dict[str, int] = field(default_factory=dict)
     _request: dict[str, int] = field(default_factory=dict)
     _kept: dict[str, int] = field(default_factory=dict)
     _kept_bytes: dict[str, int] = field(default_factory=dict)
 
     # -- forward ------------------------------------------------------------------------------------------------
 
-    def forward(self, *, keep: bool = True, stop_early: bool = False) -> None:
+    def forward(self, *, keep: bool = True, stop_early: bool = False, stash: bool = True) -> None:
         """Run the ops. With `keep`, what ops save stays alive; with `stop_early`, stop where torch's
         non-reentrant recomputation stops: at the last op that saves something, before running it if what it saves
         are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
@@ -140,13 +141,16 @@ class RegionWalk:
                 self._alloc_output(op, live)
             if keep:
                 self._keep(op, live)
+            if stash:
+                for t in op.stashed(self.need):
+                    self._pin(t, live)
             for storage in last_use.get(i, ()):
                 if storage == exit_storage and not stop_early:
                     continue
                 size = live.pop(storage, 0)
                 if storage in returned:
                     self._returned[storage] = size
-                elif size and storage not in self._kept:
+                elif size and storage not in self._kept and storage not in self._pinned:
                     self._free(size, storage)
         if stop_early:
             for storage, size in live.items():
@@ -185,6 +189,30 @@ class RegionWalk:
             self._kept_bytes[storage] = size
             self.saved_bytes += size
             self.saved.append(Saved(op=op.name, tensor=t, bytes=self._request.get(storage, t.nbytes)))
+
+    def _pin(self, t: Tensor, live: dict[str, int]) -> None:
+        """A stashed value: alive until `drop_pinned`, whatever backward releases."""
+        storage = t.storage
+        if not _owned(t) or storage in self._pinned:
+            return
+        size = live.get(storage, 0)
+        self._pinned[storage] = size
+        if storage not in self._kept and (size or self.owns_entry):
+            self.saved_bytes += size
+            self.saved.append(Saved(op="stash", tensor=t, bytes=self._request.get(storage, t.nbytes)))
+
+    def forget_pinned(self) -> int:
+        """Stop tracking what is pinned: the bytes stay in the account until whoever asks frees them."""
+        total = sum(self._pinned.values())
+        self._pinned.clear()
+        return total
+
+    def drop_pinned(self) -> None:
+        """The graph dies, and with it what its nodes stashed."""
+        for storage, size in self._pinned.items():
+            self.saved_bytes -= size
+            self._free(size, storage)
+        self._pinned.clear()
 
     def _is_entry(self, storage: str) -> bool:
         return self.region.entry is not None and storage == self.region.entry.storage
@@ -294,6 +322,8 @@ class RegionWalk:
             self._kept[storage] = left
             if left == 0:
                 size = self._kept_bytes.pop(storage)
+                if storage in self._pinned:
+                    continue
                 self.saved_bytes -= size
                 if storage not in self._returned:
                     self._free(size, storage)

@@ -27,6 +27,7 @@ def _attention(config: Config) -> Attention:
         kv_heads=config.kv_heads(),
         head_dim=config.head_dim(),
         fused_qkv=True,
+        rotary_concat=True,
         rotary_dim=_rotary_dim(config),
         window=config.size("sliding_window") if config.stated("sliding_window") else None,
         dropout=config.probability("attention_dropout"),

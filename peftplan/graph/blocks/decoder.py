@@ -132,7 +132,7 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
         if setup.attention == "eager":
             return b.make(label, *shape, dtype=setup.types.embedding, temporary_bytes=square)
         if needed and setup.attention.startswith("sdpa"):
-            mask = b.make(label, rows, 1, batch.seq, batch.seq, dtype=DType.bool, temporary_bytes=batch.seq**2)
+            mask = b.make(label, rows, 1, batch.seq, batch.seq, dtype=DType.boolean, temporary_bytes=batch.seq**2)
             return mask.view(*shape)
         return None
 
@@ -195,10 +195,11 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, 
     )
 
 
-def module_order(name: str) -> tuple[int, bool]:
-    """Sort key that puts a layer's parameters in the order of `model.parameters()`."""
+def module_order(name: str) -> tuple[int, bool, bool]:
+    """Sort key that puts a layer's parameters in the order of `model.parameters()`: attention, feed-forward, norms;
+    Phi-3 makes its output projection before the fused one."""
     room = 0 if name.startswith("self_attn.") else 1 if name.startswith("mlp.") else 2
-    return room, "norm." in name
+    return room, "norm." in name, "qkv_proj" in name
 
 
 def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor) -> Tensor:
@@ -246,12 +247,20 @@ def _heads(b: Builder, t: Tensor, batch: Batch, heads: int, dim: int, *, copied:
 
 def _rotary(b: Builder, x: Tensor, a: Attention, shared: _Shared, label: str) -> Tensor:
     """apply_rotary_pos_emb for one of q, k (Su 2021, arXiv:2104.09864); partial rotary concatenates the rest."""
-    dim = a.rotary_dim or a.head_dim
     with b.scope(label):
-        part = x if dim == a.head_dim else b.slice(x, *x.shape[:-1], dim, label="rot")
-        straight = b.mul(part, shared.cos, label="x_cos")
-        turned = b.mul(b.rotate_half(part), shared.sin, label="x_sin")
-        return b.add(straight, turned, label="sum")
+        if not a.rotary_concat:
+            return _turned(b, x, shared)
+        dim = a.rotary_dim or a.head_dim
+        part = b.slice(x, *x.shape[:-1], dim, label="rot")
+        rest = b.slice(x, *x.shape[:-1], a.head_dim - dim, label="pass")
+        return b.concat((_turned(b, part, shared), rest), *x.shape)
+
+
+def _turned(b: Builder, x: Tensor, shared: _Shared) -> Tensor:
+    """x cos + rotate_half(x) sin."""
+    straight = b.mul(x, shared.cos, label="x_cos")
+    turned = b.mul(b.rotate_half(x), shared.sin, label="x_sin")
+    return b.add(straight, turned, label="sum")
 
 
 def attend(b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -299,7 +308,8 @@ def _fused(
     b.ops.append(
         FlashAttention(name=name, ins=(q, k, v), out=out, kv_len=batch.seq, extras=extras, site="attention")
     )
-    return out
+    # The output has the query's strides: (B, S, N, D) as projected, or (B, N, S, D) where rotary concatenated.
+    return b.copy(out, label="attn_output") if a.rotary_concat else out
 
 
 def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
