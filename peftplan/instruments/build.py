@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peftplan.errors import RequestError, UnknownName, Unsupported
+from peftplan.instruments import quantize
 from peftplan.job import Job
 
 Mode = Literal["fake", "real"]
@@ -77,8 +78,10 @@ def _batching(job: Job) -> str:
     return job.batching or "exact"
 
 
-def _dtype(option: str, name: str) -> torch.dtype:
+def _dtype(option: str, name: str, auto: torch.dtype | None = None) -> torch.dtype:
     key = name.removeprefix("torch.").lower()
+    if key == "auto" and auto is not None:
+        return auto
     if key not in DTYPES:
         raise RequestError(f"{option}: the trace cannot run {name!r}; use one of {', '.join(DTYPES)}")
     return DTYPES[key]
@@ -117,7 +120,20 @@ def base_model(choices: Choices, mode: Mode) -> torch.nn.Module:
             config_of(choices), attn_implementation=choices.attention, dtype=choices.dtype
         )
     model.tie_weights()
+    if choices.quantized:
+        _quantize(model, choices)
     return model
+
+
+def _quantize(model: torch.nn.Module, choices: Choices) -> None:
+    from peft import prepare_model_for_kbit_training
+
+    knobs = choices.job.knobs("format")
+    double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
+    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
+    quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job)
+    if knobs.get("prepare", True):
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
@@ -146,7 +162,10 @@ def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
 def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     from peft import get_peft_model
 
-    adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
+    # On `meta` PEFT copies packed weights (DoRA), which only works where new tensors are born on `meta` too.
+    packed_on_meta = choices.quantized and next(model.parameters()).is_meta
+    with torch.device("meta") if packed_on_meta else nullcontext():
+        adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
     cast_adapter(adapted, choices.adapter_dtype)
     return adapted
 
@@ -221,21 +240,40 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
 
 
 def to_fake(model: torch.nn.Module) -> None:
-    """Replace every parameter and buffer on `meta` by a fake CPU tensor; what is tied stays tied."""
+    """Replace every tensor of `model` by a fake CPU tensor. Tied parameters stay tied, views keep their storage."""
     memo: dict[int, torch.Tensor] = {}
+    flat: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for name, param in module._parameters.items():
-            if param is not None:
-                module._parameters[name] = _fake(param, memo)  # type: ignore[assignment]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = _fake(buffer, memo)
+        packed = quantize.fake_weight(module)
+        if packed is not None:
+            memo[id(module._parameters["weight"])] = packed
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = _fake(tensor, memo, flat)  # type: ignore[assignment]
+    for _, owner, key, tensor in loose_tensors(model):
+        owner[key] = _fake(tensor, memo, flat)
 
 
-def _fake(tensor: torch.Tensor, memo: dict[int, torch.Tensor]) -> torch.Tensor:
+def _fake(tensor: torch.Tensor, memo: dict[int, torch.Tensor], flat: dict[int, torch.Tensor]) -> torch.Tensor:
     if id(tensor) not in memo:
-        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
-        if isinstance(tensor, torch.nn.Parameter):
-            empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
+        storage = tensor.untyped_storage()
+        if storage._cdata not in flat:
+            size = storage.nbytes() // tensor.element_size()
+            flat[storage._cdata] = torch.empty(size, dtype=tensor.dtype, device="cpu")
+        view = flat[storage._cdata].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(view, tensor.requires_grad) if is_parameter else view
     return memo[id(tensor)]
+
+
+def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
+    """Tensors that modules hold as plain attributes, or in a dict or list: name, owner, key, tensor."""
+    for path, module in model.named_modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{name}", vars(module), name, value
+            elif isinstance(value, (dict, list)) and name not in ("_parameters", "_buffers"):
+                for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                    if isinstance(item, torch.Tensor):
+                        yield f"{path}.{name}.{key}", value, key, item

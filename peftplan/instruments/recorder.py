@@ -2,7 +2,8 @@
 
 A `TorchDispatchMode` sees every operator below autograd, in forward and in backward, so a storage is recorded
 the moment an operator returns it and un-recorded by a weak reference's callback when its last owner lets go.
-Nothing is rounded. Temporaries inside one kernel are invisible, except in the operators of `OPENED`.
+Nothing is rounded. Temporaries inside one kernel are invisible, except in the
+operators given as `opened`: custom ones whose kernel is Python, which is run through the recorder.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 STATIC_KINDS = ("parameter", "quantization", "buffer", "buffer_non_persistent", "optimizer", "optimizer_step")
 """Kinds of storage that live between steps."""
 
+_aten = torch.ops.aten
+_ITEM = _aten._local_scalar_dense.default
+_PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 _LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
 
 
@@ -94,6 +99,21 @@ def _library_path(filename: str) -> str | None:
     return None
 
 
+def _check_dtypes(func: Any, args: Any) -> None:
+    """Refuse what a real kernel refuses and a fake one lets pass: products of unlike element types."""
+    if func.overloadpacket in _PRODUCTS:
+        kinds = {tensor.dtype for tensor in args[:3] if isinstance(tensor, torch.Tensor)}
+        if len(kinds) > 1:
+            raise RuntimeError(f"{func} of unlike dtypes: {', '.join(sorted(map(str, kinds)))}")
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is only a recipe of others; autograd expands those, so they show up in `opened` code only."""
+    name = func.name()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
+
+
 def _source_line() -> str:
     frame = sys._getframe(2)
     while frame is not None:
@@ -107,11 +127,13 @@ def _source_line() -> str:
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Watches one step. `phase` is set by whoever runs it; `enter`/`leave` by module hooks.
 
-    `flops` counts with the formulas of `torch.utils.flop_counter`, by phase, with `recompute` apart from `backward`.
+    `opened` maps a custom operator's name to its Python kernel. `flops` counts with torch's formulas
+    (`torch.utils.flop_counter`), by phase, with `recompute` apart from `backward`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: dict[str, Callable[..., Any]] | None = None) -> None:
         super().__init__()
+        self._opened = opened or {}
         self.phase = "static"
         self.events: list[Event] = []
         self.born: dict[int, Storage] = {}
@@ -119,6 +141,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.packed: dict[int, tuple[int, Place, torch.Size, torch.dtype]] = {}
         self.flops = dict.fromkeys(("forward", "loss", "backward", "recompute", "optimizer"), 0)
         self.recomputing = 0
+        self.guesses: dict[str, Any] = {}
+        """Source line -> value taken there, where the model read a tensor's value and there was none."""
         self._ids: dict[int, int] = {}
         self._refs: dict[int, Any] = {}
         self._stack: list[str] = []
@@ -184,6 +208,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if self._stack:
             self._stack.pop()
 
+    @contextmanager
+    def layer(self, name: str) -> Iterator[None]:
+        """A checkpointed layer runs: for the first time, or again in backward. May be left by an exception."""
+        depth, again = len(self._stack), self.phase == "backward"
+        self._stack.append(name)
+        self.recomputing += again
+        try:
+            yield
+        finally:
+            self.recomputing -= again
+            del self._stack[depth:]
+
     def _place(self) -> Place:
         if self._stack:
             return Place(self._stack[-1], _source_line(), "")
@@ -245,28 +281,50 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        opened = OPENED.get(str(func))
+        opened = self._opened.get(str(func))
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         self._op = str(func)
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
-        out = func(*args, **kwargs)
+        out = self._read(args[0]) if func is _ITEM else func(*args, **kwargs)
         self._count(func, args, kwargs, out)
         for tensor in _storages(out):
             self._see(tensor, None, "activation")
         return out
 
+    def _read(self, tensor: torch.Tensor) -> Any:
+        """`tensor.item()`. A fake tensor has no value: True, 1 or 0.5 is taken, and noted in `guesses`."""
+        try:
+            return _ITEM(tensor)
+        except DataDependentOutputException:
+            value: Any = 0.5 if tensor.is_floating_point() else 1
+            value = True if tensor.dtype is torch.bool else value
+            self.guesses[_source_line()] = value
+            return value
+
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        formula = flop_registry.get(func.overloadpacket)
+        formula = FLOP_FORMULAS.get(func.overloadpacket)
         if formula is not None:
+            _check_dtypes(func, args)
             phase = "recompute" if self.recomputing else self.phase
             self.flops[phase] = self.flops.get(phase, 0) + formula(*args, **kwargs, out_val=out)
 
 
-OPENED: dict[str, Callable[..., Any]] = {}
-"""Custom operators whose kernel is written in Python, run through the recorder so that what they allocate is seen."""
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""torch's own formulas; the CPU's flash attention, which torch leaves out, counts like the GPU's (5 products back)."""
 
 
 @contextmanager
@@ -289,6 +347,33 @@ def module_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def checkpoint_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
+    """Tell the recorder when a checkpointed layer is being recomputed, and which."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def watch(name: str, checkpoint: Any) -> Any:
+        def run(function: Any, *args: Any) -> Any:
+            with recorder.layer(name):
+                return function(*args)
+
+        return lambda function, *args: checkpoint(functools.partial(run, function), *args)
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    }
+    originals = {name: layer._gradient_checkpointing_func for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer._gradient_checkpointing_func = watch(name, originals[name])
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer._gradient_checkpointing_func = originals[name]
 
 
 def node_names(loss: torch.Tensor) -> dict[int, str]:

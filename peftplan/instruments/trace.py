@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError
-from peftplan.instruments import build
+from peftplan.instruments import build, quantize
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.recorder import (
     STATIC_KINDS,
@@ -30,6 +31,7 @@ from peftplan.instruments.recorder import (
     Recorder,
     Saved,
     Storage,
+    checkpoint_hooks,
     module_hooks,
     node_names,
 )
@@ -88,11 +90,13 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
         model = _assemble(choices, mode)
+        counts = _count(model)
         if mode == "fake":
             stack.enter_context(build.fake_tensors())
             build.to_fake(model)
         stack.enter_context(patched(choices.padded))
-        return _Step(choices, model, mode).run()
+        stack.enter_context(quantize.recognised())
+        return _Step(choices, model, mode).run(counts)
 
 
 def _assemble(choices: Choices, mode: Mode) -> torch.nn.Module:
@@ -101,6 +105,13 @@ def _assemble(choices: Choices, mode: Mode) -> torch.nn.Module:
     if choices.recompute:
         build.checkpoint_layers(model, choices.job)
     return model.train()
+
+
+def _count(model: torch.nn.Module) -> dict[str, int]:
+    from peft import PeftModel
+
+    trainable, total = PeftModel.get_nb_trainable_parameters(model)
+    return {"total": total, "trainable": trainable}
 
 
 @contextmanager
@@ -146,13 +157,20 @@ class _Step:
         self.optimizer = self._optimizer()
         self.saved: list[Saved] = []
 
-    def run(self) -> Trace:
-        self._prime()
+    def run(self, counts: dict[str, int]) -> Trace:
+        """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
+        self._watched_step()
+        gc.collect()
+        self.recorder = Recorder(opened=quantize.opened())
         self._register()
         static = len(self.recorder.events)
-        with self._phases(), module_hooks(self.recorder, self.model), self.recorder:
+        self._watched_step()
+        return self._answer(static, counts)
+
+    def _watched_step(self) -> None:
+        watched = (module_hooks(self.recorder, self.model), checkpoint_hooks(self.recorder, self.model))
+        with self._phases(), watched[0], watched[1], self.recorder:
             self._step()
-        return self._answer(static)
 
     # -- before -----------------------------------------------------------------------------------------------
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -170,15 +188,6 @@ class _Step:
         trained = [param for param in self.model.parameters() if param.requires_grad]
         return torch.optim.AdamW(trained, lr=1e-4, **knobs[impl])
 
-    def _prime(self) -> None:
-        """Let the optimizer create its state, which a steady step finds already there."""
-        for group in self.optimizer.param_groups:
-            for param in group["params"]:
-                param.grad = torch.zeros_like(param)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-
     def _register(self) -> None:
         add = self.recorder.add
         for name, param in self.model.named_parameters():
@@ -188,6 +197,10 @@ class _Step:
                 lasting = name not in module._non_persistent_buffers_set
                 if buffer is not None:
                     add(buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}")
+        for name, _, _, tensor in build.loose_tensors(self.model):
+            add(tensor, "buffer_non_persistent", name)
+        for name, constant in quantize.state_tensors(self.model):
+            add(constant, "quantization", name)
         names = {id(param): name for name, param in self.model.named_parameters()}
         for param, state in self.optimizer.state.items():
             for key, value in state.items():
@@ -247,8 +260,8 @@ class _Step:
         return loss
 
     # -- after ------------------------------------------------------------------------------------------------
-    def _answer(self, static: int) -> Trace:
-        events = [event for event in self.recorder.events if event.phase != "after"]
+    def _answer(self, static: int, counts: dict[str, int]) -> Trace:
+        events = _ordered(event for event in self.recorder.events if event.phase != "after")
         phases, where = _peaks(events)
         flops = self.recorder.flops
         backward = {name: flops[name] for name in ("backward", "recompute", "optimizer")}
@@ -258,7 +271,7 @@ class _Step:
             job=self.job.model_dump(mode="json", by_alias=True),
             mode=self.mode,
             backend="cpu",
-            parameters=self._parameters(kinds),
+            parameters={**counts, "stored_bytes": kinds["parameter"] + kinds["quantization"]},
             static=kinds,
             static_bytes=sum(kinds.values()),
             saved_for_backward_bytes=sum(entry.bytes for entry in self.saved),
@@ -270,15 +283,16 @@ class _Step:
             at_peak=tuple(self.recorder.born[number] for number in _alive_at(events, where)),
             events=tuple(events),
             versions={**{name: version(name) for name in VERSIONED}, "python": platform.python_version()},
-            notes=(),
+            notes=tuple(f"{where}: read a value, took {value}" for where, value in self.recorder.guesses.items()),
         )
 
-    def _parameters(self, kinds: dict[str, int]) -> dict[str, int]:
-        from peft import PeftModel
 
-        trainable, total = PeftModel.get_nb_trainable_parameters(self.model)
-        stored = kinds["parameter"] + kinds["quantization"]
-        return {"total": total, "trainable": trainable, "stored_bytes": stored}
+def _ordered(events: Iterable[Event]) -> list[Event]:
+    """The same events with every run of frees in the order of ids: autocast clears its cache in no fixed order."""
+    ordered: list[Event] = []
+    for action, run in itertools.groupby(events, key=lambda event: event.action):
+        ordered.extend(sorted(run, key=lambda event: event.id) if action == "free" else run)
+    return ordered
 
 
 def _by_kind(storages: Iterator[Storage]) -> dict[str, int]:

@@ -135,7 +135,7 @@ def run_step(
 ) -> StepMemory:
     """Forward, loss and backward of one micro-batch."""
     result = StepMemory(static_bytes=static_bytes)
-    inputs = sum(t.nbytes for t in graph.inputs)
+    inputs = sum(rules.size(t.nbytes) for t in graph.inputs)
     account = _Account(static_bytes + inputs + existing_grad_bytes)
     account.grads = existing_grad_bytes
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
@@ -158,7 +158,7 @@ def run_step(
 def _returned_bytes(parts: list[Segment]) -> int:
     total = 0
     for part in parts:
-        names = {t.name: t.nbytes for op in part.region.ops for t in (op.out,)}
+        names = {op.out.name: part.walk.rules.size(op.out.nbytes) for op in part.region.ops}
         keeps = part.region.returned if not part.checkpointed else ()
         total += part.count * sum(names[n] for n in keeps)
     return total
@@ -166,7 +166,7 @@ def _returned_bytes(parts: list[Segment]) -> int:
 
 def _forward(part: Segment, account: _Account, *, is_first_layer: bool, recompute: Recompute) -> None:
     walk, entry = part.walk, part.region.entry
-    part.entry_bytes = entry.nbytes if entry is not None else 0
+    part.entry_bytes = walk.rules.size(entry.nbytes) if entry is not None else 0
     walk.owns_entry = not (part.checkpointed or is_first_layer)
     walk.start_phase()
     phase = "forward" if part.region.name != "head" else "loss"
@@ -208,7 +208,7 @@ def _end_of_forward(
             assert entry is not None
             result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
     made = {
-        op.out.storage: op.out.nbytes
+        op.out.storage: part.walk.rules.size(op.out.nbytes)
         for part in parts
         for op in part.region.ops
         if is_global(op.out.name) and not op.out.is_param

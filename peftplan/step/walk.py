@@ -9,10 +9,29 @@ added to what is already there. All sizes are bytes, relative to what is alive w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
+from peftplan.units import MIB
+
+
+def exact(request_bytes: int) -> int:
+    """A request counts for what it asks: how a trace counts."""
+    return request_bytes
+
+
+def block_size(request_bytes: int) -> int:
+    """Bytes torch's CUDA caching allocator counts as allocated for a request, served from fresh segments.
+
+    c10/cuda/CUDACachingAllocator.cpp: requests are rounded to 512 B; from 10 MiB on a segment is the request rounded to
+    2 MiB, and a rest of at most 1 MiB is not split off, so it counts as allocated with the block.
+    """
+    rounded = -(-request_bytes // 512) * 512
+    if rounded < 10 * MIB:
+        return rounded
+    segment = -(-rounded // (2 * MIB)) * (2 * MIB)
+    return segment if segment - rounded <= MIB else rounded
 
 
 @dataclass(slots=True)
@@ -36,6 +55,7 @@ class Saved:
 
 @dataclass(slots=True)
 class _Storage:
+    request_bytes: int
     bytes: int
     refs: int = 1
 
@@ -46,6 +66,8 @@ class Rules:
     (isTensorSubclassLike is true for all), on a device it adds in place where it holds the only reference."""
 
     adds_in_place: bool = True
+    size: Callable[[int], int] = block_size
+    """Bytes that a request of so many bytes counts for."""
 
 
 def propagate_need(region: Region, *, entry_needs: bool, also: Iterable[str] = ()) -> set[str]:
@@ -98,12 +120,12 @@ class RegionWalk:
         non-reentrant recomputation stops: at the last op that saves something, before running it if what it saves
         are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
         ops = self.region.ops
-        stop, run_last = self._stop(ops) if stop_early else (len(ops), False)
+        stop, run_last = stopping_point(ops, self.need) if stop_early else (len(ops), False)
         last_use = self._last_use(ops, stop + 1 if stop_early else stop)
         live: dict[str, int] = {}
         entry = self.region.entry
         if entry is not None and self.owns_entry:
-            live[entry.storage] = entry.nbytes
+            live[entry.storage] = self.rules.size(entry.nbytes)
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
@@ -128,7 +150,7 @@ class RegionWalk:
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out
         if not out.base:
-            size = out.nbytes
+            size = self.rules.size(out.nbytes)
             live[out.name] = size
             self._alloc(size, op.name)
         scratch = op.scratch_bytes()
@@ -149,15 +171,13 @@ class RegionWalk:
                 continue
             size = live.get(storage)
             if size is None and (is_global(storage) or self._is_entry(storage)):
-                kept, size = 0, t.nbytes  # somebody else's to free
+                size = 0  # somebody else's to free
             elif size is None:
-                kept = size = t.nbytes
+                size = self.rules.size(t.nbytes)
                 self._alloc(size, op.name)
-            else:
-                kept = size
-            self._kept_bytes[storage] = kept
-            self.saved_bytes += kept
-            self.saved.append(Saved(op=op.name, tensor=t, bytes=size))
+            self._kept_bytes[storage] = size
+            self.saved_bytes += size
+            self.saved.append(Saved(op=op.name, tensor=t, bytes=t.nbytes))
 
     def _is_entry(self, storage: str) -> bool:
         return self.region.entry is not None and storage == self.region.entry.storage
@@ -173,14 +193,6 @@ class RegionWalk:
             if storage not in self._kept_bytes:
                 self._free(size, storage)
         self._returned.clear()
-
-    def _stop(self, ops: tuple[Op, ...]) -> tuple[int, bool]:
-        for i in range(len(ops) - 1, -1, -1):
-            saved = ops[i].saved(self.need)
-            if saved:
-                inputs = {t.name for t in ops[i].ins}
-                return i, any(t.name not in inputs for t in saved)
-        return 0, False
 
     @staticmethod
     def _last_use(ops: tuple[Op, ...], stop: int) -> dict[int, list[str]]:
@@ -204,7 +216,7 @@ class RegionWalk:
         grads: dict[str, _Storage] = {}
         exit_ = self.region.exit
         if grad_exit and exit_.name in self.need:
-            grads[exit_.name] = _Storage(exit_.numel * exit_.dtype.size)
+            grads[exit_.name] = self._exit_gradient()
         for op in reversed(self.region.ops):
             incoming = grads.pop(op.out.name, None)
             if incoming is None:
@@ -213,19 +225,23 @@ class RegionWalk:
         entry = self.region.entry
         return entry is not None and entry.name in grads
 
+    def _exit_gradient(self) -> _Storage:
+        exit_ = self.region.exit
+        request = exit_.numel * exit_.dtype.size
+        return _Storage(request, self.rules.size(request))
+
     def _node(self, op: Op, incoming: _Storage, grads: dict[str, _Storage]) -> None:
         made: list[tuple[Tensor, _Storage]] = []
         for grad in op.backward(self.need):
             if grad.raw_bytes:
-                self._touch(grad.raw_bytes + grad.scratch_bytes, op.name)
+                self._touch(self.rules.size(grad.raw_bytes) + grad.scratch_bytes, op.name)
                 made.append((grad.to, self._new(grad.raw_bytes, op.name)))
             else:
                 incoming.refs += 1
                 made.append((grad.to, incoming))
         for j, (to, storage) in enumerate(made):
             final = to.numel * to.dtype.size
-            raw = op.out.numel * op.out.dtype.size if storage is incoming else storage.bytes
-            if final != raw:
+            if final != storage.request_bytes:
                 made[j] = (to, self._new(final, op.name))
                 self._release(storage, op.name)
         self._release(incoming, op.name)
@@ -248,7 +264,7 @@ class RegionWalk:
             self._release(storage, where)
 
     def _accumulate_param(self, to: Tensor, storage: _Storage, where: str) -> None:
-        size = to.numel * to.dtype.size
+        size = self.rules.size(to.numel * to.dtype.size)
         if self.grads_exist or to.name in self.global_grads:
             if not self.rules.adds_in_place and to.name in self.global_grads:
                 self._touch(size, where)
@@ -276,9 +292,10 @@ class RegionWalk:
 
     # -- the account --------------------------------------------------------------------------------------------
 
-    def _new(self, size: int, where: str) -> _Storage:
+    def _new(self, request_bytes: int, where: str) -> _Storage:
+        size = self.rules.size(request_bytes)
         self._alloc(size, where)
-        return _Storage(size)
+        return _Storage(request_bytes, size)
 
     def _release(self, storage: _Storage, where: str) -> None:
         storage.refs -= 1
@@ -310,7 +327,24 @@ class RegionWalk:
         self.peak = Watermark(self.current, self.saved_bytes, self.grad_bytes, self.region.name)
 
 
-def flops(region: Region, need: Need) -> tuple[int, int]:
+def region_flops(region: Region, need: Need) -> tuple[int, int]:
     """(forward, backward) FLOPs of one region."""
     return sum(op.flops() for op in region.ops), sum(op.grad_flops(need) for op in region.ops)
 
+
+def recompute_flops(region: Region, need: Need, *, stop_early: bool) -> int:
+    """FLOPs of running the region's forward again for its backward."""
+    if not stop_early:
+        return sum(op.flops() for op in region.ops)
+    stop, run_last = stopping_point(region.ops, need)
+    return sum(op.flops() for op in region.ops[: stop + run_last])
+
+
+def stopping_point(ops: tuple[Op, ...], need: Need) -> tuple[int, bool]:
+    """Where a non-reentrant recomputation stops: (index of the last op that saves something, whether it runs)."""
+    for i in range(len(ops) - 1, -1, -1):
+        saved = ops[i].saved(need)
+        if saved:
+            inputs = {t.name for t in ops[i].ins}
+            return i, any(t.name not in inputs for t in saved)
+    return 0, False

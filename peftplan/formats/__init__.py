@@ -1,0 +1,31 @@
+"""Weight formats of the frozen base: `get("nf4")` is the file `nf4.py`; `names()` is the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftplan import plugins
+from peftplan.formats.base import Format
+
+__all__ = ["Format", "get", "make", "names"]
+
+_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "4bit": "nf4", "8bit": "int8",
+              "bnb_nf4": "nf4", "bnb_fp4": "fp4", "bnb_int8": "int8", "llm_int8": "int8"}  # fmt: skip
+
+
+def names() -> tuple[str, ...]:
+    return plugins.names(__name__)
+
+
+def get(name: str) -> type[Format]:
+    key = plugins.canonical(name)
+    key = _SPELLINGS.get(key, key)
+    cls: type[Format] = plugins.load(__name__, "format", key, known=tuple(_SPELLINGS)).FORMAT
+    return cls
+
+
+def make(name: str, knobs: Mapping[str, Any]) -> Format:
+    """A format with its settings; raises RequestError for settings it does not have."""
+    made: Format = plugins.configure(get(name), knobs, what=f"format {name}")
+    return made

@@ -1,0 +1,46 @@
+"""What a weight format is: how the frozen linear layers of the base are stored and computed with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from peftplan.graph.builder import Numerics
+from peftplan.graph.core import Graph
+from peftplan.units import DType
+
+
+@dataclass(frozen=True)
+class Format(ABC):
+    """A storage of frozen weights."""
+
+    @property
+    @abstractmethod
+    def packed(self) -> bool:
+        """Whether weights are stored as something else than their compute dtype."""
+
+    def dtype(self) -> DType | None:
+        """The element type an unpacked format means, None for a packed one."""
+        return None
+
+    @property
+    def upcasts_rest(self) -> bool:
+        """Whether peft's prepare_model_for_kbit_training has cast every unpacked half-precision weight to fp32."""
+        return False
+
+    @abstractmethod
+    def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
+        """The graph with this format's stand-ins for the linear layers it packs."""
+
+
+@dataclass(frozen=True)
+class Plain(Format, ABC):
+    """Weights stored in the dtype they are computed with."""
+
+    @property
+    def packed(self) -> bool:
+        return False
+
+    def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
+        del compute, numerics
+        return graph

@@ -1,0 +1,117 @@
+"""The vocabulary of transforms: freeze, train, rewrite a module's ops, split a run of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from peftplan.graph.core import Graph, Op, Region, Tensor
+
+MODULE_SITES = frozenset(
+    {"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Module:
+    """The base ops of one projection: what nn.Linear (or its quantized stand-in) does between x and out."""
+
+    path: str
+    """Its name inside the layer (`self_attn.q_proj`), or in the model (`lm_head`)."""
+    site: str
+    ops: tuple[Op, ...]
+    x: Tensor
+    out: Tensor
+    weight: Tensor
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+Rewriter = Callable[[Module], tuple[Op, ...]]
+
+
+def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
+    """(start, end, module) for every projection of the region: consecutive base ops of one site."""
+    ops = region.ops
+    i = 0
+    while i < len(ops):
+        op = ops[i]
+        if op.part != "base" or op.site not in MODULE_SITES:
+            i += 1
+            continue
+        j = i + 1
+        while j < len(ops) and ops[j].site == op.site and ops[j].part == "base":
+            j += 1
+        group = ops[i:j]
+        weight = next(t for o in group for t in o.ins if t.is_param and len(t.shape) == 2)
+        path = weight.name.removeprefix("@").removesuffix(".weight")
+        yield i, j, Module(path=path, site=op.site, ops=group, x=group[0].ins[0], out=group[-1].out, weight=weight)
+        i = j
+
+
+def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
+    """Replace the ops of every module for which `choose` gives a rewriter. The last new op must write the old out."""
+    new: list[Op] = []
+    done = 0
+    for start, end, module in modules(region):
+        rewriter = choose(module)
+        if rewriter is None:
+            continue
+        new.extend(region.ops[done:start])
+        new.extend(rewriter(module))
+        done = end
+    if not done:
+        return region
+    new.extend(region.ops[done:])
+    return replace(region, ops=tuple(new))
+
+
+def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ...]:
+    """`ops` with the value `produced` renamed to `target`, wherever it is written or read."""
+    def renamed(t: Tensor) -> Tensor:
+        if t.name == produced.name:
+            return t._replace(name=target.name)
+        return t._replace(base=target.name) if t.base == produced.name else t
+
+    return tuple(replace(op, ins=tuple(map(renamed, op.ins)), out=renamed(op.out)) for op in ops)
+
+
+def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
+    """Set `trainable` of every parameter by `wanted(region, parameter)`."""
+
+    def in_region(region: Region) -> Region:
+        def flip(t: Tensor) -> Tensor:
+            if not t.is_param:
+                return t
+            flag = wanted(region, t)
+            return t if t.trainable is flag else t._replace(trainable=flag)
+
+        ops = tuple(
+            replace(op, ins=tuple(map(flip, op.ins))) if any(t.is_param for t in op.ins) else op
+            for op in region.ops
+        )
+        return replace(region, ops=ops)
+
+    return replace(graph, regions=tuple(map(in_region, graph.regions)))
+
+
+def split_runs(graph: Graph, key: Callable[[int], object]) -> Graph:
+    """Split every run of equal layers where `key(layer index)` changes."""
+    out: list[Region] = []
+    for region in graph.regions:
+        if region.first_index is None:
+            out.append(region)
+            continue
+        start = region.first_index
+        for index in range(start + 1, region.first_index + region.count):
+            if key(index) != key(start):
+                out.append(replace(region, count=index - start, first_index=start))
+                start = index
+        out.append(replace(region, count=region.first_index + region.count - start, first_index=start))
+    return replace(graph, regions=tuple(out))

@@ -1,0 +1,54 @@
+"""Fine-tuning methods: `get("lora")` is the file `lora.py`; `names()` is the folder; variants are rows in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from peftplan import plugins
+from peftplan.methods.base import Host, Method
+
+__all__ = ["Host", "Method", "aliases", "get", "make", "names"]
+
+
+def names() -> tuple[str, ...]:
+    return plugins.names(__name__)
+
+
+@lru_cache
+def aliases() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every name that is a variant of a method: name -> (method, settings it implies)."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in names():
+        for alias, settings in getattr(plugins.load(__name__, "method", name), "VARIANTS", {}).items():
+            found[alias] = (name, settings)
+    return found
+
+
+def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
+    """(method file, implied settings) of a method or variant name; UnknownName otherwise."""
+    key = plugins.canonical(name)
+    if key in names():
+        return key, {}
+    known = aliases()
+    if key in known:
+        return known[key]
+    plugins.load(__name__, "method", key, known=tuple(known))
+    raise AssertionError
+
+
+def get(name: str) -> type[Method]:
+    """The method class a name stands for."""
+    cls: type[Method] = plugins.load(__name__, "method", resolve_name(name)[0]).METHOD
+    return cls
+
+
+def make(name: str, knobs: Mapping[str, Any]) -> Method:
+    """A method with its settings; raises RequestError for settings it does not have."""
+    key, implied = resolve_name(name)
+    module = plugins.load(__name__, "method", key)
+    made: Method = plugins.configure(
+        module.METHOD, {**implied, **knobs}, what=f"method {name}", harmless=getattr(module, "HARMLESS", frozenset())
+    )
+    return made

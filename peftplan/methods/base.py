@@ -1,0 +1,38 @@
+"""What a method is: a transform of the graph, given the host model it is put on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from peftplan.arch.core import Arch
+from peftplan.graph.builder import Numerics
+from peftplan.graph.core import Graph
+from peftplan.units import DType
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """What a method may know about the model it adapts."""
+
+    arch: Arch
+    numerics: Numerics
+    adapter_dtype: DType | None
+    """The dtype of new parameters; None: PEFT's rule, half-precision adapters are held in fp32."""
+    base_dtype: DType
+
+    @property
+    def new_dtype(self) -> DType:
+        """peft.tuners.tuners_utils.cast_adapter_dtype: float16 and bfloat16 adapters become float32."""
+        if self.adapter_dtype is not None:
+            return self.adapter_dtype
+        return DType.float32 if self.base_dtype.is_half else self.base_dtype
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A frozen set of knobs, named as in the library people use it from, and one transform."""
+
+    @abstractmethod
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        """The graph with this method's parameters added and everything else frozen or trained as it says."""

@@ -1,0 +1,53 @@
+"""Partial fine-tuning: the last layers train, the rest is frozen (LLaMA-Factory's `freeze`).
+
+Trains: every weight of the last `layers` decoder layers, and the modules named in `train`.
+Keeps for backward: as full fine-tuning, in the trained layers; frozen layers below the first trained one keep nothing.
+Not modelled: nothing known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from peftplan.errors import RequestError
+from peftplan.graph.core import Graph, Region, Tensor
+from peftplan.graph.edit import split_runs, train
+from peftplan.methods.base import Host, Method
+
+_OUTSIDE = {"model.norm": "norm.weight", "lm_head": "@lm_head.weight", "model.embed_tokens": "@embed_tokens.weight"}
+
+
+@final
+@dataclass(frozen=True)
+class Freeze(Method):
+    layers: int = 2
+    """How many decoder layers train, counted from the top."""
+    train: tuple[str, ...] = ()
+    """Modules outside the layers that train too: model.norm, lm_head, model.embed_tokens."""
+
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        total = host.arch.num_layers
+        if not 0 <= self.layers <= total:
+            raise RequestError(f"method.layers={self.layers}: the model has {total} layers; use 0 to {total}")
+        if not self.layers and not self.train:
+            raise RequestError("method freeze trains nothing; set method.layers to at least 1 or method.train")
+        unknown = [name for name in self.train if name not in _OUTSIDE]
+        if unknown:
+            raise RequestError(f"method.train: {unknown[0]!r} is not one of {', '.join(_OUTSIDE)}")
+        outside = {_OUTSIDE[name] for name in self.train}
+        if host.arch.tied and "@lm_head.weight" in outside:
+            outside.add("@embed_tokens.weight")
+        first = total - self.layers
+
+        def trained(region: Region, weight: Tensor) -> bool:
+            if region.first_index is not None:
+                return region.first_index >= first
+            return weight.name in outside
+
+        return train(split_runs(graph, lambda index: index >= first), trained)
+
+
+METHOD = Freeze
+EXAMPLES = (Freeze(), Freeze(layers=1, train=("lm_head",)))
+UNVERIFIED: dict[str, str] = {}

@@ -1,0 +1,41 @@
+"""Full fine-tuning: every weight trains.
+
+Trains: everything.
+Keeps for backward: the input of every linear layer and the normalised input of every norm, besides what the
+activations' own formulas keep.
+Not modelled: nothing known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from peftplan.errors import RequestError
+from peftplan.graph.core import Graph, Region, Tensor
+from peftplan.graph.edit import train
+from peftplan.methods.base import Host, Method
+
+
+@final
+@dataclass(frozen=True)
+class Full(Method):
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        for weight, _ in graph.params():
+            if weight.stored_bytes is not None:
+                raise RequestError(
+                    f"method full cannot train packed weights ({weight.name.removeprefix('@')}); use an adapter method "
+                    "such as lora, or an unquantized --format"
+                )
+        del host
+        return train(graph, _everything)
+
+
+def _everything(region: Region, weight: Tensor) -> bool:
+    del region, weight
+    return True
+
+
+METHOD = Full
+EXAMPLES = (Full(),)
+UNVERIFIED: dict[str, str] = {}

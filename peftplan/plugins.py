@@ -1,0 +1,65 @@
+"""Finding plug-ins: a folder is the registry, one file is one member."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from peftplan.errors import RequestError, UnknownName
+
+T = TypeVar("T")
+_PRIVATE = {"base", "targets"}
+
+
+@lru_cache
+def names(package: str) -> tuple[str, ...]:
+    """The member files of a plug-in package, sorted."""
+    module = importlib.import_module(package)
+    found = (info.name for info in pkgutil.iter_modules(module.__path__))
+    return tuple(sorted(n for n in found if n not in _PRIVATE and not n.startswith("_")))
+
+
+def load(package: str, what: str, name: str, *, known: tuple[str, ...] = ()) -> ModuleType:
+    """The module of one member; UnknownName with near matches where there is none."""
+    if name not in names(package):
+        raise UnknownName(what, name, {*names(package), *known})
+    return importlib.import_module(f"{package}.{name}")
+
+
+def canonical(name: str) -> str:
+    """`-` and `_` are the same, case does not matter."""
+    return name.strip().lower().replace("-", "_")
+
+
+@lru_cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def configure(cls: type[T], knobs: Mapping[str, Any], *, what: str, harmless: frozenset[str] = frozenset()) -> T:
+    """An instance of the frozen dataclass `cls` from user settings.
+
+    `harmless` names settings that the libraries have and memory does not feel: accepted and dropped. Unknown names and
+    wrong types are one RequestError line.
+    """
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in knobs:
+        if key not in fields and key not in harmless:
+            raise UnknownName(f"setting of {what}", key, fields | harmless)
+    given = {k: v for k, v in knobs.items() if k in fields}
+    if not given:
+        return cls()
+    try:
+        made: T = _adapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"][:1])
+        raise RequestError(f"{what}: {where}={first['input']!r}: {first['msg'].lower()}") from None
+    return made

@@ -1,0 +1,271 @@
+"""From a Job as asked to a Job with every choice made, and the reasons for those that mattered.
+
+Defaults are what transformers, PEFT and torch do when nobody tells them otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peftplan import formats, methods, optimizers
+from peftplan.arch import load_arch
+from peftplan.arch.core import Arch
+from peftplan.errors import RequestError, UnknownName, Unsupported
+from peftplan.formats import Format
+from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
+from peftplan.graph.builder import Numerics
+from peftplan.job import Job
+from peftplan.methods import Host, Method
+from peftplan.optimizers import Optimizer
+from peftplan.plugins import canonical
+from peftplan.result import Assumption
+from peftplan.step.memory import Loop, Recompute
+from peftplan.units import DType, parse_dtype
+
+ATTENTION = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "sdpa_flash": "sdpa",
+    "sdpa_efficient": "sdpa",
+    "sdpa_math": "sdpa_math",
+    "flash_attention_2": "flash_attention_2",
+    "fa2": "flash_attention_2",
+    "flash_attention_3": "flash_attention_3",
+    "fa3": "flash_attention_3",
+}
+RECOMPUTE = ("none", "full")
+PREFIXES = ("method", "format", "optimizer", "layout", "model", "recompute", "loop", "kernels", "precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A resolved job and the objects its names stand for."""
+
+    job: Job
+    arch: Arch
+    setup: Setup
+    host: Host
+    method: Method
+    format: Format
+    compute: DType
+    optimizer: Optimizer
+    recompute: Recompute
+    loop: Loop
+    assumptions: tuple[Assumption, ...]
+
+
+class _Notes:
+    def __init__(self) -> None:
+        self.items: list[Assumption] = []
+
+    def default(self, given: Any, what: str, value: Any, why: str) -> Any:
+        """`given`, or the default with its reason noted."""
+        if given is not None:
+            return given
+        self.items.append(Assumption(what=what, value=value, why=why))
+        return value
+
+    def add(self, what: str, value: Any, why: str) -> None:
+        self.items.append(Assumption(what=what, value=value, why=why))
+
+
+def resolve(job: Job) -> Case:
+    """Every name looked up, every default decided. Raises RequestError for what is wrong or not modelled."""
+    _check_settings(job)
+    _check_unmodelled(job)
+    notes = _Notes()
+    overrides = job.knobs("model")
+    arch = load_arch(job.model, config=job.config, overrides=overrides)
+    for text in arch.notes:
+        notes.add("model", job.model, text)
+    method_name, implied_format, format_knobs = _method_name(job)
+    dtype, autocast, precision = _precision(job, arch, notes, method_name, implied_format)
+    fmt_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
+    fmt = formats.make(fmt_name, {**format_knobs, **job.knobs("format")})
+    dtype = fmt.dtype() or dtype
+    knobs = _method_knobs(job)
+    method = methods.make(method_name, knobs)
+    optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
+    optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
+    seq_len = notes.default(
+        job.seq_len, "seq_len", min(1024, arch.max_positions or 1024), "TRL's default max_length, within the model's"
+    )
+    _check_length(seq_len, arch, notes)
+    batching = notes.default(
+        job.batching,
+        "batching",
+        "padded" if job.micro_batch > 1 else "exact",
+        "several sequences of different lengths are padded" if job.micro_batch > 1 else "one sequence needs no padding",
+    )
+    if batching == "padded" and job.micro_batch == 1 and job.batching is None:
+        batching = "exact"
+    recompute_name = notes.default(
+        job.recompute,
+        "recompute",
+        "full" if fmt.upcasts_rest else "none",
+        "peft.prepare_model_for_kbit_training turns gradient checkpointing on"
+        if fmt.upcasts_rest
+        else "transformers' default",
+    )
+    recompute = _recompute(job, recompute_name)
+    attention = ATTENTION.get(canonical(notes.default(job.attention, "attention", "sdpa", "transformers' default")))
+    if attention is None:
+        raise UnknownName("attention implementation", job.attention or "", ATTENTION)
+    numerics = Numerics(autocast=autocast, backend=job.backend)
+    types = _weight_types(dtype, fmt)
+    use_cache = arch.use_cache and not recompute.layers
+    if use_cache and job.knobs("model").get("use_cache") is None:
+        notes.add(
+            "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
+        )
+    setup = Setup(
+        batch=Batch(size=job.micro_batch, seq=seq_len, masked=batching == "padded"),
+        types=types,
+        numerics=numerics,
+        attention=attention,
+        use_cache=use_cache,
+    )
+    adapter_dtype = None if job.adapter_dtype == "auto" else parse_dtype(job.adapter_dtype)
+    host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
+    if adapter_dtype is None and dtype.is_half and method_name not in ("full", "freeze"):
+        notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
+    resolved = job.model_copy(
+        update={
+            "config": arch.model_dump() if job.config is None else job.config,
+            "format": fmt_name,
+            "dtype": dtype.label,
+            "precision": precision,
+            "optimizer": optimizer_name,
+            "seq_len": seq_len,
+            "batching": batching,
+            "recompute": recompute_name,
+            "attention": job.attention or "sdpa",
+            "layout": job.layout or "none",
+            "offload": job.offload or "none",
+            "kernels": job.kernels or "hf",
+        }
+    )
+    return Case(
+        job=resolved,
+        arch=arch,
+        setup=setup,
+        host=host,
+        method=method,
+        format=fmt,
+        compute=dtype,
+        optimizer=optimizer,
+        recompute=recompute,
+        loop=_loop(job),
+        assumptions=tuple(notes.items),
+    )
+
+
+# -- what is asked ----------------------------------------------------------------------------------------------
+
+
+def _check_settings(job: Job) -> None:
+    for key in job.settings:
+        prefix, _, rest = key.partition(".")
+        if prefix not in PREFIXES or not rest:
+            raise UnknownName("setting", key, (f"{p}." for p in PREFIXES), "settings are written PREFIX.KEY=VALUE")
+
+
+def _check_unmodelled(job: Job) -> None:
+    if job.task != "train":
+        raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
+    if job.layout not in (None, "none", "single") or job.gpus * job.nodes > 1:
+        raise Unsupported("more than one GPU is not modelled yet; use --gpus 1 without --layout")
+    if job.offload not in (None, "none"):
+        raise Unsupported(f"--offload {job.offload} is not modelled yet")
+    if job.kernels not in (None, "hf"):
+        raise Unsupported(f"--kernels {job.kernels} is not modelled yet; only transformers' own (hf) are")
+
+
+def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
+    """(method, format it implies, format settings it implies)."""
+    name = canonical(job.method)
+    if name == "qlora":
+        return "lora", "nf4", {"double_quant": True} if job.format in (None, "nf4", "fp4") else {}
+    methods.resolve_name(name)
+    return name, None, {}
+
+
+def _format_reason(implied: str | None) -> str:
+    return "qlora: 4-bit NormalFloat with double quantization" if implied else "weights stay in their own dtype"
+
+
+def _method_knobs(job: Job) -> dict[str, Any]:
+    knobs = job.knobs("method")
+    if job.rank is not None:
+        knobs["r"] = job.rank
+    if job.target_modules is not None:
+        knobs["target_modules"] = job.target_modules
+    return knobs
+
+
+def _precision(
+    job: Job, arch: Arch, notes: _Notes, method: str, implied_format: str | None
+) -> tuple[DType, DType | None, str]:
+    """(weight dtype, autocast dtype or None, the precision's name)."""
+    asked = (job.precision or "").lower().replace("_", "-")
+    if asked in ("tf32", "fp32", "float32"):
+        asked = "fp32"
+    base, mixed = asked.removesuffix("-mixed"), asked.endswith("-mixed")
+    if asked and base not in ("bf16", "fp16", "fp32", "bfloat16", "float16"):
+        raise Unsupported(f"--precision {job.precision} is not modelled; use bf16, fp16, fp32, bf16-mixed or fp16-mixed")
+    if mixed and base == "fp32":
+        raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
+    stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
+    if mixed:
+        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in ("full", "freeze") else DType.float32)
+        if stated is None:
+            why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
+            notes.add("dtype", dtype.label, why)
+        del implied_format
+        return dtype, parse_dtype(base), asked
+    if stated is not None:
+        dtype = parse_dtype(stated)
+    elif asked:
+        dtype = parse_dtype(base)
+    else:
+        dtype = arch.dtype
+        notes.add("dtype", dtype.label, "the dtype the checkpoint states (from_pretrained's default)")
+    if not dtype.is_float or dtype.bits < 16:
+        raise Unsupported(f"--dtype {dtype.label} is not modelled; use bf16, fp16 or fp32")
+    return dtype, None, asked or {"bfloat16": "bf16", "float16": "fp16"}.get(dtype.label, "fp32")
+
+
+def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
+    """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
+    if not (fmt.packed and fmt.upcasts_rest):
+        return WeightTypes.all(dtype)
+    return replace(WeightTypes.all(DType.float32), linear=dtype)
+
+
+def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
+    if arch.max_positions is not None and seq_len > arch.max_positions:
+        notes.add(
+            "seq_len", seq_len, f"longer than the model's max_position_embeddings ({arch.max_positions}); memory as asked"
+        )
+
+
+def _recompute(job: Job, name: str) -> Recompute:
+    if name not in RECOMPUTE:
+        raise UnknownName("recompute policy", name, RECOMPUTE)
+    knobs = job.knobs("recompute")
+    unknown = [k for k in knobs if k != "use_reentrant"]
+    if unknown:
+        raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
+    return Recompute(layers=name == "full", reentrant=bool(knobs.get("use_reentrant", False)))
+
+
+def _loop(job: Job) -> Loop:
+    knobs = job.knobs("loop")
+    unknown = [k for k in knobs if k != "outputs_until"]
+    if unknown:
+        raise UnknownName("setting of loop", unknown[0], ["outputs_until"])
+    until = knobs.get("outputs_until", "step")
+    if until not in ("loss", "step", "next"):
+        raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
+    return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
