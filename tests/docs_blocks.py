@@ -1,7 +1,7 @@
 """Code blocks of README.md and docs/: found, run, and their shown output kept current.
 
-```console   lines that start with `$ ` are run in the page's own folder (`peftplan ...` only); the lines below
-             one, where there are any, are what it must print; `...` stands for any lines
+```console   lines that start with `$ ` are run in the page's own folder (`peftplan ...` only); the lines
+             below one, where there are any, are what it must print; `...` stands for any lines
 ```python    run in one namespace for the page
 ```yaml X    (or json X) written to the file X of the page's folder
 
