@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from peftplan.graph.blocks.decoder import decoder
-from peftplan.graph.core import ADAPTER, Graph
+from peftplan.graph.blocks.decoder import decoder, module_order
+from peftplan.graph.core import ADAPTER, Graph, is_global
 from peftplan.job import Job, make_job
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case, resolve
@@ -94,7 +94,14 @@ def _rules(case: Case) -> Rules:
 
 
 def _trained(graph: Graph) -> list[Trained]:
-    return [Trained(t.numel, t.dtype, count) for t, count in graph.params() if t.trainable]
+    """Trainable weights in the order an optimizer sees them, neighbours in a layer as neighbours."""
+    found: list[Trained] = []
+    seen: set[str] = set()
+    for region in graph.regions:
+        mine = [t for t in region.params() if t.trainable and t.name not in seen]
+        seen.update(t.name for t in mine if is_global(t.name))
+        found.extend(Trained(t.numel, t.dtype, region.count) for t in sorted(mine, key=lambda t: module_order(t.name)))
+    return found
 
 
 def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> dict[str, int]:

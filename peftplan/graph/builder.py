@@ -209,6 +209,11 @@ class Builder:
         n = f"@{label}"
         return self._emit(Make(name=n, ins=ins, out=Tensor(n, shape, dtype, kind), temporary_bytes=temporary_bytes))
 
+    def plain(self, label: str, *shape: int, dtype: DType, ins: tuple[Tensor, ...] = ()) -> Tensor:
+        """A tensor without gradient that lives like any other value."""
+        n = self.name(label)
+        return self._emit(Make(name=n, ins=ins, out=Tensor(n, shape, dtype), site=self._site))
+
     def hold(self, *tensors: Tensor) -> None:
         """Python names that go out of scope here and not earlier."""
         n = self.name("hold")

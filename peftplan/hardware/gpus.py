@@ -80,7 +80,7 @@ class Gpu:
     link: Link
     pcie: Pcie | None
     l2_bytes: int | None
-    tdp_watts: int | None
+    tdp_watts: float | None
     form_factor: str
     node: Node
     release_year: int
@@ -116,8 +116,8 @@ def _gpu(row: dict[str, Any]) -> Gpu:
 def usable_bytes(gpu: Gpu) -> UsableMemory:
     """What torch reports as the card's total, else the driver's total, else the marketed size.
 
-    The driver's total errs high by what the driver keeps (0.3 to 0.9 GiB on the cards where both are known);
-    the marketed size in decimal gigabytes errs low on most cards. None for a card that shares its memory with
+    The driver's total errs high by what the driver keeps (0 to 1.1 GiB on the cards where both are known);
+    the marketed size in decimal gigabytes errs low. None for a card that shares its memory with
     the CPU, unless torch's total is known.
     """
     memory = gpu.memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ class Choices:
     padded: bool
     recompute: bool
     attention: str
+    outputs_until: str
+    """The loop keeps the model's outputs (logits, cache) until the next step's replace them."""
 
     @property
     def quantized(self) -> bool:
@@ -57,6 +59,7 @@ def decide(job: Job) -> Choices:
     precision = (job.precision or "bf16").lower()
     pure = precision.removesuffix("-mixed")
     weights = job.dtype or ("fp32" if precision != pure else pure)
+    outputs = str(job.knobs("loop").get("outputs_until", "step"))
     fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
     return Choices(
         job=job,
@@ -69,6 +72,7 @@ def decide(job: Job) -> Choices:
         padded=_batching(job) == "padded",
         recompute=_one_of("recompute", job.recompute or "none", ("none", "full")) == "full",
         attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa")),
+        outputs_until=_one_of("set loop.outputs_until", outputs, ("loss", "step", "next")),
     )
 
 
@@ -130,7 +134,9 @@ def _quantize(model: torch.nn.Module, choices: Choices) -> None:
 
     knobs = choices.job.knobs("format")
     double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
-    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
+    compute = _dtype(
+        "format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype
+    )
     quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job)
     if knobs.get("prepare", True):
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -162,9 +168,9 @@ def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
 def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     from peft import get_peft_model
 
-    # On `meta` PEFT copies packed weights (DoRA), which only works where new tensors are born on `meta` too.
-    packed_on_meta = choices.quantized and next(model.parameters()).is_meta
-    with torch.device("meta") if packed_on_meta else nullcontext():
+    # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works where new tensors are born there.
+    # Other methods read what they draw (BOFT, AdaLoRA), which only works on the CPU.
+    with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
         adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
     cast_adapter(adapted, choices.adapter_dtype)
     return adapted

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 
 from peftplan.errors import RequestError
@@ -23,14 +22,16 @@ def quantize(model: torch.nn.Module, *, fmt: str, compute: torch.dtype, double: 
 
     Follows `transformers.quantizers.quantizer_bnb_4bit`/`_8bit`: the head and tied modules stay as they are.
     """
+    import bitsandbytes as bnb
+
     # The code book is a module-level cache that all layers share; made here so that no fake tensor gets into it.
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    sources = {name: module for name, module in model.named_modules() if _is_linear(module)}
     quantizer = _quantizer(fmt, compute, double)
     quantizer.preprocess_model(model, device_map={"": "cpu"})
     for name, module in model.named_modules():
         if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
-            _pack(module, linears[name], job)
+            _pack(module, sources[name], job)
     quantizer.postprocess_model(model)
 
 
@@ -50,21 +51,32 @@ def _quantizer(fmt: str, compute: torch.dtype, double: bool) -> Any:
     return Bnb4BitHfQuantizer(config, pre_quantized=False)
 
 
-def _pack(module: Any, source: torch.nn.Linear, job: Job) -> None:
+def _is_linear(module: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (torch.nn.Linear, Conv1D))
+
+
+def _pack(module: Any, source: Any, job: Job) -> None:
+    import bitsandbytes as bnb
+
+    rows = source.weight.data if isinstance(source, torch.nn.Linear) else source.weight.data.T
     module.bias = source.bias
     if isinstance(module, bnb.nn.Linear8bitLt):
-        weight = bnb.nn.Int8Params(source.weight.data, requires_grad=False, has_fp16_weights=False)
+        weight = bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False)
     else:
         kept = dict(module.weight.__dict__)
         kept["blocksize"] = _blocksize(job, kept["blocksize"])
-        weight = bnb.nn.Params4bit(source.weight.data, requires_grad=False, **kept)
-    module.weight = weight._quantize(source.weight.device)
+        weight = bnb.nn.Params4bit(rows, requires_grad=False, **kept)
+    module.weight = weight._quantize(rows.device)
 
 
 def _blocksize(job: Job, default: int) -> int:
     size = int(job.knobs("format").get("blocksize", default))
     if size not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-        raise RequestError(f"format.blocksize={size}: bitsandbytes packs blocks of a power of 2 from 32 to 4096")
+        raise RequestError(
+            f"format.blocksize={size}: bitsandbytes packs blocks of a power of 2 from 32 to 4096"
+        )
     return size
 
 
@@ -73,6 +85,8 @@ def fake_weight(module: torch.nn.Module) -> torch.nn.Parameter | None:
 
     A FakeTensor cannot be of bitsandbytes' parameter class, so the state rides on it as attributes.
     """
+    import bitsandbytes as bnb
+
     if isinstance(module, bnb.nn.Linear8bitLt):
         return _fake_int8(module)
     if isinstance(module, bnb.nn.Linear4bit):
@@ -81,6 +95,8 @@ def fake_weight(module: torch.nn.Module) -> torch.nn.Parameter | None:
 
 
 def _fake_4bit(module: Any) -> torch.nn.Parameter:
+    import bitsandbytes as bnb
+
     old = module.weight
     packed, state = bnb.functional.quantize_4bit(
         torch.empty(old.quant_state.shape, dtype=old.quant_state.dtype, device="cpu"),
@@ -98,6 +114,8 @@ def _fake_4bit(module: Any) -> torch.nn.Parameter:
 
 
 def _fake_int8(module: Any) -> torch.nn.Parameter:
+    import bitsandbytes as bnb
+
     rows = torch.empty(module.weight.shape, dtype=torch.float16, device="cpu")
     packed, scale, _ = bnb.functional.int8_vectorwise_quant(rows)
     new: Any = torch.nn.Parameter(packed, requires_grad=False)
@@ -114,6 +132,8 @@ def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _constants(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    import bitsandbytes as bnb
+
     if isinstance(module, bnb.nn.Linear8bitLt):
         yield "SCB", module.state.SCB if module.weight.SCB is None else module.weight.SCB
     elif isinstance(module, bnb.nn.Linear4bit):
@@ -132,6 +152,8 @@ def opened() -> dict[str, Any]:
 
 def _dequantized(weight: Any, scale: Any = None) -> torch.Tensor | None:
     """The weight that a fake packed one stands for; None for what is not packed."""
+    import bitsandbytes as bnb
+
     constants = vars(weight)
     if "quant_state" in constants:
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
@@ -156,7 +178,9 @@ def recognised() -> Iterator[None]:
         found = _dequantized(module.weight, getattr(getattr(module, "state", None), "SCB", None))
         return of_module(module) if found is None else found
 
-    with _replaced({"dequantize_bnb_weight": from_weight, "dequantize_module_weight": from_module}, integrations):
+    with _replaced(
+        {"dequantize_bnb_weight": from_weight, "dequantize_module_weight": from_module}, integrations
+    ):
         yield
 
 

@@ -20,8 +20,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-STATIC_KINDS = ("parameter", "quantization", "buffer", "buffer_non_persistent", "optimizer", "optimizer_step")
-"""Kinds of storage that live between steps."""
+STATIC_KINDS = (
+    "parameter",
+    "quantization",
+    "buffer",
+    "buffer_non_persistent",
+    "optimizer",
+    "optimizer_step",
+    "gradient",
+    "outputs",
+)
+"""Kinds of storage that live between steps. `optimizer_step` are Adam's step counters, which torch keeps on the CPU
+even for parameters on a GPU (unless fused); `gradient` where gradients accumulate; `outputs` where a loop holds them.
+"""
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
@@ -108,10 +119,17 @@ def _check_dtypes(func: Any, args: Any) -> None:
 
 
 @functools.cache
+def _looks_heavy(op: str) -> bool:
+    name = op.split(".")[1]
+    return "mm" in name or "matmul" in name or "attention" in name
+
+
+@functools.cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is only a recipe of others; autograd expands those, so they show up in `opened` code only."""
+    """Whether an operator is only a recipe of others and has no kernel of its own on the CPU."""
     name = func.name()
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has(name, "CompositeImplicitAutograd") and not has(name, "CPU"))
 
 
 def _source_line() -> str:
@@ -143,6 +161,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.recomputing = 0
         self.guesses: dict[str, Any] = {}
         """Source line -> value taken there, where the model read a tensor's value and there was none."""
+        self.uncounted: set[str] = set()
+        """Operators that look like products and have no FLOP formula."""
         self._ids: dict[int, int] = {}
         self._refs: dict[int, Any] = {}
         self._stack: list[str] = []
@@ -313,6 +333,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             _check_dtypes(func, args)
             phase = "recompute" if self.recomputing else self.phase
             self.flops[phase] = self.flops.get(phase, 0) + formula(*args, **kwargs, out_val=out)
+        elif _looks_heavy(str(func)):
+            self.uncounted.add(str(func))
 
 
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {

@@ -7,104 +7,93 @@ the CPU's. `mode="real"` runs the same step on real tensors and must give the sa
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import itertools
 import json
+import logging
 import platform
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from peftplan.arch.core import Arch
-from peftplan.errors import RequestError
+from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
 from peftplan.instruments import build, quantize
+from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
-from peftplan.instruments.recorder import (
-    STATIC_KINDS,
-    Event,
-    Recorder,
-    Saved,
-    Storage,
-    checkpoint_hooks,
-    module_hooks,
-    node_names,
-)
+from peftplan.instruments.recorder import Recorder, Saved, checkpoint_hooks, module_hooks, node_names
 from peftplan.job import Job, make_job
 
-PHASES = ("forward", "loss", "backward", "optimizer")
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Trace:
-    """One steady training step of the real model. All sizes in bytes, unrounded; all FLOPs with 1 MAC = 2."""
-
-    job: dict[str, Any]
-    mode: str
-    """`fake` (no data) or `real` (random weights)."""
-    backend: str
-    parameters: dict[str, int]
-    """`total`, `trainable` as PEFT counts them; `stored_bytes`: unique storages, quantization constants included."""
-    static: dict[str, int]
-    """Bytes by kind of what lives between steps (kinds: recorder.STATIC_KINDS)."""
-    static_bytes: int
-    saved_for_backward_bytes: int
-    """Storages alive at the end of forward only because backward needs them: no parameters, no buffers."""
-    peak_bytes: int
-    peak_phase: str
-    phases: dict[str, int]
-    """Peak bytes while in each phase."""
-    flops: dict[str, int]
-    """`forward` (with the loss), `backward` (without recomputation), `recompute`, `optimizer`, `total`."""
-    saved: tuple[Saved, ...]
-    at_peak: tuple[Storage, ...]
-    events: tuple[Event, ...]
-    versions: dict[str, str]
-    notes: tuple[str, ...]
-
-    def model_dump(self) -> dict[str, Any]:
-        """Plain dicts and lists, ready for JSON."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("saved", "at_peak", "events"):
-            fields[name] = [row._asdict() for row in fields[name]]
-        return fields
-
-    def to_json(self, indent: int | None = None) -> str:
-        return json.dumps(self.model_dump(), indent=indent)
+NOISY = ("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor")
 
 
 def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
-    """Trace one steady training step of `job`.
+    """Trace one steady training step of `job`, whose config is `job.config`, or else `arch`'s.
 
-    The config is `job.config`, or `arch`'s. Raises RequestError for what is not traceable.
+    Raises RequestError for a job that cannot be built, OutsideError for a step that the libraries cannot run.
     """
     if job.config is None and arch is not None:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
-    with warnings.catch_warnings(), ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        model = _assemble(choices, mode)
+    with quiet():
+        model = _assembled(choices, mode)
         counts = _count(model)
-        if mode == "fake":
-            stack.enter_context(build.fake_tensors())
-            build.to_fake(model)
-        stack.enter_context(patched(choices.padded))
-        stack.enter_context(quantize.recognised())
-        return _Step(choices, model, mode).run(counts)
+        with build.fake_tensors() if mode == "fake" else nullcontext():
+            return _run(choices, model, mode, counts)
 
 
-def _assemble(choices: Choices, mode: Mode) -> torch.nn.Module:
+def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = build.apply_method(build.base_model(choices, mode), choices)
-    if choices.recompute:
-        build.checkpoint_layers(model, choices.job)
+    try:
+        model = build.apply_method(build.base_model(choices, mode), choices)
+        if choices.recompute:
+            build.checkpoint_layers(model, choices.job)
+    except PeftplanError:
+        raise
+    except ImportError as error:
+        raise OutsideError(f"method {choices.method!r} needs a package: {_line(error)}") from error
+    except Exception as error:  # transformers and PEFT report bad requests with whatever class is at hand
+        raise RequestError(f"{choices.method!r} on {choices.job.model!r}: {_line(error)}") from error
     return model.train()
+
+
+def _run(choices: Choices, model: torch.nn.Module, mode: Mode, counts: dict[str, int]) -> Trace:
+    if mode == "fake":
+        build.to_fake(model)
+    try:
+        with patched(choices.padded), quantize.recognised():
+            return _Step(choices, model, mode).run(counts)
+    except PeftplanError:
+        raise
+    except Exception as error:  # any library below may fail in any way
+        raise OutsideError(
+            f"the real model fails in this step: {type(error).__name__}: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' warnings and log lines off stderr."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def _count(model: torch.nn.Module) -> dict[str, int]:
@@ -156,21 +145,24 @@ class _Step:
         self.recorder = Recorder()
         self.optimizer = self._optimizer()
         self.saved: list[Saved] = []
+        self.held: list[torch.Tensor] = []
 
     def run(self, counts: dict[str, int]) -> Trace:
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
-        self._watched_step()
+        self._watched(self._step)
+        if self.job.grad_accum > 1:
+            self._watched(self._micro_step)
         gc.collect()
         self.recorder = Recorder(opened=quantize.opened())
         self._register()
         static = len(self.recorder.events)
-        self._watched_step()
+        self._watched(self._step)
         return self._answer(static, counts)
 
-    def _watched_step(self) -> None:
+    def _watched(self, work: Callable[[], Any]) -> None:
         watched = (module_hooks(self.recorder, self.model), checkpoint_hooks(self.recorder, self.model))
         with self._phases(), watched[0], watched[1], self.recorder:
-            self._step()
+            work()
 
     # -- before -----------------------------------------------------------------------------------------------
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -192,6 +184,8 @@ class _Step:
         add = self.recorder.add
         for name, param in self.model.named_parameters():
             add(param, "parameter", name)
+            if param.grad is not None:
+                add(param.grad, "gradient", name)
         for path, module in self.model.named_modules():
             for name, buffer in module._buffers.items():
                 lasting = name not in module._non_persistent_buffers_set
@@ -205,7 +199,12 @@ class _Step:
         for param, state in self.optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
-                    add(value, "optimizer_step" if key == "step" else "optimizer", f"{names[id(param)]}.{key}")
+                    add(
+                        value, "optimizer_step" if key == "step" else "optimizer", f"{names[id(param)]}.{key}"
+                    )
+
+        for tensor in self.held:
+            add(tensor, "outputs", "")
 
     # -- the step ---------------------------------------------------------------------------------------------
     @contextmanager
@@ -234,7 +233,8 @@ class _Step:
             self.recorder.relabel(tensor, "batch", name)
         return batch
 
-    def _step(self) -> None:
+    def _micro_step(self) -> tuple[Any, Any]:
+        """Forward and backward; returns what a training loop's variables keep alive: the batch and the loss."""
         recorder = self.recorder
         recorder.phase = "forward"
         batch = self._batch()
@@ -244,11 +244,16 @@ class _Step:
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 recorder.relabel(param.grad, "gradient", name)
-        recorder.phase = "optimizer"
+        return batch, loss
+
+    def _step(self) -> None:
+        kept = self._micro_step()
+        self.recorder.phase = "optimizer"
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        del loss, batch
-        recorder.phase = "after"
+        if self.choices.outputs_until == "step":
+            self.held = []
+        del kept
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         dtype = self.choices.autocast
@@ -256,17 +261,18 @@ class _Step:
         with keeps, nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
             outputs = self.model(**batch)
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
+        self.held = list(_tensors(outputs)) if self.choices.outputs_until != "loss" else []
         loss: torch.Tensor = outputs.loss
         return loss
 
     # -- after ------------------------------------------------------------------------------------------------
     def _answer(self, static: int, counts: dict[str, int]) -> Trace:
-        events = _ordered(event for event in self.recorder.events if event.phase != "after")
-        phases, where = _peaks(events)
+        events = ordered(self.recorder.events)
+        phases = phase_peaks(events)
         flops = self.recorder.flops
         backward = {name: flops[name] for name in ("backward", "recompute", "optimizer")}
         counted = {"forward": flops["forward"] + flops["loss"], **backward}
-        kinds = _by_kind(self.recorder.born[event.id] for event in events[:static])
+        kinds = by_kind(self.recorder.born[event.id] for event in events[:static])
         return Trace(
             job=self.job.model_dump(mode="json", by_alias=True),
             mode=self.mode,
@@ -280,26 +286,16 @@ class _Step:
             phases=phases,
             flops={**counted, "total": sum(counted.values())},
             saved=tuple(self.saved),
-            at_peak=tuple(self.recorder.born[number] for number in _alive_at(events, where)),
+            at_peak=tuple(self.recorder.born[number] for number in alive_at_peak(events)),
             events=tuple(events),
             versions={**{name: version(name) for name in VERSIONED}, "python": platform.python_version()},
-            notes=tuple(f"{where}: read a value, took {value}" for where, value in self.recorder.guesses.items()),
+            notes=self._notes(),
         )
 
-
-def _ordered(events: Iterable[Event]) -> list[Event]:
-    """The same events with every run of frees in the order of ids: autocast clears its cache in no fixed order."""
-    ordered: list[Event] = []
-    for action, run in itertools.groupby(events, key=lambda event: event.action):
-        ordered.extend(sorted(run, key=lambda event: event.id) if action == "free" else run)
-    return ordered
-
-
-def _by_kind(storages: Iterator[Storage]) -> dict[str, int]:
-    kinds = dict.fromkeys(STATIC_KINDS, 0)
-    for storage in storages:
-        kinds[storage.kind] += storage.bytes
-    return kinds
+    def _notes(self) -> tuple[str, ...]:
+        guessed = (f"{where}: read a value, took {value}" for where, value in self.recorder.guesses.items())
+        uncounted = (f"no FLOP formula for {op}: counted 0" for op in sorted(self.recorder.uncounted))
+        return (*guessed, *uncounted)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -315,39 +311,28 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         yield from _tensors(list(vars(value).values()))
 
 
-def _peaks(events: list[Event]) -> tuple[dict[str, int], int]:
-    """Peak bytes of each phase, and the index of the event after which the most is alive."""
-    level, best, where = 0, -1, 0
-    peaks = dict.fromkeys(PHASES, 0)
-    for index, event in enumerate(events):
-        if event.phase in peaks:
-            peaks[event.phase] = max(peaks[event.phase], level)
-        level += event.bytes if event.action == "alloc" else -event.bytes
-        if event.phase in peaks:
-            peaks[event.phase] = max(peaks[event.phase], level)
-            if level > best:
-                best, where = level, index
-    return peaks, where
-
-
-def _alive_at(events: list[Event], where: int) -> list[int]:
-    alive: dict[int, None] = {}
-    for event in events[: where + 1]:
-        if event.action == "alloc":
-            alive[event.id] = None
-        else:
-            alive.pop(event.id, None)
-    return list(alive)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m peftplan.instruments.trace JOB.json`: print the Trace as JSON."""
-    path = (sys.argv[1:] if argv is None else argv)[0]
-    with open(path, encoding="utf-8") as file:
-        job = make_job(**json.load(file))
-    print(trace(job).to_json(indent=1))
+def main(argv: list[str]) -> int:
+    """`python -m peftplan.instruments.trace JOB.json`: print the Trace as JSON. Returns the exit code."""
+    try:
+        print(trace(_read_job(argv)).to_json(indent=1))
+    except PeftplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
+def _read_job(argv: list[str]) -> Job:
+    if len(argv) != 1:
+        raise RequestError("usage: python -m peftplan.instruments.trace JOB.json")
+    try:
+        with open(argv[0], encoding="utf-8") as file:
+            fields = json.load(file)
+    except (OSError, ValueError) as error:
+        raise BadFile(f"cannot read {argv[0]} as a job: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadFile(f"{argv[0]} holds no JSON object, so no job")
+    return make_job(**fields)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -181,11 +181,11 @@ class Lora(Method):
             if packed:
                 delta = b.cast(delta, base.dtype, label="delta") if casts else delta
                 out = b.add(base, delta, label="sum")
-                b.hold(delta, x)
+                b.hold(delta, x, module.x)
             else:
                 total = b.add(base, delta, label="sum")
                 out = b.cast(total, base.dtype, label="out")
-                b.hold(x)
+                b.hold(x, module.x)
         return (*ops, *writing(b.ops, out, module.out))
 
     # -- modules_to_save ----------------------------------------------------------------------------------------

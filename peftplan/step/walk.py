@@ -106,10 +106,13 @@ class RegionWalk:
     saved_bytes: int = 0
     grad_bytes: int = 0
     peak: Watermark = field(default_factory=Watermark)
+    before_loss: Watermark | None = None
+    """The peak before the first op of the loss, in the region that holds the loss."""
     saved: list[Saved] = field(default_factory=list)
     global_grads: dict[str, int] = field(default_factory=dict)
     events: list[tuple[str, int]] | None = None
     _returned: dict[str, int] = field(default_factory=dict)
+    _request: dict[str, int] = field(default_factory=dict)
     _kept: dict[str, int] = field(default_factory=dict)
     _kept_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -130,6 +133,9 @@ class RegionWalk:
         returned = () if stop_early else self.region.returned
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
             executed = i < stop or run_last
+            if op.site == "loss" and self.before_loss is None:
+                self.before_loss = self.peak
+                self.start_phase()
             if executed:
                 self._alloc_output(op, live)
             if keep:
@@ -150,6 +156,7 @@ class RegionWalk:
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out
         if not out.base:
+            self._request[out.name] = out.nbytes
             size = self.rules.size(out.nbytes)
             live[out.name] = size
             self._alloc(size, op.name)
@@ -177,7 +184,7 @@ class RegionWalk:
                 self._alloc(size, op.name)
             self._kept_bytes[storage] = size
             self.saved_bytes += size
-            self.saved.append(Saved(op=op.name, tensor=t, bytes=t.nbytes))
+            self.saved.append(Saved(op=op.name, tensor=t, bytes=self._request.get(storage, t.nbytes)))
 
     def _is_entry(self, storage: str) -> bool:
         return self.region.entry is not None and storage == self.region.entry.storage
@@ -201,7 +208,7 @@ class RegionWalk:
             for t in op.ins:
                 if _owned(t) and not is_global(t.storage):
                     last[t.storage] = i
-            if not op.out.base:
+            if not op.out.base and not is_global(op.out.name):
                 last.setdefault(op.out.name, i)
         grouped: dict[int, list[str]] = {}
         for storage, i in last.items():
@@ -210,13 +217,14 @@ class RegionWalk:
 
     # -- backward -----------------------------------------------------------------------------------------------
 
-    def backward(self, grad_exit: bool = True) -> bool:
+    def backward(self, *, root: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
-        got a gradient, which is then alive on return."""
+        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`."""
         grads: dict[str, _Storage] = {}
         exit_ = self.region.exit
-        if grad_exit and exit_.name in self.need:
+        if exit_.name in self.need:
             grads[exit_.name] = self._exit_gradient()
+            grads[exit_.name].refs += root
         for op in reversed(self.region.ops):
             incoming = grads.pop(op.out.name, None)
             if incoming is None:

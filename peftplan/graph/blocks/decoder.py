@@ -74,8 +74,9 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     for layer, count in arch.layers:
         regions.append(_layer(arch, layer, setup, shared, index, count))
         index += count
-    regions.append(_exit(arch, setup, labels, shared))
-    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch))
+    regions.append(_final_norm(arch, setup, shared))
+    regions.append(_head(arch, setup, labels, regions[-1].exit))
+    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.embedding))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +90,11 @@ class _Shared:
     hidden: DType
 
 
-def _buffers(arch: Arch) -> tuple[Tensor, ...]:
+def _buffers(arch: Arch, dtype: DType) -> tuple[Tensor, ...]:
     """Non-persistent buffers: rotary inverse frequencies (twice), Gemma's embedding scale."""
     dims = max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
     tables = tuple(Tensor(f"@{n}", (dims // 2,), FP32, "buffer") for n in ("inv_freq", "original_inv_freq"))
-    return (*tables, Tensor("@embed_scale", (), FP32, "buffer")) if arch.embed_scale else tables
+    return (*tables, Tensor("@embed_scale", (), dtype, "buffer")) if arch.embed_scale else tables
 
 
 def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
@@ -123,14 +124,16 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
     """
     batch = setup.batch
     windows = {layer.attention.window for layer, _ in arch.layers}
-    square = batch.size * batch.seq * batch.seq
+    rows = batch.size if batch.masked else 1  # without padding the mask is one square, seen B times
+    square = rows * batch.seq * batch.seq
 
     def one(label: str, *, needed: bool) -> Tensor | None:
         shape = (batch.size, 1, batch.seq, batch.seq)
         if setup.attention == "eager":
             return b.make(label, *shape, dtype=setup.types.embedding, temporary_bytes=square)
-        if needed and setup.attention == "sdpa":
-            return b.make(label, *shape, dtype=DType.bool, temporary_bytes=batch.seq * batch.seq)
+        if needed and setup.attention.startswith("sdpa"):
+            mask = b.make(label, rows, 1, batch.seq, batch.seq, dtype=DType.bool, temporary_bytes=batch.seq**2)
+            return mask.view(*shape)
         return None
 
     full = one("causal_mask", needed=batch.masked) if None in windows else None
@@ -190,6 +193,12 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, 
     return Region(
         name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
     )
+
+
+def module_order(name: str) -> tuple[int, bool]:
+    """Sort key that puts a layer's parameters in the order of `model.parameters()`."""
+    room = 0 if name.startswith("self_attn.") else 1 if name.startswith("mlp.") else 2
+    return room, "norm." in name
 
 
 def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor) -> Tensor:
@@ -311,12 +320,19 @@ def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
     return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)
 
 
-def _exit(arch: Arch, setup: Setup, labels: Tensor, shared: _Shared) -> Region:
-    """The final norm, the head and ForCausalLMLoss: bf16 logits, their fp32 copy, log-softmax, negative log-likelihood."""
+def _final_norm(arch: Arch, setup: Setup, shared: _Shared) -> Region:
+    """The last norm of the backbone."""
+    b = Builder(setup.numerics)
+    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), shared.hidden)
+    out = rms_norm(b, arch, x, setup.types.norm, "norm")
+    b.hold(x)
+    return Region(name="norm", ops=tuple(b.ops), entry=x, exit=out)
+
+
+def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
+    """lm_head and ForCausalLMLoss: logits, their fp32 copy, log-softmax, negative log-likelihood."""
     b = Builder(setup.numerics)
     batch, types = setup.batch, setup.types
-    x = Tensor("hidden", (batch.size, batch.seq, arch.hidden), shared.hidden)
-    h = rms_norm(b, arch, x, types.norm, "norm")
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight", True)
     with b.marked("head"):
@@ -324,12 +340,12 @@ def _exit(arch: Arch, setup: Setup, labels: Tensor, shared: _Shared) -> Region:
     tokens = batch.size * batch.seq
     with b.marked("loss"):
         logits32 = b.cast(logits, FP32, label="logits32")
-        shifted = b.make("shift_labels", tokens, dtype=DType.int64, ins=(labels,),
-                         temporary_bytes=8 * batch.size * (batch.seq + 1))  # fmt: skip
+        padded = b.plain("padded_labels", batch.size, batch.seq + 1, dtype=DType.int64, ins=(labels,))
+        shifted = b.plain("shift_labels", tokens, dtype=DType.int64, ins=(padded,))
         log_probs = Tensor("log_softmax", (tokens, arch.vocab), FP32)
         b.ops.append(LogSoftmax(name="log_softmax", ins=(logits32,), out=log_probs, site="loss"))
         loss = Tensor("loss", (), FP32, ACTIVATION)
         total = internal("loss", "total_weight", (), FP32)
         b.ops.append(NllLoss(name="loss", ins=(log_probs, shifted), out=loss, total_weight=total, site="loss"))
-        b.hold(logits32, h)
-    return Region(name="head", ops=tuple(b.ops), entry=x, exit=loss, returned=("lm_head",))
+        b.hold(logits32, h, padded)
+    return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=("lm_head",))
