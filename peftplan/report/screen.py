@@ -192,7 +192,7 @@ def _flops(estimate: Estimate) -> Text:
 
 
 def _unknown(why: str) -> Text:
-    return Text.assemble(("unknown", "italic"), (f" · {why}", "bright_black"))
+    return Text.assemble(("unknown", "italic"), (f" · {why}" if why else "", "bright_black"))
 
 
 def _time(estimate: Estimate) -> Text:

@@ -112,12 +112,12 @@ def printable(text: str) -> str:
 
 
 def reason(estimate: Estimate, *names: str) -> str:
-    """Why the first of `names` (`time.step_seconds`, `time`) that has a reason is null; else a plain word."""
+    """Why the first of `names` (`time.step_seconds`, `time`) that has a reason is null; else nothing."""
     for name in names:
         for assumption in estimate.assumptions:
             if assumption.what == name and assumption.value is None:
                 return assumption.why
-    return "not known"
+    return ""
 
 
 def moved(estimate: Estimate) -> tuple[Assumption, ...]:
