@@ -24,6 +24,7 @@ def command(
         str,
         typer.Option(
             "--device",
+            metavar="NAME",
             help="meta (no weights, no GPU needed) or cpu (random weights, real tensors).",
             rich_help_panel=MACHINE,
             autocompletion=complete.devices,
@@ -31,7 +32,9 @@ def command(
     ] = "meta",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Also write the whole trace to this file.", rich_help_panel=FILES),
+        typer.Option(
+            "--out", metavar="FILE", help="Also write the whole trace to this file.", rich_help_panel=FILES
+        ),
     ] = None,
     json: Json = False,
 ) -> str:
