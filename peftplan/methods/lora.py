@@ -30,7 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eva": {"init_lora_weights": "eva"},
     "corda": {"init_lora_weights": "corda"},
     "loftq": {"init_lora_weights": "loftq"},
+    "qlora": {},
 }
+"""Initialisation, scaling and learning rates only; `qlora` also implies a 4-bit base (see `resolve`)."""
 HARMLESS = frozenset(
     {
         "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "task_type", "inference_mode", "peft_type",

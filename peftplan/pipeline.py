@@ -35,6 +35,7 @@ class Reading:
     case: Case
     graph: Graph
     step: StepMemory
+    rules: Rules
     static: dict[str, int]
     estimate: Estimate
 
@@ -77,7 +78,7 @@ def read(job: Job) -> Reading:
         fit=Fit(gpu=case.job.gpu, usable_bytes=None, headroom_bytes=None, verdict=None, confidence=None),
         assumptions=(*case.assumptions, *_unknowns()),
     )
-    return Reading(case=case, graph=graph, step=step, static=static, estimate=answer)
+    return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
 
 
 def build_graph(case: Case) -> Graph:
