@@ -29,6 +29,7 @@ from peftplan.graph.ops import (
     Softmax,
     Square,
     View,
+    WeightCast,
 )
 from peftplan.units import DType, promote
 
@@ -113,7 +114,10 @@ class Builder:
         target = self.numerics.autocast
         if target is None or t.dtype is target:
             return t
-        return self.cast(t, target)
+        if not t.is_param:
+            return self.cast(t, target)
+        n = self.name(t.name.rsplit(".", 1)[-1] + "_cast")
+        return self._emit(WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part))
 
     # -- elementwise --------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
+from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 
 
@@ -106,6 +107,8 @@ class RegionWalk:
     saved_bytes: int = 0
     grad_bytes: int = 0
     peak: Watermark = field(default_factory=Watermark)
+    cached_bytes: int = 0
+    """Autocast's copies of weights that nobody keeps for backward: they go when the forward has ended."""
     before_loss: Watermark | None = None
     """The peak before the first op of the loss, in the region that holds the loss."""
     saved: list[Saved] = field(default_factory=list)
@@ -132,6 +135,7 @@ class RegionWalk:
             live[entry.storage] = self.rules.size(entry.nbytes)
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
+        cached = {op.out.name for op in ops if isinstance(op, WeightCast) and op.cached}
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
             executed = i < stop or run_last
             if op.site == "loss" and self.before_loss is None:
@@ -147,6 +151,8 @@ class RegionWalk:
             for storage in last_use.get(i, ()):
                 if storage == exit_storage and not stop_early:
                     continue
+                if storage in cached:
+                    continue
                 size = live.pop(storage, 0)
                 if storage in returned:
                     self._returned[storage] = size
@@ -156,6 +162,8 @@ class RegionWalk:
             for storage, size in live.items():
                 if storage not in self._kept:
                     self._free(size, storage)
+        else:
+            self.cached_bytes = sum(live[name] for name in cached if name in live and name not in self._kept)
 
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out

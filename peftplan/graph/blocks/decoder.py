@@ -276,6 +276,7 @@ def attend(b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tens
         k, v = (b.copy(t, *full, label=n, grad_copied=True) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
     if setup.attention == "eager":
         return _eager(b, a, batch, q, k, v, mask)
+    q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
     return _fused(b, a, setup, q, k, v, mask)
 
 
