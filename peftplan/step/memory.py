@@ -269,8 +269,9 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
     saved_before, grads_before = walk.saved_bytes, walk.grad_bytes
     if part.checkpointed:
         stashed = walk.forget_pinned()
-        walk.forward(keep=True, stop_early=not recompute.reentrant, stash=recompute.reentrant)
-        walk.backward()
+        if recompute.reentrant:
+            walk.forward()
+        walk.backward(recompute=not recompute.reentrant)
         walk.drop_pinned()
         walk.current -= part.entry_bytes
         part.pinned_bytes = stashed

@@ -128,7 +128,7 @@ class RegionWalk:
         are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
         ops = self.region.ops
         stop, run_last = stopping_point(ops, self.need) if stop_early else (len(ops), False)
-        last_use = self._last_use(ops, stop + 1 if stop_early else stop)
+        last_use = self._last_use(ops)
         live: dict[str, int] = {}
         entry = self.region.entry
         if entry is not None and self.owns_entry:
@@ -195,6 +195,8 @@ class RegionWalk:
                 size = self.rules.size(t.nbytes)
                 self._alloc(size, op.name)
             self._kept_bytes[storage] = size
+            if storage in self._pinned:
+                continue
             self.saved_bytes += size
             self.saved.append(Saved(op=op.name, tensor=t, bytes=self._request.get(storage, t.nbytes)))
 
@@ -238,9 +240,9 @@ class RegionWalk:
         self._returned.clear()
 
     @staticmethod
-    def _last_use(ops: tuple[Op, ...], stop: int) -> dict[int, list[str]]:
+    def _last_use(ops: tuple[Op, ...]) -> dict[int, list[str]]:
         last: dict[str, int] = {}
-        for i, op in enumerate(ops[:stop]):
+        for i, op in enumerate(ops):
             for t in op.ins:
                 if _owned(t) and not is_global(t.storage):
                     last[t.storage] = i
@@ -253,9 +255,10 @@ class RegionWalk:
 
     # -- backward -----------------------------------------------------------------------------------------------
 
-    def backward(self, *, root: bool = False) -> bool:
+    def backward(self, *, root: bool = False, recompute: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
-        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`."""
+        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`. With
+        `recompute`, the forward runs again when the first saved tensor is asked for."""
         grads: dict[str, _Storage] = {}
         exit_ = self.region.exit
         if exit_.name in self.need:
@@ -265,6 +268,9 @@ class RegionWalk:
             incoming = grads.pop(op.out.name, None)
             if incoming is None:
                 continue
+            if recompute and op.saved(self.need):
+                recompute = False
+                self.forward(stop_early=True, stash=False)
             self._node(op, incoming, grads)
         entry = self.region.entry
         return entry is not None and entry.name in grads
