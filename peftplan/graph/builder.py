@@ -92,9 +92,11 @@ class Builder:
 
     # -- linear algebra -----------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear") -> Tensor:
-        """(..., i) x (o, i) -> (..., o)."""
-        if self.numerics.autocast is not None:
+    def linear(
+        self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear", autocast: bool = True
+    ) -> Tensor:
+        """(..., i) x (o, i) -> (..., o). Without `autocast`, a kernel that autocast does not know."""
+        if autocast and self.numerics.autocast is not None:
             x, w = self.autocast(x), self.autocast(w)
             bias = self.autocast(bias) if bias is not None else None
         n = self.name(label)

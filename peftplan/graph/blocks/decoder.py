@@ -42,6 +42,8 @@ class WeightTypes:
     embedding: DType
     head: DType
     bias: DType
+    opaque: bool = False
+    """Whether the blocks' linear layers run in kernels that autocast does not reach (they return the input's dtype)."""
 
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
@@ -65,7 +67,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     b, s = setup.batch.size, setup.batch.seq
     ids = Tensor("@input_ids", (b, s), DType.int64, INPUT)
     labels = Tensor("@labels", (b, s), DType.int64, INPUT)
-    inputs = (ids, labels)
+    inputs: tuple[Tensor, ...] = (ids, labels)
     if setup.batch.masked:
         inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
     first, shared = _entrance(arch, setup, ids)
@@ -169,7 +171,7 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        return b.linear(x, weight, bias, label=label)
+        return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
 
 
 def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, count: int) -> Region:
@@ -189,7 +191,8 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, 
     d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
     out = b.add(mid, d, label="residual_mlp")
     b.hold(x, mid, *weights)
-    returned = ("self_attn.k_cache", "self_attn.v_cache") if setup.use_cache else ()
+    cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
+    returned = tuple(op.out.name for op in b.ops if op.out.name in cached)
     return Region(
         name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
     )
@@ -275,6 +278,8 @@ def attend(
     batch = setup.batch
     if setup.use_cache:
         k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+        if a.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
+            b.plain("cache_length", dtype=DType.int64)
     repeats = a.heads // a.kv_heads
     full = (batch.size, a.heads, batch.seq, a.head_dim)
     grouped = repeats > 1 and setup.attention == "sdpa" and mask is None and a.head_dim <= 256
