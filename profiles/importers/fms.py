@@ -65,6 +65,7 @@ def _job(row: Row, *, early: bool) -> Row:
         "batching": "exact",
         "recompute": "full",
         "attention": "flash_attention_2",
+        "gpu": "a100-80gb",
     }
 
 
@@ -73,20 +74,20 @@ def _settings(row: Row, *, early: bool) -> Row:
         "model.use_cache": False,
         "optimizer.impl": "foreach",
         "recompute.use_reentrant": True,
-        "loss.outputs_kept": False,
+        "loop.outputs_until": "loss",
         "loss.style": "shifted_logits" if row["id"].startswith("fms-main-") else "shifted_fp32_logits",
     }
     if row["method"] != "full":
         settings["method.lora_dropout"] = 0.0 if early else 0.1
     if row["method"] == "qlora":
-        settings |= {"format.double_quant": True, "format.upcast": _upcast(row["id"])}
+        settings |= {"format.double_quant": True, **_prepared(row["id"])}
     return settings
 
 
-def _upcast(identity: str) -> str:
-    """Which of a quantized model's other weights become fp32: all, norms or none."""
+def _prepared(identity: str) -> Row:
+    """Which of a quantized model's other weights are fp32: norms (TRL's casts), or none."""
     number = int(identity.rsplit("-", 1)[1]) if identity.startswith("fms-main-") else 0
-    return "norms" if number in _BASELINE_BNB else "none"
+    return {"format.cast_back": "trl"} if number in _BASELINE_BNB else {"format.prepare": False}
 
 
 def _gaps(row: Row) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ OUTPUT_BYTES_PER_TOKEN = 128_256 * 2 + 28 * 2 * 1_024 * 2 + 24
 """bf16 logits, the KV cache of 28 layers x 2 x 1,024, and three int64 inputs: alive until the next step."""
 WORKSPACE_BYTES = 28_000_000
 """Two cuBLAS workspaces (17.0 MB) and unsplit tails of large blocks; within 5 MB over the runs (2026-08)."""
-_HARNESS = {"optimizer.impl": "foreach", "loss.outputs_kept": True, "allocator.empty_cache": True}
+_HARNESS = {"optimizer.impl": "foreach", "loop.outputs_until": "next", "allocator.empty_cache": True}
 _NEUTRAL = (None, False, "none", 0, 0.0)
 _LORA_KNOBS = ("use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
 
@@ -67,6 +67,7 @@ def _job(row: Row) -> Row:
         "batching": "padded",
         "recompute": "full" if train.get("gradient_checkpointing") else "none",
         "attention": "sdpa",
+        "gpu": row["gpu"],
     }
 
 
