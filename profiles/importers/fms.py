@@ -18,7 +18,6 @@ from peftplan.records import Measured, Record
 
 _BASELINE_BNB = range(57, 69)
 """Rows of refs/a100_80gb.csv whose framework_config is baseline-peft-bnb."""
-_WORKSPACES = 2 * 8_519_680
 _ROTARY_TABLES = 32 * 2 * 32_768 * 128 * 2
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
@@ -103,15 +102,9 @@ def _gaps(row: Row) -> tuple[str, ...]:
 
 def _measured(row: Row) -> tuple[Measured, ...]:
     found = row["measured"]
-    between = beyond(
-        "allocated_between_steps",
-        found["static_alloc_bytes"],
-        extra_bytes=_WORKSPACES,
-        why="two cuBLAS workspaces stay allocated",
-    )
     return (
         exact("allocated_peak", found["mem_value"]),
-        between,
+        exact("allocated_between_steps", found["static_alloc_bytes"]),
         exact("device", found["nvidia_smi_mib"] * MIB),
     )
 
@@ -120,8 +113,7 @@ def _measured_early(row: Row) -> tuple[Measured, ...]:
     found = row["measured"]
     peak, static = found["mem_value"] * 1e9, found["static_alloc_gib"] * 1e9
     tables = "each layer keeps a rotary table for 32,768 positions"
-    extra = _ROTARY_TABLES + _WORKSPACES
     return (
         beyond("allocated_peak", peak, extra_bytes=_ROTARY_TABLES, why=tables),
-        beyond("allocated_between_steps", static, extra_bytes=extra, why=tables + "; two cuBLAS workspaces"),
+        beyond("allocated_between_steps", static, extra_bytes=_ROTARY_TABLES, why=tables),
     )
