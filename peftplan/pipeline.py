@@ -8,6 +8,8 @@ from typing import Any
 
 from peftplan.graph.blocks.decoder import decoder, module_order
 from peftplan.graph.core import ADAPTER, Graph, is_global
+from peftplan.graph.ops import Linear, PackedLinear
+from peftplan.hardware.overheads import workspace_bytes
 from peftplan.job import Job, make_job
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case, resolve
@@ -114,7 +116,19 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     states = case.optimizer.states(weights, case.job.backend)
     kinds["state"] = sum(size(s.bytes) * s.copies for s in states if not s.host)
+    if case.job.backend == "cuda":
+        kinds["workspace"] = _workspaces(case, graph)
     return kinds
+
+
+def _workspaces(case: Case, graph: Graph) -> int:
+    """cuBLAS and cuBLASLt workspaces, allocated by the first matrix products and kept."""
+    biased = any(
+        isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for region in graph.regions for op in region.ops
+    )
+    return workspace_bytes(
+        case.setup.numerics.capability, biased_linears=biased, recomputes=case.recompute.layers
+    )
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained], rules: Rules) -> None:

@@ -87,6 +87,14 @@ class Gpu:
     sources: tuple[str, ...]
     notes: str
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The compute capability as (major, minor); None for what is not NVIDIA's."""
+        if self.compute_capability is None:
+            return None
+        major, minor = self.compute_capability.split(".")
+        return int(major), int(minor)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsableMemory:
