@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--judged", action="store_true", help="leave out what is not modelled or refused")
     parser.add_argument("--style", choices=["text", "markdown"], default="text")
     args = parser.parse_args(argv)
-    from peftplan.estimate import estimate
+    from peftplan.pipeline import estimate
 
     loaded = load(args.folder)
     chosen = [record for record in loaded if args.match in record.id]

@@ -23,8 +23,8 @@ class Priced:
 def price(job: Job, time: Time, gpu: Gpu | None) -> Priced:
     """Cost of `job` at the expected speed, all its GPUs together.
 
-    `energy_kwh` takes every card at its power limit for the whole time: errs high, and leaves out the host, which
-    errs low.
+    `energy_kwh` takes every card at its power limit for the whole time: errs high, and leaves out the host,
+    which errs low.
     """
     notes: list[Assumption] = []
     hourly = _hourly(job, gpu, notes)
@@ -83,6 +83,10 @@ def _energy(job: Job, gpu: Gpu | None, hours: float | None, notes: list[Assumpti
         notes.append(_none("cost.energy_kwh", f"the power limit of {gpu.name} is unknown"))
         return None
     notes.append(
-        Assumption(what="cost.energy_kwh", value=gpu.tdp_watts, why="watts: the card's power limit all the time, errs high")
+        Assumption(
+            what="cost.energy_kwh",
+            value=gpu.tdp_watts,
+            why="watts: the card's power limit all the time, errs high",
+        )
     )
     return gpu.tdp_watts * job.gpus * job.nodes * hours / 1000

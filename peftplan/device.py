@@ -24,18 +24,22 @@ def on_device(
 ) -> OnDevice:
     """What the caching allocator holds, plus the CUDA context.
 
-    The workspaces of cuBLAS and cuBLASLt come out of the allocator, so a known `reserved_bytes` holds them already.
-    Where it is unknown, the peak of tensors with the workspaces stands in for it: errs low by fragmentation, by up to
-    12 % near a full card.
+    The workspaces of cuBLAS and cuBLASLt come out of the allocator, so a known `reserved_bytes` holds them
+    already. Where it is unknown, the peak of tensors with the workspaces stands in for it: errs low by
+    fragmentation, by up to 12 % near a full card.
     """
     level = capability(gpu)
     context = cuda_context(level)
-    notes = [Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")]
+    notes = [
+        Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
+    ]
     held = reserved_bytes
     if held is None:
         workspaces = workspace_bytes(level, biased_linears=biased_linears)
         held = peak_bytes + workspaces
-        notes.append(Assumption(what="workspace_bytes", value=workspaces, why="cuBLAS and cuBLASLt, two handles"))
+        notes.append(
+            Assumption(what="workspace_bytes", value=workspaces, why="cuBLAS and cuBLASLt, two handles")
+        )
         notes.append(
             Assumption(
                 what="memory.device_bytes",
@@ -54,4 +58,6 @@ def capability(gpu: Gpu | None) -> Capability | None:
 
 def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
-    return any(isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops)
+    return any(
+        isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops
+    )

@@ -9,9 +9,9 @@ from peftplan.hardware.gpus import Gpu, usable_bytes
 from peftplan.result import Assumption, Fit, Verdict
 
 MARGIN = 0.12
-"""Headroom below this fraction of the needed bytes is `tight`. Near a full card the same QLoRA run reserved 12,021 MiB
-once and 13,413 MiB again, 11.6 % more (fitcheck-llm 0.3.1, Qwen2.5-7B on T4, 2026-09). To be replaced by the errors of
-`device` predictions over the records in profiles/."""
+"""Headroom below this fraction of the needed bytes is `tight`. Near a full card the same QLoRA run reserved
+12,021 MiB once and 13,413 MiB again, 11.6 % more (fitcheck-llm 0.3.1, Qwen2.5-7B on T4, 2026-09). To be
+replaced by the errors of `device` predictions over the records in profiles/."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,8 @@ def _confidence(*, reserved_known: bool) -> str:
 
 
 def smallest_gpus(device_bytes: int, *, count: int = 3) -> tuple[str, ...]:
-    """Short names of the smallest common cards that hold `device_bytes`, smallest first; empty where none does."""
+    """Short names of the smallest common cards that hold `device_bytes`, smallest first; empty where none
+    does."""
     sizes = ((usable_bytes(gpu).bytes, short) for short, gpu in common_gpus().items())
     holding = sorted((size, short) for size, short in sizes if size is not None and size >= device_bytes)
     return tuple(short for _, short in holding[:count])

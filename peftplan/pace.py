@@ -31,14 +31,20 @@ class Paced:
 
 
 def pace(
-    case: Case, step: StepMemory, flops: Flops, gpu: Gpu | None, *, trained: Sequence[Trained], state_bytes: int
+    case: Case,
+    step: StepMemory,
+    flops: Flops,
+    gpu: Gpu | None,
+    *,
+    trained: Sequence[Trained],
+    state_bytes: int,
 ) -> Paced:
     """Time of one optimizer step (`grad_accum` micro-batches and the optimizer) on one GPU.
 
-    `tokens_per_second` counts padded tokens. `mfu` is the forward and backward FLOPs that the method needs, without
-    recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype. In `breakdown`,
-    `compute` holds the matrix products and the waits for the host's launches, `memory` all other traffic; they sum to
-    the expected time.
+    `tokens_per_second` counts padded tokens. `mfu` is the forward and backward FLOPs that the method needs,
+    without recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype.
+    In `breakdown`, `compute` holds the matrix products and the waits for the host's launches, `memory` all
+    other traffic; they sum to the expected time.
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
@@ -48,7 +54,9 @@ def pace(
     found = step_time(
         step.segments,
         gpu,
-        attention=attention_kernel(case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=compute),
+        attention=attention_kernel(
+            case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=compute
+        ),
         optimizer=_traffic(case, trained, state_bytes),
         micro_batches=case.job.grad_accum,
         reentrant=case.recompute.reentrant,
@@ -66,7 +74,7 @@ def _open(why: str) -> Paced:
 def _traffic(case: Case, trained: Sequence[Trained], state_bytes: int) -> OptimizerTraffic:
     """An optimizer that makes no temporaries is one kernel; the others pass over memory again and again."""
     return OptimizerTraffic(
-        weight_bytes=sum(w.bytes * w.count for w in trained),
+        weight_bytes=sum(w.bytes * w.copies for w in trained),
         state_bytes=state_bytes,
         fused=case.optimizer.step_bytes(trained, case.job.backend) == 0,
     )
@@ -104,5 +112,7 @@ def _notes(gpu: Gpu, compute: DType) -> list[Assumption]:
         why = f"no measured matrix-product rate of {gpu.name}; errs either way by half"
         notes.append(Assumption(what="time.achieved_fraction", value=0.44, why=why))
     if peak_flops(gpu, compute) is None:
-        notes.append(Assumption(what="time.mfu", value=None, why=f"{gpu.name}: peak in {compute.label} unknown"))
+        notes.append(
+            Assumption(what="time.mfu", value=None, why=f"{gpu.name}: peak in {compute.label} unknown")
+        )
     return notes

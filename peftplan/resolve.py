@@ -113,7 +113,7 @@ def resolve(job: Job) -> Case:
     if attention is None:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
     numerics = Numerics(autocast=autocast, backend=job.backend)
-    types = _weight_types(dtype, fmt)
+    types = replace(_weight_types(dtype, fmt), opaque=fmt.opaque(numerics))
     use_cache = arch.use_cache and not recompute.layers
     if use_cache and job.knobs("model").get("use_cache") is None:
         notes.add(

@@ -40,7 +40,7 @@ def command(
 ) -> str:
     """Trace one step of the real model and hold the estimate against it."""
     mode = _mode(device)
-    from peftplan.estimate import estimate
+    from peftplan.pipeline import estimate
 
     predicted = estimate(job.model_copy(update={"backend": "cpu"}))
     traced = {"schema": "peftplan.trace/1", **_trace(predicted.job, mode)}

@@ -28,6 +28,11 @@ class Format(ABC):
         """Whether peft's prepare_model_for_kbit_training has cast every unpacked half-precision weight to fp32."""
         return False
 
+    def opaque(self, numerics: Numerics) -> bool:
+        """Whether the packed layers run in kernels that autocast does not reach."""
+        del numerics
+        return self.packed
+
     def bias_dtype(self, compute: DType, rest: DType) -> DType:
         """The dtype that biases of packed layers are held in."""
         del compute

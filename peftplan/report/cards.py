@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """A GPU by its short name and the bytes of it that a process can use."""

@@ -17,7 +17,7 @@ from peftplan.result import Estimate, Memory
 from peftplan.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from peftplan.estimate import Saving
+    from peftplan.breakdown import Saving
 
 MAX_ASSUMPTIONS = 6
 

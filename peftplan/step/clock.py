@@ -1,18 +1,20 @@
 """How long a step takes: a roofline over its kernels, as an interval.
 
-Every kernel takes the longer of its arithmetic and its memory traffic (Williams 2009, roofline); kernels follow each
-other on one stream; a pass over a region takes at least what the host needs to launch its kernels.
+Every kernel takes the longer of its arithmetic and its memory traffic (Williams 2009, roofline); kernels
+follow each other on one stream; a pass over a region takes at least what the host needs to launch its
+kernels.
 
-`low` runs at the card's dense peak and full bandwidth, launches for free, keeps in cache all that fits there (twice
-the L2 per kernel: what it reads and what it writes), skips the masked half of attention and touches weights, gradients
-and states once in the optimizer: no eager step of these kernels is faster. Where the cache is unknown, only matrix
-products count. `expected` uses the achieved fractions below, `high` is SPREAD times `expected`.
+`low` runs at the card's dense peak and full bandwidth, launches for free, keeps in cache all that fits
+there (twice the L2 per kernel: what it reads and what it writes), skips the masked half of attention and
+touches weights, gradients and states once in the optimizer: no eager step of these kernels is faster. Where
+the cache is unknown, only matrix products count. `expected` uses the achieved fractions below, `high` is
+SPREAD times `expected`.
 
-Fitted on (2026-11-21): 8 single-A100 runs of foundation-model-stack/fms-acceleration (Mistral-7B, full, LoRA and QLoRA,
-4096 tokens; 2024-05 to 2025-02) and 44 T4 runs of fitcheck-llm 0.3.1 (LoRA and QLoRA, 0.1 to 7 B parameters; 2026-09).
-Judged on 35 runs of other sources, none of them fitted: PEFT's MetaMathQA on L40S, VectorInstitute/vectorlm on A100,
-ljm565/universal-llm-trainer on A100, H100 and RTX PRO 6000. `tests/step_times.jsonl` holds all of them, and
-tests/test_clock.py the errors.
+Fitted on (2026-11-21): 8 single-A100 runs of foundation-model-stack/fms-acceleration (Mistral-7B, full,
+LoRA and QLoRA, 4096 tokens; 2024-05 to 2025-02) and 44 T4 runs of fitcheck-llm 0.3.1 (LoRA and QLoRA, 0.1
+to 7 B parameters; 2026-09). Judged on 35 runs of other sources, none of them fitted: PEFT's MetaMathQA on
+L40S, VectorInstitute/vectorlm on A100, ljm565/universal-llm-trainer on A100, H100 and RTX PRO 6000.
+`tests/step_times.jsonl` holds all of them, and tests/test_clock.py the errors.
 """
 
 from __future__ import annotations
@@ -26,28 +28,34 @@ from peftplan.step.work import Kernel, Pass, passes
 from peftplan.units import DType
 
 OF_MEASURED = 0.84
-"""Fraction of the fastest matrix product measured on a card that a model's products reach; fms, A100 (median ratio)."""
+"""Fraction of the fastest matrix product measured on a card that a model's products reach; fms, A100
+(median ratio)."""
 CARD_FRACTIONS = {"NVIDIA T4": 0.29}
 """Fractions of dense peak fitted for one card; fitcheck. A T4 draws 70 W and throttles."""
 OF_PEAK = 0.44
-"""Where no fast product was measured: the geometric mean of the T4's 0.29 and of OF_MEASURED times the catalog's
-measured fractions (0.80 of peak, median); errs either way by half."""
+"""Where no fast product was measured: the geometric mean of the T4's 0.29 and of OF_MEASURED times the
+catalog's measured fractions (0.80 of peak, median); errs either way by half."""
 OF_FP32 = 0.50
-"""fp32 products run on the CUDA cores (torch.backends.cuda.matmul.allow_tf32 is false by default); fitcheck."""
+"""fp32 products run on the CUDA cores (torch.backends.cuda.matmul.allow_tf32 is false by default);
+fitcheck."""
 FLASH = 0.60
-"""Flash attention, of dense peak, both ways; Dao 2023 (arXiv:2307.08691, figures 4 and 5): 50 to 73 % on A100."""
+"""Flash attention, of dense peak, both ways; Dao 2023 (arXiv:2307.08691, figures 4 and 5): 50 to 73 % on
+A100."""
 EFFICIENT = 0.23
 """The memory-efficient kernel, which sdpa takes with a mask or before compute capability 8.0; fitcheck."""
 BANDWIDTH = 0.80
 """Of the card's memory bandwidth; start value of the fit, which did not move it."""
 HOST_SECONDS = 16e-6
-"""Host time per launched kernel, autograd and modules included. The geometric mean of 7 us for the plainest op
-(github.com/pytorch/pytorch issue 41383, 2020-07) and the 39 us that fitcheck's smallest models on T4 machines need."""
+"""Host time per launched kernel, autograd and modules included. The geometric mean of 7 us for the plainest
+op (github.com/pytorch/pytorch issue 41383, 2020-07) and the 39 us that fitcheck's smallest models on T4
+machines need."""
 MULTI_TENSOR_PASSES = 23 / 7
-"""Traffic of torch's foreach AdamW with gradient clipping over a single pass: 20 reads and writes of a weight-sized
-tensor (torch 2.13, torch/optim/adam.py, _multi_tensor_adam) and 3 for clip_grad_norm_, where one pass has 7."""
+"""Traffic of torch's foreach AdamW with gradient clipping over a single pass: 20 reads and writes of a
+weight-sized tensor (torch 2.13, torch/optim/adam.py, _multi_tensor_adam) and 3 for clip_grad_norm_, where
+one pass has 7."""
 SPREAD = 2.2
-"""high / expected: the worst miss of the fitted runs (a 135 M model on T4, host-bound, measured 2.2 times expected)."""
+"""high / expected: the worst miss of the fitted runs (a 135 M model on T4, host-bound, measured 2.2 times
+expected)."""
 
 _RATES: dict[DType, Rate] = {
     DType.float32: "fp32",
@@ -83,7 +91,8 @@ class OptimizerTraffic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """Seconds of one optimizer step; `compute`, `memory` and `launching` (waits for the host) sum to `expected`."""
+    """Seconds of one optimizer step; `compute`, `memory` and `launching` (waits for the host) sum to
+    `expected`."""
 
     low: float
     expected: float
@@ -103,7 +112,9 @@ class Unknown:
 def attention_kernel(name: str, *, masked: bool, gpu: Gpu, compute: DType) -> AttentionKernel:
     """The kernel that an attention implementation comes to on this card."""
     if name.startswith("flash"):
-        return AttentionKernel(flash=True, skips_masked=True, half=compute if compute.is_half else DType.bfloat16)
+        return AttentionKernel(
+            flash=True, skips_masked=True, half=compute if compute.is_half else DType.bfloat16
+        )
     old = gpu.compute_capability in ("6.0", "6.1", "7.0", "7.5")
     return AttentionKernel(flash=not (masked or old), skips_masked=not masked)
 
@@ -192,7 +203,9 @@ class _Meter:
         key = (kernel.dtype, kernel.attention)
         found = self._rates.get(key)
         if found is None:
-            found = self._rates[key] = self._find(_computed_in(kernel, self.attention), is_attention=kernel.attention)
+            found = self._rates[key] = self._find(
+                _computed_in(kernel, self.attention), is_attention=kernel.attention
+            )
         return found
 
     def _find(self, dtype: DType, *, is_attention: bool) -> tuple[float, float]:
@@ -206,7 +219,7 @@ class _Meter:
 def peak_flops(gpu: Gpu, dtype: DType) -> float | None:
     """Dense peak in FLOPs per second; None where it is unknown or the card has none."""
     rate = _RATES.get(dtype)
-    return gpu.dense_tflops[rate] * 1e12 if rate in gpu.dense_tflops else None
+    return gpu.dense_tflops[rate] * 1e12 if rate is not None and rate in gpu.dense_tflops else None
 
 
 def is_measured(gpu: Gpu) -> bool:

@@ -1,9 +1,11 @@
-"""How much work a pass over a region is: what its matrix products compute, by element type, and the bytes it moves.
+"""How much work a pass over a region is: what its matrix products compute, by element type, and the bytes
+it moves.
 
-One op is one kernel in forward. Backward is one product of the forward's size per gradient for matrix products, and
-twice the forward's bytes for the rest, which reads the incoming gradient besides: errs high where a gradient is handed
-on without a copy or a cache still holds it, low where a formula makes temporaries. A sum's backward moves nothing by
-itself, but a value used twice has its two gradients added: the forward's bytes once.
+One op is one kernel in forward. Backward is one product of the forward's size per gradient for matrix
+products, and twice the forward's bytes for the rest, which reads the incoming gradient besides: errs high
+where a gradient is handed on without a copy or a cache still holds it, low where a formula makes
+temporaries. A sum's backward moves nothing by itself, but a value used twice has its two gradients added:
+the forward's bytes once.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def _pass(name: str, count: int, kernels: Sequence[Kernel | None], cache_bytes: 
 
 
 def _forward(op: Op) -> Kernel | None:
-    """None where nothing runs: views, names going out of scope. The unpacked copy of a weight is written and read."""
+    """None where nothing runs: views, names going out of scope. The unpacked copy of a weight is written
+    and read."""
     moved = op.moved_bytes()
     if not moved:
         return None

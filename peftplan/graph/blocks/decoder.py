@@ -42,6 +42,8 @@ class WeightTypes:
     embedding: DType
     head: DType
     bias: DType
+    opaque: bool = False
+    """Whether the blocks' linear layers run in kernels that autocast does not reach (they return the input's dtype)."""
 
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
@@ -65,7 +67,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     b, s = setup.batch.size, setup.batch.seq
     ids = Tensor("@input_ids", (b, s), DType.int64, INPUT)
     labels = Tensor("@labels", (b, s), DType.int64, INPUT)
-    inputs = (ids, labels)
+    inputs: tuple[Tensor, ...] = (ids, labels)
     if setup.batch.masked:
         inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
     first, shared = _entrance(arch, setup, ids)
@@ -76,7 +78,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
         index += count
     regions.append(_final_norm(arch, setup, shared))
     regions.append(_head(arch, setup, labels, regions[-1].exit))
-    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.embedding))
+    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.linear))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +171,7 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        return b.linear(x, weight, bias, label=label)
+        return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
 
 
 def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, count: int) -> Region:
@@ -178,7 +180,7 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, 
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), shared.hidden)
     h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
     with b.scope("self_attn"):
-        o = _attention(b, arch, layer.attention, setup, shared, h)
+        o, weights = _attention(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
     mid = b.add(x, o, label="residual_attn")
@@ -188,8 +190,9 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, 
     b.hold(h)
     d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
     out = b.add(mid, d, label="residual_mlp")
-    b.hold(x, mid)
-    returned = ("self_attn.k_cache", "self_attn.v_cache") if setup.use_cache else ()
+    b.hold(x, mid, *weights)
+    cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
+    returned = tuple(op.out.name for op in b.ops if op.out.name in cached)
     return Region(
         name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
     )
@@ -202,8 +205,13 @@ def module_order(name: str) -> tuple[int, bool, bool]:
     return room, "norm." in name, "qkv_proj" in name
 
 
-def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor) -> Tensor:
-    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection."""
+def _attention(
+    b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection.
+
+    Returns the output and, from eager attention, the attention weights: a local of the layer until it returns.
+    """
     types, batch = setup.types, setup.batch
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
     fused: tuple[Tensor, ...] = ()
@@ -227,10 +235,10 @@ def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shar
         q = _rotary(b, q, a, shared, "q_rope")
         k = _rotary(b, k, a, shared, "k_rope")
         b.hold(q_pre, k_pre)
-    out = attend(b, a, setup, q, k, v, shared.window_mask if a.window is not None else shared.mask)
+    out, weights = attend(b, a, setup, q, k, v, shared.window_mask if a.window is not None else shared.mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
     b.hold(*fused, q, k, v, out)
-    return y
+    return y, weights
 
 
 def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, heads: int, label: str) -> Tensor:
@@ -263,11 +271,15 @@ def _turned(b: Builder, x: Tensor, shared: _Shared) -> Tensor:
     return b.add(straight, turned, label="sum")
 
 
-def attend(b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """From per-head q, k, v to the (B, S, N*D) input of the output projection."""
+def attend(
+    b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """From per-head q, k, v to the (B, S, N*D) input of the output projection (and eager's attention weights)."""
     batch = setup.batch
     if setup.use_cache:
         k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+        if a.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
+            b.plain("cache_length", dtype=DType.int64)
     repeats = a.heads // a.kv_heads
     full = (batch.size, a.heads, batch.seq, a.head_dim)
     grouped = repeats > 1 and setup.attention == "sdpa" and mask is None and a.head_dim <= 256
@@ -276,10 +288,13 @@ def attend(b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tens
         k, v = (b.copy(t, *full, label=n, grad_copied=True) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
     if setup.attention == "eager":
         return _eager(b, a, batch, q, k, v, mask)
-    return _fused(b, a, setup, q, k, v, mask)
+    q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
+    return _fused(b, a, setup, q, k, v, mask), ()
 
 
-def _eager(b: Builder, a: Attention, batch: Batch, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _eager(
+    b: Builder, a: Attention, batch: Batch, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
     scores_shape = (batch.size, a.heads, batch.seq, batch.seq)
     scores = b.matmul(q, k, *scores_shape, inner=a.head_dim, label="scores")
@@ -287,11 +302,12 @@ def _eager(b: Builder, a: Attention, batch: Batch, q: Tensor, k: Tensor, v: Tens
     if mask is not None:
         scores = b.add(scores, mask, label="masked")
     weights = b.cast(b.softmax(b.cast(scores, FP32, label="scores32")), q.dtype, label="weights")
+    b.hold(scores)
     weights = b.dropout(weights, a.dropout)
     mixed = b.matmul(weights, v, batch.size, a.heads, batch.seq, a.head_dim, inner=batch.seq, label="mixed")
     out = b.copy(mixed, batch.size, batch.seq, a.heads * a.head_dim, label="attn_output")
-    b.hold(k, v, weights)
-    return out
+    b.hold(k, v)
+    return out, (weights,)
 
 
 def _fused(
