@@ -15,7 +15,7 @@ from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
 from peftplan.graph.ops import FusedAttention, internal
-from peftplan.units import DType, round_up
+from peftplan.units import DType, promote, round_up
 
 FP32 = DType.float32
 AMPERE = (8, 0)
@@ -50,7 +50,8 @@ def attend(
     """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed besides:
     eager attention's weights."""
     if site.use_cache:
-        k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+        # DynamicLayer.lazy_initialization takes the keys' dtype for both; torch.cat promotes the values to it.
+        k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
         if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
             b.plain("cache_length", dtype=DType.int64)
     if site.implementation.startswith("flash_attention"):
