@@ -169,13 +169,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder")
     parser.add_argument("--match", default="", help="only records whose id contains this")
     parser.add_argument("--every-value", action="store_true", help="all measured values, not only the first")
+    parser.add_argument("--judged", action="store_true", help="leave out what is not modelled or refused")
     parser.add_argument("--style", choices=["text", "markdown"], default="text")
     args = parser.parse_args(argv)
-    from peftplan.estimate import estimate
+    from peftplan.pipeline import estimate
 
     loaded = load(args.folder)
     chosen = [record for record in loaded if args.match in record.id]
-    print(table(compare(chosen, estimate, every_value=args.every_value), style=args.style))
+    rows = compare(chosen, estimate, every_value=args.every_value)
+    shown = [row for row in rows if row.error is not None] if args.judged else rows
+    print(table(shown, style=args.style))
     for problem in loaded.problems:
         print(f"problem: {problem}")
     return 0

@@ -24,7 +24,7 @@ class Job(BaseModel):
     `format.blocksize`, `optimizer.foreach`, `layout.bucket_bytes`, `model.use_cache`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     model: str
     config: dict[str, Any] | None = None

@@ -22,7 +22,7 @@ class DType(Enum):
     int32 = ("int32", 32)
     int8 = ("int8", 8)
     uint8 = ("uint8", 8)
-    bool = ("bool", 8)
+    boolean = ("bool", 8)
 
     def __init__(self, label: str, bits: int) -> None:
         self.label = label

@@ -11,16 +11,16 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from importers import fitcheck, metamathqa
+from importers import fitcheck, fms, metamathqa, others
 from importers.common import read_rows
 
 from peftplan.records import Record, save
 
-FAMILIES = {"fitcheck": fitcheck}
+FAMILIES = {"fitcheck": fitcheck, "fms": fms, "others": others}
 
 
 def mark_repeats(records: Iterable[Record]) -> list[Record]:
-    """The records in order; one that asks what an earlier one asked, on the same GPU, is marked as its repeat."""
+    """The records in order; one with the job and GPU of an earlier one is marked as its repeat."""
     first: dict[str, str] = {}
     marked = []
     for record in records:

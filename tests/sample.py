@@ -30,7 +30,7 @@ CARDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FakeSaving:
-    """Shaped like `peftplan.estimate.Saving`."""
+    """Shaped like `peftplan.breakdown.Saving`."""
 
     change: str
     job: Job

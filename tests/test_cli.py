@@ -18,12 +18,12 @@ from tests import sample
 
 
 class FakeModel(ModuleType):
-    """Stands in for `peftplan.estimate`: the sample's numbers for any job, or a chosen error."""
+    """Stands in for `peftplan.pipeline` and `peftplan.breakdown`: the sample's numbers for any job, or a chosen error."""
 
     Saving = sample.FakeSaving
 
     def __init__(self) -> None:
-        super().__init__("peftplan.estimate")
+        super().__init__("peftplan.pipeline")
         self.failure: BaseException | None = None
 
     def estimate(self, job: Job) -> Any:
@@ -41,7 +41,8 @@ class FakeModel(ModuleType):
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setitem(sys.modules, "peftplan.estimate", fake)
+    monkeypatch.setitem(sys.modules, "peftplan.pipeline", fake)
+    monkeypatch.setitem(sys.modules, "peftplan.breakdown", fake)
     monkeypatch.setattr(cards, "common", lambda: sample.CARDS)
     return fake
 

@@ -68,7 +68,7 @@ NO_GPU = {"gpu": None, "usable_bytes": None, "headroom_bytes": None, "verdict": 
             "TIGHT  on NVIDIA T4   needs 7.93 GiB of 8.00 GiB usable · 69.22 MiB to spare",
         ),
         (_fit(7 * GIB, "does_not_fit"), "DOES NOT FIT  on NVIDIA T4   needs 7.93 GiB of 7.00 GiB"),
-        (NO_GPU, "NEEDS 7.93 GiB  on one GPU · fits RTX 3060 12GB or T4 16GB and larger"),
+        (NO_GPU, "NEEDS 7.93 GiB  on the card · fits on RTX 3060 12GB or T4 16GB and larger"),
     ],
 )
 def test_the_verdict_comes_first(fit: dict[str, Any], says: str) -> None:
@@ -98,7 +98,7 @@ def test_unknown_reserved_and_device_bytes_leave_no_made_up_row() -> None:
     memory = {**sample.estimate().memory.model_dump(), "reserved_bytes": None, "device_bytes": None}
     text = _screen(sample.estimate(memory=memory, fit=NO_GPU))
     assert "context, libraries" not in text
-    assert "NEEDS 7.10 GiB" in text
+    assert "NEEDS 7.10 GiB  allocated" in text
 
 
 def test_known_time_and_cost_come_with_their_interval() -> None:
@@ -201,12 +201,12 @@ def test_explain_says_when_the_terms_are_not_the_peak() -> None:
 
 
 def test_the_common_cards_are_in_the_catalog_by_their_own_name() -> None:
-    from peftplan.hardware import find_gpu
+    from peftplan.hardware.common import COMMON, common_gpus
 
-    assert [find_gpu(name).name for name in cards.COMMON] == list(cards.COMMON)
+    assert [gpu.name for gpu in common_gpus().values()] == list(COMMON)
     sizes = [card.usable_bytes for card in cards.common()]
     assert sizes == sorted(sizes)
-    assert len(sizes) == len(cards.COMMON)
+    assert len(sizes) == len(COMMON)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class ModelEntry:
     """Its Hub id."""
     aliases: tuple[str, ...]
     same_architecture: tuple[str, ...]
-    """Hub ids of other checkpoints with the same sizes."""
+    """Hub ids and short names of other checkpoints with the same sizes."""
     kind: str
     config: Mapping[str, Any]
     dtype: Literal["bfloat16", "float16", "float32"]
@@ -51,8 +51,12 @@ class ModelEntry:
     @property
     def names(self) -> tuple[str, ...]:
         """Everything that finds this entry: ids, ids without their owner, aliases."""
-        ids = (self.id, *self.same_architecture)
-        return tuple(dict.fromkeys((*self.aliases, *ids, *(name.rpartition("/")[2] for name in ids))))
+        return tuple(dict.fromkeys((*self.own_names, *_with_short_names(self.same_architecture))))
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names of this very checkpoint."""
+        return (*self.aliases, *_with_short_names((self.id,)))
 
     @property
     def caveat(self) -> str | None:
@@ -62,6 +66,10 @@ class ModelEntry:
         origin = _ORIGINS[self.config_source]
         note = f" ({self.verification_note})" if self.verification_note else ""
         return f"catalog config of {self.id}: {origin}; {_VERDICTS[self.verification]}{note}"
+
+
+def _with_short_names(ids: tuple[str, ...]) -> tuple[str, ...]:
+    return (*ids, *(name.rpartition("/")[2] for name in ids))
 
 
 _ORIGINS: dict[str, str] = {

@@ -18,6 +18,8 @@ from peftplan.units import DType, parse_dtype
 
 LARGEST_SIZE = 2**24
 """No size of a released model comes near it (the widest vocabulary in the catalog is 262,208)."""
+LONGEST_NAME = 1000
+"""Characters; longer than any path or Hub id that works."""
 LARGEST_DEPTH = 10_000
 LARGEST_POSITIONS = 2**40
 
@@ -35,6 +37,11 @@ def show(value: object) -> str:
     if value is None or isinstance(value, bool):
         return names[value]
     return reprlib.repr(value)
+
+
+def printable(text: str) -> str:
+    """`text` as it is where that fits on a line, else quoted, escaped and cut."""
+    return text if text.isprintable() and len(text) <= LONGEST_NAME else show(text)
 
 
 def runs(layers: Iterable[Layer]) -> tuple[tuple[Layer, int], ...]:
@@ -96,6 +103,13 @@ class Config:
             raise self.wrong(f"{key} must be a list, not {show(value)}")
         return value
 
+    def fields(self, key: str) -> Mapping[str, Any]:
+        """An object; empty where absent or null."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.wrong(f"{key} must be an object, not {show(value)}")
+        return value or {}
+
     @property
     def depth(self) -> int:
         return self.size("num_hidden_layers", largest=LARGEST_DEPTH)
@@ -153,8 +167,10 @@ class Config:
             raise self.wrong(f"{key} must be the name of an element type, not {show(value)}")
         try:
             dtype = parse_dtype(value)
-        except RequestError as error:
-            raise self.wrong(f"{key}: {error}") from None
+        except RequestError:
+            raise self.wrong(
+                f"{key} {show(value)} is not a known element type; use bfloat16, float16 or float32"
+            ) from None
         if not dtype.is_float:
             raise self.wrong(f"{key} must be a floating-point type, not {value!r}")
         return dtype

@@ -25,7 +25,9 @@ class Attention:
     qk_norm: bool = False
     """RMS norm over head_dim on queries and keys (Qwen3)."""
     rotary_dim: int | None = None
-    """Rotated leading dimensions of a head: head_dim unless partial; None where a layer has no rotary (NoPE)."""
+    """Rotated leading dimensions of a head: head_dim unless partial; None without rotation (NoPE)."""
+    rotary_concat: bool = False
+    """The rotated slice and the rest are concatenated, even where the rest is empty (Phi-3)."""
     window: int | None = None
     """Sliding-window width in tokens, None for full attention."""
     dropout: float = 0.0

@@ -19,18 +19,25 @@ def find_config(model: str) -> Path | None:
 
     A folder counts when it holds a config.json. Raises BadFile, or Unsupported for a weights file.
     """
-    path = Path(model).expanduser()
-    if path.suffix.lower() in _CHECKPOINTS:
-        raise Unsupported(
-            f"{model}: a weights file cannot be read as a model; give its config.json or folder"
-        )
-    if path.is_dir():
-        return _in_folder(model, path)
-    if path.suffix.lower() == ".json" or path.is_file():
-        return path
-    if model.startswith(("/", "./", "../", "~")):
-        raise BadFile(f"{model}: no such file or folder")
-    return None
+    if Path(model).suffix.lower() in _CHECKPOINTS:
+        raise Unsupported(f"{model}: a weights file is not read; give the model's config.json or folder")
+    path = _expand(model)
+    is_path = model.startswith((".", "/", "~")) or path.suffix.lower() == ".json"
+    try:
+        if path.is_dir():
+            return _in_folder(model, path)
+        if is_path and not path.exists():
+            raise BadFile(f"{model}: no such file or folder")
+        return path if is_path or ("/" in model and path.is_file()) else None
+    except OSError as error:
+        raise BadFile(f"{model}: cannot be read ({error.strerror})") from None
+
+
+def _expand(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(model)
 
 
 def _in_folder(model: str, folder: Path) -> Path | None:
@@ -39,7 +46,7 @@ def _in_folder(model: str, folder: Path) -> Path | None:
         return config
     if (folder / "adapter_config.json").exists():
         raise BadFile(f"{model}: holds a PEFT adapter but no config.json; give its base model")
-    if Path(model).name != model:
+    if folder.name != model:
         raise BadFile(f"{model}: the folder has no config.json")
     return None
 
@@ -65,7 +72,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _read_bytes(path: Path, *, label: str) -> bytes:
     try:
         if not path.is_file():
-            raise BadFile(f"{label}: no such file")
+            raise BadFile(f"{label}: not a file")
         with path.open("rb") as file:
             data = file.read(LARGEST_BYTES + 1)
     except OSError as error:

@@ -87,10 +87,10 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PeftplanError
         return RequestError(f"{repo!r} is not a valid Hub id: {_first_line(error)}")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return OutsideError(
-            f"{repo} is neither in the catalog nor in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it"
+            f"config.json of {repo} is not in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it"
         )
     return OutsideError(
-        f"{repo} is not in the catalog, and {constants.ENDPOINT} did not serve its config.json "
+        f"config.json of {repo} is not in the Hub cache, and {constants.ENDPOINT} did not serve it "
         f"({_first_line(error)})"
     )
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from peftplan.arch import catalog
 from peftplan.arch.catalog import ModelEntry
-from peftplan.arch.config import Config, show
+from peftplan.arch.checks import has_code, refuse_unmodelled, remarks
+from peftplan.arch.config import Config, printable, show
 from peftplan.arch.core import Arch
 from peftplan.arch.families import Family, families
 from peftplan.arch.files import find_config, read_config
 from peftplan.arch.hub import fetch_config, is_hub_id
-from peftplan.errors import RequestError, Unsupported
+from peftplan.arch.overrides import override
+from peftplan.errors import RequestError
 
 TRACE_HINT = "`peftplan profile --device meta` can trace any transformers model"
 
@@ -34,16 +35,15 @@ def load_arch(
     """
     found = _find(model, config)
     family = _family(found)
-    changed = replace(found, values=_override(found.values, overrides or {}, family))
-    _refuse_unmodelled(changed)
-    return _family(changed).read(changed)
+    changed = replace(found, values=override(found.values, overrides or {}, family=family))
+    refuse_unmodelled(changed)
+    return _family(changed).read(replace(changed, notes=(*changed.notes, *remarks(changed))))
 
 
 def _find(model: str, config: Mapping[str, Any] | None) -> Config:
     if config is not None:
-        return Config(values=_plain(config), name=model, label=f"config of {model}")
-    if not model.strip():
-        raise RequestError("no model given; name one, such as llama-7b (`peftplan list models` shows all)")
+        return Config(values=_plain(config), name=model, label=f"config of {printable(model)}")
+    _refuse_name(model)
     path = find_config(model)
     if path is not None:
         return Config(values=read_config(path, label=model), name=model, label=model)
@@ -55,6 +55,13 @@ def _find(model: str, config: Mapping[str, Any] | None) -> Config:
     raise catalog.unknown(model)
 
 
+def _refuse_name(model: str) -> None:
+    if not model.strip():
+        raise RequestError("no model given; name one, such as llama-7b (`peftplan list models` shows all)")
+    if printable(model) != model:
+        raise RequestError(f"{show(model)} is not the name of a model, a folder or a config.json")
+
+
 def _plain(config: object) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise RequestError(f"a config must be an object of config.json's keys, not {type(config).__name__}")
@@ -63,8 +70,14 @@ def _plain(config: object) -> dict[str, Any]:
 
 def _from_catalog(model: str, entry: ModelEntry) -> Config:
     values = {**entry.config, "dtype": entry.dtype}
-    notes = (entry.caveat,) if entry.caveat else ()
-    return Config(values=values, name=entry.id, label=model, notes=notes)
+    notes = (_stand_in(model, entry), entry.caveat)
+    return Config(values=values, name=entry.id, label=model, notes=tuple(note for note in notes if note))
+
+
+def _stand_in(model: str, entry: ModelEntry) -> str | None:
+    if catalog.spelling(model) in map(catalog.spelling, entry.own_names):
+        return None
+    return f"{model} has the sizes of {entry.id}, which is taken with its dtype, {entry.dtype}"
 
 
 def _from_hub(model: str) -> Config:
@@ -93,51 +106,8 @@ def _no_model_type(config: Config) -> str:
 
 def _not_modelled(config: Config, model_type: str) -> str:
     kind = "a multi-modal model, " if isinstance(config.values.get("text_config"), dict) else ""
-    code = "; its config names code of its own (auto_map), which is never run" if _has_code(config) else ""
+    code = "; its config names code of its own (auto_map), which is never run" if has_code(config) else ""
     return (
-        f"model_type {model_type!r} is {kind}not modelled yet{code}; "
+        f"model_type {show(model_type)} is {kind}not modelled yet{code}; "
         f"modelled: {', '.join(families())}; {TRACE_HINT}"
     )
-
-
-def _has_code(config: Config) -> bool:
-    return bool(config.values.get("auto_map"))
-
-
-def _override(values: Mapping[str, Any], overrides: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    changed = dict(values)
-    for key, value in overrides.items():
-        head, _, rest = key.partition(".")
-        if head not in family.keys:
-            raise _unknown_key(key, family)
-        changed[head] = _nested(changed.get(head), rest, value) if rest else value
-    if "torch_dtype" in overrides and "dtype" not in overrides:
-        changed.pop("dtype", None)
-    return changed
-
-
-def _nested(old: object, path: str, value: Any) -> dict[str, Any]:
-    head, _, rest = path.partition(".")
-    inner = dict(old) if isinstance(old, Mapping) else {}
-    inner[head] = _nested(inner.get(head), rest, value) if rest else value
-    return inner
-
-
-def _unknown_key(key: str, family: Family) -> RequestError:
-    near = difflib.get_close_matches(key, sorted(family.keys), n=3, cutoff=0.5)
-    fix = f"; did you mean {' or '.join(near)}?" if near else ""
-    return RequestError(f"model.{key}: {'/'.join(family.model_types)} configs have no such key{fix}")
-
-
-def _refuse_unmodelled(config: Config) -> None:
-    for key, why in _REFUSED.items():
-        if config.values.get(key):
-            raise Unsupported(f"{config.label}: {key} {show(config.values[key])} is not modelled; {why}")
-
-
-_REFUSED = {
-    "is_encoder_decoder": "only decoders are",
-    "per_layer_config": "layers that differ by it are not",
-    "output_attentions": "set it to false",
-    "output_hidden_states": "set it to false",
-}

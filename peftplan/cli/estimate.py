@@ -9,7 +9,7 @@ from peftplan.job import Job
 @takes_job
 def command(job: Job, *, json: Json = False) -> str:
     """What a fine-tuning step needs, why, and whether it fits."""
-    from peftplan.estimate import estimate, savings
+    from peftplan.pipeline import estimate
 
     answer = estimate(job)
     if json:
@@ -17,6 +17,7 @@ def command(job: Job, *, json: Json = False) -> str:
 
         return as_json(answer)
     from peftplan.cli.output import as_text
+    from peftplan.breakdown import savings
     from peftplan.report import cards, screen
 
     return as_text(screen.render(answer, savings(job, answer), cards.common()))

@@ -9,7 +9,8 @@ from peftplan.job import Job
 @takes_job
 def command(job: Job, *, json: Json = False) -> str:
     """Where the bytes and FLOPs of one estimate come from, with formula and source."""
-    from peftplan.estimate import estimate, explain, savings
+    from peftplan.breakdown import explain, savings
+    from peftplan.pipeline import estimate
 
     answer = estimate(job)
     terms, changes = explain(job), savings(job, answer)

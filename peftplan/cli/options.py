@@ -25,8 +25,10 @@ Json = Annotated[
 def _option(
     flag: str, group: str, metavar: str, help_text: str, completion: Callable[[str], list[str]] | None = None
 ) -> Any:
+    field = Job.model_fields.get(flag.removeprefix("--").replace("-", "_"))
+    default = f" Default {field.default}." if field and isinstance(field.default, (str, int)) else ""
     return typer.Option(
-        flag, help=help_text, rich_help_panel=group, autocompletion=completion, metavar=metavar
+        flag, help=help_text + default, rich_help_panel=group, autocompletion=completion, metavar=metavar
     )
 
 

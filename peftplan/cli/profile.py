@@ -24,6 +24,7 @@ def command(
         str,
         typer.Option(
             "--device",
+            metavar="NAME",
             help="meta (no weights, no GPU needed) or cpu (random weights, real tensors).",
             rich_help_panel=MACHINE,
             autocompletion=complete.devices,
@@ -31,13 +32,15 @@ def command(
     ] = "meta",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Also write the whole trace to this file.", rich_help_panel=FILES),
+        typer.Option(
+            "--out", metavar="FILE", help="Also write the whole trace to this file.", rich_help_panel=FILES
+        ),
     ] = None,
     json: Json = False,
 ) -> str:
     """Trace one step of the real model and hold the estimate against it."""
     mode = _mode(device)
-    from peftplan.estimate import estimate
+    from peftplan.pipeline import estimate
 
     predicted = estimate(job.model_copy(update={"backend": "cpu"}))
     traced = {"schema": "peftplan.trace/1", **_trace(predicted.job, mode)}

@@ -28,6 +28,21 @@ class Format(ABC):
         """Whether peft's prepare_model_for_kbit_training has cast every unpacked half-precision weight to fp32."""
         return False
 
+    def opaque(self, numerics: Numerics) -> bool:
+        """Whether the packed layers run in kernels that autocast does not reach."""
+        del numerics
+        return self.packed
+
+    @property
+    def upcasts_ends(self) -> bool:
+        """Whether that holds for the embeddings and the head too when training starts."""
+        return self.upcasts_rest
+
+    def bias_dtype(self, compute: DType, rest: DType) -> DType:
+        """The dtype that biases of packed layers are held in."""
+        del compute
+        return rest
+
     @abstractmethod
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
         """The graph with this format's stand-ins for the linear layers it packs."""

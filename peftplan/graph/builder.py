@@ -29,6 +29,7 @@ from peftplan.graph.ops import (
     Softmax,
     Square,
     View,
+    WeightCast,
 )
 from peftplan.units import DType, promote
 
@@ -44,6 +45,8 @@ class Numerics:
 
     autocast: DType | None = None
     backend: str = "cuda"
+    capability: tuple[int, int] | None = None
+    """The GPU's CUDA compute capability, where one is given."""
 
     @property
     def mask_dtype_is_input(self) -> bool:
@@ -91,9 +94,11 @@ class Builder:
 
     # -- linear algebra -----------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear") -> Tensor:
-        """(..., i) x (o, i) -> (..., o)."""
-        if self.numerics.autocast is not None:
+    def linear(
+        self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear", autocast: bool = True
+    ) -> Tensor:
+        """(..., i) x (o, i) -> (..., o). Without `autocast`, a kernel that autocast does not know."""
+        if autocast and self.numerics.autocast is not None:
             x, w = self.autocast(x), self.autocast(w)
             bias = self.autocast(bias) if bias is not None else None
         n = self.name(label)
@@ -113,7 +118,10 @@ class Builder:
         target = self.numerics.autocast
         if target is None or t.dtype is target:
             return t
-        return self.cast(t, target)
+        if not t.is_param:
+            return self.cast(t, target)
+        n = self.name(t.name.rsplit(".", 1)[-1] + "_cast")
+        return self._emit(WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part))
 
     # -- elementwise --------------------------------------------------------------------------------------------
 
@@ -160,8 +168,14 @@ class Builder:
     def activate(self, x: Tensor, label: str = "act") -> Tensor:
         return self._unary(Activate, x, label)
 
-    def softmax(self, x: Tensor, label: str = "softmax") -> Tensor:
-        return self._unary(Softmax, x, label)
+    def softmax(self, x: Tensor, dtype: DType, label: str = "softmax") -> Tensor:
+        """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax)."""
+        on_cuda = self.numerics.backend == "cuda"
+        if not on_cuda:
+            x = self.cast(x, dtype, label=f"{label}_in")
+        n = self.name(label)
+        out = Tensor(n, x.shape, dtype)
+        return self._emit(Softmax(name=n, ins=(x,), out=out, product=on_cuda, site=self._site, part=self._part))
 
     def rotate_half(self, x: Tensor, label: str = "rotate_half") -> Tensor:
         return self._unary(RotateHalf, x, label)
@@ -171,7 +185,7 @@ class Builder:
         if p == 0:
             return x
         n = self.name(label)
-        mask_dtype = x.dtype if self.numerics.mask_dtype_is_input else DType.bool
+        mask_dtype = x.dtype if self.numerics.mask_dtype_is_input else DType.boolean
         mask = Tensor(f"{n}.mask", x.shape, mask_dtype)
         out = Tensor(n, x.shape, x.dtype)
         return self._emit(Dropout(name=n, ins=(x,), out=out, mask=mask, site=self._site, part=self._part))
@@ -209,7 +223,13 @@ class Builder:
         n = f"@{label}"
         return self._emit(Make(name=n, ins=ins, out=Tensor(n, shape, dtype, kind), temporary_bytes=temporary_bytes))
 
+    def plain(self, label: str, *shape: int, dtype: DType, ins: tuple[Tensor, ...] = ()) -> Tensor:
+        """A tensor without gradient that lives like any other value."""
+        n = self.name(label)
+        return self._emit(Make(name=n, ins=ins, out=Tensor(n, shape, dtype), site=self._site))
+
     def hold(self, *tensors: Tensor) -> None:
         """Python names that go out of scope here and not earlier."""
         n = self.name("hold")
-        self.ops.append(Hold(name=n, ins=tensors, out=Tensor(n, (), DType.bool, BUFFER, stored_bytes=0)))
+        out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
+        self.ops.append(Hold(name=n, ins=tensors, out=out, site=self._site, part=self._part))

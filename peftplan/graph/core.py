@@ -94,6 +94,11 @@ class Op(ABC):
         """What autograd keeps until this op's backward; parameters included, views by their value's name."""
         return ()
 
+    def stashed(self, need: Need) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """What a Python autograd function puts on its context without telling autograd: checkpointing cannot drop
+        it and backward does not free it; it lives as long as the graph, which is as long as the loss."""
+        return ()
+
     @abstractmethod
     def backward(self, need: Need) -> tuple[Grad, ...]:
         """The gradients this op's backward produces, in the order it computes them."""

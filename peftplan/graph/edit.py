@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from peftplan.graph.core import Graph, Op, Region, Tensor
+from peftplan.graph.ops import Hold
 
 MODULE_SITES = frozenset(
     {"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"}
@@ -50,8 +51,10 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
             j += 1
         group = ops[i:j]
         weight = next(t for o in group for t in o.ins if t.is_param and len(t.shape) == 2)
-        path = weight.name.removeprefix("@").removesuffix(".weight")
-        yield i, j, Module(path=path, site=op.site, ops=group, x=group[0].ins[0], out=group[-1].out, weight=weight)
+        path = "lm_head" if op.site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
+        out = next(o.out for o in reversed(group) if not isinstance(o, Hold))
+        x = next(t for o in group for t in o.ins if not t.is_param)
+        yield i, j, Module(path=path, site=op.site, ops=group, x=x, out=out, weight=weight)
         i = j
 
 

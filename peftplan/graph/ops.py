@@ -140,6 +140,21 @@ class Cast(Op):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightCast(Op):
+    """Autocast's copy of a weight. Of a trained fp32 weight it is cached until autocast ends with the forward
+    (aten/src/ATen/autocast_mode.cpp, cached_cast: fp32 leaves that require a gradient)."""
+
+    @property
+    def cached(self) -> bool:
+        weight = self.ins[0]
+        return weight.trainable and weight.dtype is DType.float32
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        return tuple(Grad(t, t.numel * t.dtype.size) for t in self.ins if t.name in need)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Copy(Op):
     """A contiguous copy (clone, cat of one, repeat_kv's reshape): keeps nothing.
 
@@ -274,24 +289,29 @@ class RotateHalf(Op):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Softmax(Op):
-    """softmax over the last dimension: keeps its result."""
+    """softmax over the last dimension: keeps its result.
+
+    CUDA's backward makes `grad * output` beside the gradient (`product`; aten/src/ATen/native/cuda/SoftMax.cu,
+    softmax_backward_cuda_out), the CPU's does not.
+    """
+
+    product: bool = False
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return (self.out,) if _wants(need, *self.ins) else ()
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
         (x,) = self.ins
-        return (Grad(x, x.nbytes),) if x.name in need else ()
+        return (Grad(x, x.nbytes, self.out.nbytes if self.product else 0),) if x.name in need else ()
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FlashAttention(Op):
+class FusedAttention(Op):
     """Fused attention: ins = (q, k, v); keeps q, k, v, the output and the log-sum-exp (Dao 2022, arXiv:2205.14135).
 
     q and out are (B, N, S, D). FLOPs as flop_counter.sdpa_flop: the whole score matrix, causal or not; backward five
-    products (two of them the recomputed scores and their gradient). `bias` is an additive mask tensor made for the
-    kernel and kept with it.
+    products (two of them the recomputed scores and their gradient).
     """
 
     kv_len: int
@@ -315,9 +335,8 @@ class FlashAttention(Op):
     def backward(self, need: Need) -> tuple[Grad, ...]:
         if not _wants(need, *self.ins):
             return ()
-        return tuple(
-            Grad(t, t.nbytes, self.grad_workspace_bytes if i == 0 else 0) for i, t in enumerate(self.ins)
-        )
+        last = len(self.ins) - 1
+        return tuple(Grad(t, t.nbytes, self.grad_workspace_bytes * (i == last)) for i, t in enumerate(self.ins))
 
 
 @final
@@ -405,14 +424,14 @@ class PackedLinear(Op):
     """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps the packed weight only.
 
     `forward_workspace_bytes` and `backward_workspace_bytes` are the dequantized copies each pass makes.
-    `keeps_input` where the kernel stashes its input whatever needs a gradient (bitsandbytes int8).
+    `keeps_input` where the kernel stashes its input on its node (bitsandbytes int8).
     """
 
     forward_workspace_bytes: int
     backward_workspace_bytes: int
     keeps_input: bool = False
-    counted_flops: bool = True
-    """Whether torch's flop counter sees the forward product (a custom kernel is invisible to it)."""
+    adapters_clone: bool = False
+    """Whether PEFT clones the output before adding its branch (lora/bnb.py, Linear4bit.forward)."""
 
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
@@ -422,8 +441,10 @@ class PackedLinear(Op):
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         x, w = self.ins[0], self.ins[1]
-        kept = (w,) if x.name in need else ()
-        return (*kept, x) if self.keeps_input and kept else kept
+        return (w,) if x.name in need else ()
+
+    def stashed(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.ins[0],) if self.keeps_input and self.ins[0].name in need else ()
 
     def scratch_bytes(self) -> int:
         return self.forward_workspace_bytes

@@ -80,12 +80,20 @@ class Gpu:
     link: Link
     pcie: Pcie | None
     l2_bytes: int | None
-    tdp_watts: int | None
+    tdp_watts: float | None
     form_factor: str
     node: Node
     release_year: int
     sources: tuple[str, ...]
     notes: str
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The compute capability as (major, minor); None for what is not NVIDIA's."""
+        if self.compute_capability is None:
+            return None
+        major, minor = self.compute_capability.split(".")
+        return int(major), int(minor)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +124,8 @@ def _gpu(row: dict[str, Any]) -> Gpu:
 def usable_bytes(gpu: Gpu) -> UsableMemory:
     """What torch reports as the card's total, else the driver's total, else the marketed size.
 
-    The driver's total errs high by what the driver keeps (0.3 to 0.9 GiB on the cards where both are known);
-    the marketed size in decimal gigabytes errs low on most cards. None for a card that shares its memory with
+    The driver's total errs high by what the driver keeps (0 to 1.1 GiB on the cards where both are known);
+    the marketed size in decimal gigabytes errs low. None for a card that shares its memory with
     the CPU, unless torch's total is known.
     """
     memory = gpu.memory

@@ -23,7 +23,8 @@ class Price:
     """One instance type in one region."""
 
     provider: str
-    region: str
+    region: str | None
+    """None where the table names none."""
     instance_type: str
     gpu: str
     """A name of the GPU catalog."""

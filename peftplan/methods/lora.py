@@ -30,7 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eva": {"init_lora_weights": "eva"},
     "corda": {"init_lora_weights": "corda"},
     "loftq": {"init_lora_weights": "loftq"},
+    "qlora": {},
 }
+"""Initialisation, scaling and learning rates only; `qlora` also implies a 4-bit base (see `resolve`)."""
 HARMLESS = frozenset(
     {
         "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "task_type", "inference_mode", "peft_type",
@@ -170,22 +172,24 @@ class Lora(Method):
         a = b.weight("lora_A.weight", rank, module.in_features, dtype=dtype, kind=ADAPTER)
         up = b.weight("lora_B.weight", module.out_features, rank, dtype=dtype, kind=ADAPTER)
         bias = b.weight("lora_B.bias", module.out_features, dtype=dtype, kind=ADAPTER) if self.lora_bias else None
-        packed = any(isinstance(op, PackedLinear) for op in module.ops)
-        casts = not (packed and host.numerics.autocast is not None)
+        packed = next((op for op in module.ops if isinstance(op, PackedLinear)), None)
+        # PEFT asks torch.is_autocast_enabled(), which answers for CUDA only.
+        casts = packed is None or host.numerics.autocast is None or host.numerics.backend != "cuda"
         with b.marked(module.site, "down"):
             x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
             down = b.linear(b.dropout(x, self.lora_dropout), a, label="lora_A")
         with b.marked(module.site, "up"):
             delta = b.scale(b.linear(down, up, bias, label="lora_B"))
         with b.marked(module.site, "extra"):
-            if packed:
+            if packed is not None:
                 delta = b.cast(delta, base.dtype, label="delta") if casts else delta
-                out = b.add(base, delta, label="sum")
-                b.hold(delta, x)
+                result = b.copy(base, label="clone") if packed.adapters_clone else base
+                out = b.add(result, delta, label="sum")
+                b.hold(delta, x, module.x)
             else:
                 total = b.add(base, delta, label="sum")
                 out = b.cast(total, base.dtype, label="out")
-                b.hold(x)
+                b.hold(x, module.x)
         return (*ops, *writing(b.ops, out, module.out))
 
     # -- modules_to_save ----------------------------------------------------------------------------------------
@@ -198,21 +202,21 @@ class Lora(Method):
         wanted = self.modules_to_save
         originals: list[Tensor] = []
 
-        def copy(region: Region, t: Tensor) -> Tensor:
+        def copy(region: Region, op: Op, t: Tensor) -> Tensor:
             if not t.is_param or t.kind == ADAPTER:
                 return t
-            path = full_path(region, t.name.removeprefix("@").rsplit(".", 1)[0], 0)
+            own = "lm_head" if op.site == "head" else t.name.removeprefix("@").rsplit(".", 1)[0]
+            path = full_path(region, own, 0)
             if not any(path == w or path.endswith("." + w) for w in wanted):
                 return t
             if region.first_index is not None:
                 raise Unsupported(f"modules_to_save inside the layers ({path}) is not modelled yet")
-            owner = "@embed_tokens" if path.endswith("embed_tokens") else f"@{path}"
             if t.name not in {o.name for o in originals}:
                 originals.append(t._replace(trainable=False))
-            return t._replace(name=f"{owner}.saved.{t.name.rsplit('.', 1)[1]}", trainable=True, kind=ADAPTER)
+            return t._replace(name=f"@{own}.saved.{t.name.rsplit('.', 1)[1]}", trainable=True, kind=ADAPTER)
 
         regions = tuple(
-            replace(r, ops=tuple(replace(op, ins=tuple(copy(r, t) for t in op.ins)) for op in r.ops))
+            replace(r, ops=tuple(replace(op, ins=tuple(copy(r, op, t) for t in op.ins)) for op in r.ops))
             for r in graph.regions
         )
         found = {o.name for o in originals}

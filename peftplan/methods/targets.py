@@ -49,7 +49,7 @@ class Targets:
             found = site not in ("head", "embed")
         else:
             found = _matches(self.wanted, path)
-        if found and self.layers is not None and not isinstance(self.wanted, str):
+        if found and self.layers is not None:
             found = layer in self.layers
         return found
 
@@ -79,8 +79,8 @@ def targets(
     if isinstance(wanted, str) and wanted != ALL_LINEAR and re.fullmatch(r"\w+", wanted):
         wanted = (wanted,)
     chosen = (layers,) if isinstance(layers, int) else tuple(layers) if layers is not None else None
-    if chosen is not None and isinstance(wanted, str) and wanted != ALL_LINEAR:
-        raise RequestError("layers_to_transform needs --target-modules as a list, not a regular expression")
+    if chosen is not None and isinstance(wanted, str):
+        raise RequestError(f"layers_to_transform needs --target-modules as a list of names, not {wanted!r} (PEFT's rule)")
     return Targets(wanted=wanted, excluded=excluded, layers=chosen)
 
 

@@ -14,7 +14,7 @@ from peftplan.result import Estimate, Term
 from peftplan.units import format_bytes
 
 if TYPE_CHECKING:
-    from peftplan.estimate import Saving
+    from peftplan.breakdown import Saving
 
 
 def document(estimate: Estimate, terms: Sequence[Term], savings: Sequence[Saving]) -> dict[str, Any]:

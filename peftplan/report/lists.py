@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from peftplan.report.words import value_text
+
 if TYPE_CHECKING:
     from peftplan.hardware import Gpu
 
@@ -77,7 +79,7 @@ def _methods() -> list[Row]:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    return "".join(f", method.{key}={value}" for key, value in settings.items())
+    return "".join(f", method.{key}={value_text(value)}" for key, value in settings.items())
 
 
 def _formats() -> list[Row]:

@@ -17,7 +17,7 @@ from peftplan.result import Estimate, Memory
 from peftplan.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from peftplan.estimate import Saving
+    from peftplan.breakdown import Saving
 
 MAX_ASSUMPTIONS = 6
 
@@ -42,7 +42,16 @@ def heading(text: str, note: str = "") -> Text:
 
 def needed_bytes(memory: Memory) -> int:
     """What a card must hold, as far as it is known: with the context, else as reserved, else as allocated."""
-    return memory.device_bytes or memory.reserved_bytes or memory.peak_bytes
+    return _needed(memory)[1]
+
+
+def _needed(memory: Memory) -> tuple[str, int]:
+    """The fullest reading of memory there is, and what to call it."""
+    if memory.device_bytes is not None:
+        return "on the card", memory.device_bytes
+    if memory.reserved_bytes is not None:
+        return "reserved", memory.reserved_bytes
+    return "allocated", memory.peak_bytes
 
 
 # -- the verdict ------------------------------------------------------------------------------------
@@ -68,13 +77,13 @@ def _headroom(spare_bytes: int) -> Text:
 
 
 def _unjudged(estimate: Estimate, cards: Sequence[Card]) -> Text:
-    needed = needed_bytes(estimate.memory)
-    line = Text.assemble((f" NEEDS {format_bytes(needed)} ", "bold white on #3b5b92"), " on one GPU · ")
+    what, needed = _needed(estimate.memory)
+    line = Text.assemble((f" NEEDS {format_bytes(needed)} ", "bold white on #3b5b92"), f" {what} · ")
     smallest = [card for card in cards if card.holds(needed)][:2]
     if not smallest:
         return line.append("more than any common GPU holds")
     names = " or ".join(card.name for card in smallest)
-    return line.append_text(Text.assemble("fits ", (names, "bold"), " and larger"))
+    return line.append_text(Text.assemble("fits on ", (names, "bold"), " and larger"))
 
 
 # -- memory -----------------------------------------------------------------------------------------
@@ -122,13 +131,13 @@ def _by_kind(memory: Memory) -> RenderableType:
     rows.add_column(no_wrap=True, min_width=20)
     rows.add_column(justify="right", no_wrap=True)
     rows.add_column(ratio=1)
-    needed = needed_bytes(memory)
+    what, needed = _needed(memory)
     parts = [(words.label(kind), b, words.colour(kind)) for kind, b in _kinds(memory)] + _overheads(memory)
     *sizes, total = words.sizes([*(b for _, b, _ in parts), needed])
     largest = max((b for _, b, _ in parts), default=1)
     for (name, amount, style), size in zip(parts, sizes, strict=True):
         rows.add_row(Text.assemble(("■ ", style), name), size, _bar(amount, largest, style))
-    rows.add_row(Text("  on the card", style="bold"), Text(total, style="bold"))
+    rows.add_row(Text(f"  {what}", style="bold"), Text(total, style="bold"))
     return Group(heading("At the peak", f"in {memory.at_peak_phase}"), rows)
 
 
@@ -183,7 +192,7 @@ def _flops(estimate: Estimate) -> Text:
 
 
 def _unknown(why: str) -> Text:
-    return Text.assemble(("unknown", "italic"), (f" · {why}", "bright_black"))
+    return Text.assemble(("unknown", "italic"), (f" · {why}" if why else "", "bright_black"))
 
 
 def _time(estimate: Estimate) -> Text:

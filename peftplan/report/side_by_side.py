@@ -31,15 +31,22 @@ def _pairs(predicted: Estimate, traced: dict[str, Any]) -> list[tuple[str, int, 
     ours = predicted.model_dump()
     memory = ("static_bytes", "saved_for_backward_bytes", "peak_bytes")
     return [
-        *((name, ours["parameters"][name], traced["parameters"][name]) for name in ours["parameters"]),
-        *((name, ours["memory"][name], traced[name]) for name in memory),
+        ("parameters", ours["parameters"]["total"], traced["parameters"]["total"]),
+        *((_label(name), ours["parameters"][name], traced["parameters"][name]) for name in _COUNTS),
+        *((_label(name), ours["memory"][name], traced[name]) for name in memory),
         *((f"{name} FLOPs", ours["flops"][name], traced["flops"][name]) for name in ours["flops"]),
     ]
+
+
+_COUNTS = ("trainable", "stored_bytes")
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _difference(ours: int, theirs: int) -> Text:
     if ours == theirs:
         return Text("equal", style="#56b870")
-    if theirs == 0:
-        return Text(f"{ours - theirs:+,}", style="#e9a23b")
-    return Text(f"{100 * (ours - theirs) / theirs:+.2f} %", style="#e9a23b")
+    share = 100 * (ours - theirs) / theirs if theirs else 0.0
+    return Text(f"{share:+.2f} %" if abs(share) >= 0.01 else f"{ours - theirs:+,}", style="#e9a23b")

@@ -20,8 +20,9 @@ _KINDS = {
     "gradients": ("gradients", "#d4587b"),
     "state": ("optimizer states", "#9a6dd7"),
     "optimizer": ("optimizer states", "#9a6dd7"),
-    "workspace": ("workspace", "#b08968"),
-    "comm": ("communication", "#56b870"),
+    "temporary": ("temporaries", "#b08968"),
+    "workspace": ("workspace", "#56b870"),
+    "comm": ("communication", "#c77dbb"),
     "kv_cache": ("KV cache", "#e2c044"),
     "input": ("inputs", "#4aa3c7"),
     "loss": ("loss", "#e36b4f"),
@@ -111,12 +112,12 @@ def printable(text: str) -> str:
 
 
 def reason(estimate: Estimate, *names: str) -> str:
-    """Why the first of `names` (`time.step_seconds`, `time`) that has a reason is null; else a plain word."""
+    """Why the first of `names` (`time.step_seconds`, `time`) that has a reason is null; else nothing."""
     for name in names:
         for assumption in estimate.assumptions:
             if assumption.what == name and assumption.value is None:
                 return assumption.why
-    return "not known"
+    return ""
 
 
 def moved(estimate: Estimate) -> tuple[Assumption, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from peftplan.graph.core import Graph, Region, is_global
+from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
 from peftplan.step.walk import RegionWalk, Rules, Saved, Watermark, propagate_need
 
 
@@ -45,6 +45,8 @@ class Segment:
     forward_delta: int = 0
     forward_saved: int = 0
     entry_bytes: int = 0
+    pinned_bytes: int = 0
+    """What each region of the run still holds when its backward is done, until the loss dies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,7 @@ class StepMemory:
     saved: list[tuple[Saved, int]] = field(default_factory=list)
     """What is kept for backward at the end of the forward, with how many layers keep one like it."""
     saved_for_backward_bytes: int = 0
+    kept_global_bytes: int = 0
     grad_bytes: int = 0
     phases: dict[str, PhasePeak] = field(default_factory=dict)
     end_bytes: int = 0
@@ -109,8 +112,9 @@ class _Account:
         self.grads = 0
         self.peaks: dict[str, PhasePeak] = {}
 
-    def see(self, phase: str, walk: RegionWalk, base: int, saved_base: int, grads_base: int) -> None:
-        mark: Watermark = walk.peak
+    def see(
+        self, phase: str, region: str, mark: Watermark, base: int, saved_base: int, grads_base: int
+    ) -> None:
         value = base + mark.bytes
         best = self.peaks.get(phase)
         if best is None or value > best.bytes:
@@ -119,7 +123,7 @@ class _Account:
                 bytes=value,
                 saved_bytes=saved_base + mark.saved_bytes,
                 grad_bytes=grads_base + mark.grad_bytes,
-                where=f"{walk.region.name}: {mark.where}",
+                where=f"{region}: {mark.where}",
             )
 
 
@@ -144,10 +148,23 @@ def run_step(
         previous_outputs = _returned_bytes(parts)
         account.total += previous_outputs
     for i, part in enumerate(parts):
-        _forward(part, account, is_first_layer=i == 1, recompute=recompute)
-    _end_of_forward(parts, account, result, loop, previous_outputs, recompute)
+        if part.region.name == "head":
+            _end_of_backbone(parts[:i], account)
+        _forward(part, account, recompute)
+        if i == 1:
+            account.total += _embedding_held(part)
+    _end_of_forward(parts, account, result, loop, previous_outputs)
+    account.total += rules.size(parts[-1].region.exit.nbytes)  # the gradient of the loss, a one
     for part in reversed(parts):
-        _backward(part, account, recompute)
+        _backward(part, account, recompute, root=part is parts[-1])
+    account.total -= rules.size(parts[-1].region.exit.nbytes)
+    account.total -= result.kept_global_bytes
+    if loop.outputs_until == "loss":
+        account.total -= sum(part.pinned_bytes * part.count for part in parts)
+    if entry_requires_grad and not parts[0].walk.need & {parts[0].region.exit.name}:
+        # The embedding output is a leaf made to require a gradient: its accumulator keeps it and its gradient.
+        held = parts[1].entry_bytes
+        account.total += held if loop.outputs_until != "loss" else -held
     result.grad_bytes = account.grads
     result.end_bytes = account.total
     result.phases = account.peaks
@@ -164,60 +181,77 @@ def _returned_bytes(parts: list[Segment]) -> int:
     return total
 
 
-def _forward(part: Segment, account: _Account, *, is_first_layer: bool, recompute: Recompute) -> None:
+def _embedding_held(first: Segment) -> int:
+    """Bytes of the embedding output beyond the first layer: a local of the backbone's forward, unless kept anyway."""
+    return 0 if first.checkpointed or first.walk.entry_saved else first.entry_bytes
+
+
+def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.rules.size(entry.nbytes) if entry is not None else 0
-    walk.owns_entry = not (part.checkpointed or is_first_layer)
+    walk.owns_entry = not part.checkpointed
     walk.start_phase()
-    phase = "forward" if part.region.name != "head" else "loss"
-    walk.forward(keep=not part.checkpointed)
+    walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
     part.forward_delta = walk.current
     part.forward_saved = walk.saved_bytes
     repeats = part.count - 1
-    account.see(
-        phase,
-        walk,
-        account.total + repeats * max(0, part.forward_delta),
-        account.saved + repeats * part.forward_saved,
-        account.grads,
-    )
+    base = account.total + repeats * max(0, part.forward_delta)
+    saved_base = account.saved + repeats * part.forward_saved
+    marks = {"forward": walk.peak}
+    if walk.before_loss is not None:
+        marks = {"forward": walk.before_loss, "loss": walk.peak}
+    for phase, mark in marks.items():
+        account.see(phase, part.region.name, mark, base, saved_base, account.grads)
     account.total += part.count * part.forward_delta
     account.saved += part.count * part.forward_saved
 
 
+def _made_for_layers(parts: list[Segment]) -> list[Tensor]:
+    """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
+    return [op.out for op in parts[0].region.ops if is_global(op.out.name)]
+
+
+def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
+    """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays."""
+    kept = {s.tensor.storage for part in parts for s in part.walk.saved}
+    if any(part.checkpointed for part in parts):
+        kept.update(t.storage for t in _made_for_layers(parts))
+    for part in parts:
+        for op in part.region.ops:
+            if is_global(op.out.name) and op.out.name not in kept:
+                account.total -= part.walk.rules.size(op.out.nbytes)
+    account.total -= _embedding_held(parts[1])
+
+
 def _end_of_forward(
-    parts: list[Segment],
-    account: _Account,
-    result: StepMemory,
-    loop: Loop,
-    previous_outputs: int,
-    recompute: Recompute,
+    parts: list[Segment], account: _Account, result: StepMemory, loop: Loop, previous_outputs: int
 ) -> None:
-    """Locals of the model's forward die: tables, masks, the embedding output; what autograd keeps stays."""
-    kept_globals: dict[str, int] = {}
+    """The model's forward has returned: what is kept for backward is settled."""
+    seen: set[str] = set()
+    shared = _made_for_layers(parts)
     for part in parts:
         for s in part.walk.saved:
-            if is_global(s.tensor.storage):
-                if s.tensor.storage not in kept_globals:
-                    kept_globals[s.tensor.storage] = s.bytes
-                    result.saved.append((s, 1))
-            else:
+            if not is_global(s.tensor.storage):
                 result.saved.append((s, part.count))
+            elif s.tensor.storage not in seen:
+                seen.add(s.tensor.storage)
+                result.saved.append((s, 1))
+                if s.tensor.kind == ACTIVATION:
+                    result.kept_global_bytes += part.walk.rules.size(s.bytes)
         if part.checkpointed:
             entry = part.region.entry
             assert entry is not None
+            for t in shared:
+                if t.storage not in seen:
+                    seen.add(t.storage)
+                    result.saved.append((Saved(op="checkpoint", tensor=t, bytes=t.nbytes), 1))
+                    result.kept_global_bytes += part.walk.rules.size(t.nbytes)
             result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
-    made = {
-        op.out.storage: part.walk.rules.size(op.out.nbytes)
-        for part in parts
-        for op in part.region.ops
-        if is_global(op.out.name) and not op.out.is_param
-    }
-    account.total -= sum(size for name, size in made.items() if name not in kept_globals)
-    first = parts[1]
-    if not first.checkpointed and not first.walk.entry_saved:
-        account.total -= first.entry_bytes
     account.total -= previous_outputs
+    for part in parts:  # autocast ends, and with it its cache
+        account.total -= part.count * part.walk.cached_bytes
+        part.walk.current -= part.walk.cached_bytes
+        part.forward_delta -= part.walk.cached_bytes
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
     if loop.outputs_until == "loss":
         for part in parts:
@@ -228,27 +262,31 @@ def _end_of_forward(
             account.total += part.count * change
 
 
-def _backward(part: Segment, account: _Account, recompute: Recompute) -> None:
+def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: bool) -> None:
     walk = part.walk
     start_total, start = account.total, walk.current
     walk.start_phase()
     saved_before, grads_before = walk.saved_bytes, walk.grad_bytes
     if part.checkpointed:
-        walk.saved.clear()
-        walk.forward(keep=True, stop_early=not recompute.reentrant)
-        walk.backward()
+        stashed = walk.forget_pinned()
+        if recompute.reentrant:
+            walk.forward()
+        walk.backward(recompute=not recompute.reentrant)
+        walk.drop_pinned()
         walk.current -= part.entry_bytes
+        if recompute.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end
+            walk.current -= walk.rules.size(part.region.exit.nbytes)
+        part.pinned_bytes = stashed
     else:
-        walk.backward()
-        if not walk.owns_entry and walk.entry_saved:
-            walk.current -= part.entry_bytes
+        walk.backward(root=root)
+        part.pinned_bytes = walk.forget_pinned()
     delta = walk.current - start
     grads = walk.grad_bytes - grads_before
     saved = walk.saved_bytes - saved_before
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(
-            "backward", walk, outside + i * delta, saved_outside + i * saved, account.grads - grads_before + i * grads
+            "backward", part.region.name, walk.peak, outside + i * delta, saved_outside + i * saved, account.grads - grads_before + i * grads
         )
     account.total += part.count * delta
     account.saved += part.count * saved

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
+from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 
 
@@ -106,50 +107,68 @@ class RegionWalk:
     saved_bytes: int = 0
     grad_bytes: int = 0
     peak: Watermark = field(default_factory=Watermark)
+    cached_bytes: int = 0
+    """Autocast's copies of weights that nobody keeps for backward: they go when the forward has ended."""
+    before_loss: Watermark | None = None
+    """The peak before the first op of the loss, in the region that holds the loss."""
     saved: list[Saved] = field(default_factory=list)
     global_grads: dict[str, int] = field(default_factory=dict)
     events: list[tuple[str, int]] | None = None
     _returned: dict[str, int] = field(default_factory=dict)
+    _pinned: dict[str, int] = field(default_factory=dict)
+    _request: dict[str, int] = field(default_factory=dict)
     _kept: dict[str, int] = field(default_factory=dict)
     _kept_bytes: dict[str, int] = field(default_factory=dict)
 
     # -- forward ------------------------------------------------------------------------------------------------
 
-    def forward(self, *, keep: bool = True, stop_early: bool = False) -> None:
+    def forward(self, *, keep: bool = True, stop_early: bool = False, stash: bool = True) -> None:
         """Run the ops. With `keep`, what ops save stays alive; with `stop_early`, stop where torch's
         non-reentrant recomputation stops: at the last op that saves something, before running it if what it saves
         are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
         ops = self.region.ops
         stop, run_last = stopping_point(ops, self.need) if stop_early else (len(ops), False)
-        last_use = self._last_use(ops, stop + 1 if stop_early else stop)
+        last_use = self._last_use(ops)
         live: dict[str, int] = {}
         entry = self.region.entry
         if entry is not None and self.owns_entry:
             live[entry.storage] = self.rules.size(entry.nbytes)
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
+        cached = {op.out.name for op in ops if isinstance(op, WeightCast) and op.cached}
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
             executed = i < stop or run_last
+            if op.site == "loss" and self.before_loss is None:
+                self.before_loss = self.peak
+                self.start_phase()
             if executed:
                 self._alloc_output(op, live)
             if keep:
                 self._keep(op, live)
+            if stash:
+                for t in op.stashed(self.need):
+                    self._pin(t, live)
             for storage in last_use.get(i, ()):
                 if storage == exit_storage and not stop_early:
+                    continue
+                if storage in cached:
                     continue
                 size = live.pop(storage, 0)
                 if storage in returned:
                     self._returned[storage] = size
-                elif size and storage not in self._kept:
+                elif size and storage not in self._kept and storage not in self._pinned:
                     self._free(size, storage)
         if stop_early:
             for storage, size in live.items():
                 if storage not in self._kept:
                     self._free(size, storage)
+        else:
+            self.cached_bytes = sum(live[name] for name in cached if name in live and name not in self._kept)
 
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out
         if not out.base:
+            self._request[out.name] = out.nbytes
             size = self.rules.size(out.nbytes)
             live[out.name] = size
             self._alloc(size, op.name)
@@ -176,8 +195,34 @@ class RegionWalk:
                 size = self.rules.size(t.nbytes)
                 self._alloc(size, op.name)
             self._kept_bytes[storage] = size
+            if storage in self._pinned:
+                continue
             self.saved_bytes += size
-            self.saved.append(Saved(op=op.name, tensor=t, bytes=t.nbytes))
+            self.saved.append(Saved(op=op.name, tensor=t, bytes=self._request.get(storage, t.nbytes)))
+
+    def _pin(self, t: Tensor, live: dict[str, int]) -> None:
+        """A stashed value: alive until `drop_pinned`, whatever backward releases."""
+        storage = t.storage
+        if not _owned(t) or storage in self._pinned:
+            return
+        size = live.get(storage, 0)
+        self._pinned[storage] = size
+        if storage not in self._kept and (size or self.owns_entry):
+            self.saved_bytes += size
+            self.saved.append(Saved(op="stash", tensor=t, bytes=self._request.get(storage, t.nbytes)))
+
+    def forget_pinned(self) -> int:
+        """Stop tracking what is pinned: the bytes stay in the account until whoever asks frees them."""
+        total = sum(self._pinned.values())
+        self._pinned.clear()
+        return total
+
+    def drop_pinned(self) -> None:
+        """The graph dies, and with it what its nodes stashed."""
+        for storage, size in self._pinned.items():
+            self.saved_bytes -= size
+            self._free(size, storage)
+        self._pinned.clear()
 
     def _is_entry(self, storage: str) -> bool:
         return self.region.entry is not None and storage == self.region.entry.storage
@@ -195,13 +240,13 @@ class RegionWalk:
         self._returned.clear()
 
     @staticmethod
-    def _last_use(ops: tuple[Op, ...], stop: int) -> dict[int, list[str]]:
+    def _last_use(ops: tuple[Op, ...]) -> dict[int, list[str]]:
         last: dict[str, int] = {}
-        for i, op in enumerate(ops[:stop]):
+        for i, op in enumerate(ops):
             for t in op.ins:
                 if _owned(t) and not is_global(t.storage):
                     last[t.storage] = i
-            if not op.out.base:
+            if not op.out.base and not is_global(op.out.name):
                 last.setdefault(op.out.name, i)
         grouped: dict[int, list[str]] = {}
         for storage, i in last.items():
@@ -210,17 +255,22 @@ class RegionWalk:
 
     # -- backward -----------------------------------------------------------------------------------------------
 
-    def backward(self, grad_exit: bool = True) -> bool:
+    def backward(self, *, root: bool = False, recompute: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
-        got a gradient, which is then alive on return."""
+        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`. With
+        `recompute`, the forward runs again when the first saved tensor is asked for."""
         grads: dict[str, _Storage] = {}
         exit_ = self.region.exit
-        if grad_exit and exit_.name in self.need:
+        if exit_.name in self.need:
             grads[exit_.name] = self._exit_gradient()
+            grads[exit_.name].refs += root
         for op in reversed(self.region.ops):
             incoming = grads.pop(op.out.name, None)
             if incoming is None:
                 continue
+            if recompute and op.saved(self.need):
+                recompute = False
+                self.forward(stop_early=True, stash=False)
             self._node(op, incoming, grads)
         entry = self.region.entry
         return entry is not None and entry.name in grads
@@ -286,6 +336,8 @@ class RegionWalk:
             self._kept[storage] = left
             if left == 0:
                 size = self._kept_bytes.pop(storage)
+                if storage in self._pinned:
+                    continue
                 self.saved_bytes -= size
                 if storage not in self._returned:
                     self._free(size, storage)

@@ -48,7 +48,7 @@ def published(row: Row, *, job: Row, measured: tuple[Measured, ...], gaps: tuple
     return Record(
         id=row["id"],
         kind="published",
-        source=row["source"],
+        source=row["source"].removeprefix("github issue/PR text (stored excerpt): "),
         source_rev=str(row.get("source_rev", "as stored")),
         date=str(row.get("date", "unknown")),
         gpu=row["gpu"],

@@ -2,9 +2,9 @@
 
 Setup read from scripts/measure.py of the PyPI source distribution (2026-11-21): fp16 base without autocast;
 nf4 without double quantization, through prepare_model_for_kbit_training; adapters fp32, dropout 0;
-non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a local,
-so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient kernel
-and expand K and V.
+non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch AdamW (foreach); `out` is a
+local, so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient
+kernel and expand K and V.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _job(row: Row) -> Row:
         "seq_len": row["seq_len"],
         "batching": "exact",
         "recompute": "full",
-        "attention": "eager" if row["attention_impl"] == "eager" else "sdpa",
+        "attention": "eager" if row["attention_impl"] == "eager" else "sdpa_efficient",
         "gpu": "t4",
     }
 
@@ -59,11 +59,10 @@ def _settings(row: Row, *, quantized: bool) -> Row:
         "optimizer.impl": "foreach",
         "recompute.use_reentrant": False,
         "method.lora_dropout": 0.0,
+        "loop.outputs_until": "step",
     }
     if quantized:
-        settings |= {"format.double_quant": False, "format.prepare_kbit": True}
-    if row["attention_impl"] != "eager":
-        settings["attention.backend"] = "efficient"
+        settings["format.double_quant"] = False
     return settings
 
 

@@ -27,6 +27,7 @@ def _attention(config: Config) -> Attention:
         kv_heads=config.kv_heads(),
         head_dim=config.head_dim(),
         fused_qkv=True,
+        rotary_concat=True,
         rotary_dim=_rotary_dim(config),
         window=config.size("sliding_window") if config.stated("sliding_window") else None,
         dropout=config.probability("attention_dropout"),
@@ -35,13 +36,14 @@ def _attention(config: Config) -> Attention:
 
 def _rotary_dim(config: Config) -> int:
     """int(head_dim x partial_rotary_factor), up to the next even number (frequencies come in pairs)."""
-    return round_up(max(int(config.head_dim() * _rotary_factor(config)), 1), 2)
+    head_dim, factor = config.head_dim(), _rotary_factor(config)
+    if head_dim * factor < 1:
+        raise config.wrong(f"partial_rotary_factor {factor} of head_dim {head_dim} leaves nothing to rotate")
+    return round_up(int(head_dim * factor), 2)
 
 
 def _rotary_factor(config: Config) -> float:
-    nested = config.values.get("rope_scaling") or config.values.get("rope_parameters") or {}
-    if not isinstance(nested, dict):
-        raise config.wrong(f"rope_parameters must be an object, not {show(nested)}")
+    nested = config.fields("rope_scaling") or config.fields("rope_parameters")
     value = nested.get("partial_rotary_factor", config.values.get("partial_rotary_factor", 1.0))
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise config.wrong(f"partial_rotary_factor must be above 0 and at most 1, not {show(value)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from peftplan.arch.config import Config
+from peftplan.arch.config import Config, show
 from peftplan.arch.core import Arch, Attention, Layer, Mlp
 
 MODEL_TYPES = ("qwen2",)
@@ -56,7 +56,7 @@ def _window(config: Config) -> int | None:
 def _first_window_layer(config: Config) -> int:
     value = config.values.get("max_window_layers", 28)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise config.wrong(f"max_window_layers must be a whole number from 0, not {value!r}")
+        raise config.wrong(f"max_window_layers must be a whole number from 0, not {show(value)}")
     return value
 
 
@@ -72,5 +72,5 @@ def layer_types(config: Config) -> list[str] | None:
     named = ["full_attention" if kind == "attention" else kind for kind in kinds]
     for kind in named:
         if kind not in ("full_attention", "sliding_attention"):
-            raise config.unsupported(f"layer type {kind!r}; modelled: full_attention, sliding_attention")
+            raise config.unsupported(f"layer type {show(kind)}; modelled: full_attention, sliding_attention")
     return named

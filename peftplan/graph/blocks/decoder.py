@@ -7,18 +7,14 @@ the Python locals that outlive their last use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftplan.arch.core import Arch, Attention, Layer, Mlp
+from peftplan.graph.blocks.attention import Site, attend
+from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, returned_logits
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import ACTIVATION, INPUT, Graph, Region, Tensor
-from peftplan.graph.ops import (
-    Embedding,
-    FlashAttention,
-    LogSoftmax,
-    NllLoss,
-    internal,
-)
+from peftplan.graph.ops import Embedding
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -42,6 +38,8 @@ class WeightTypes:
     embedding: DType
     head: DType
     bias: DType
+    opaque: bool = False
+    """Whether the blocks' linear layers run in kernels that autocast does not reach (they return the input's dtype)."""
 
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
@@ -58,6 +56,8 @@ class Setup:
     attention: str = "sdpa"
     use_cache: bool = True
     """Whether transformers builds a KV cache during the forward."""
+    loss: LossStyle = "shifted_labels"
+    """Which releases of transformers the loss is computed as (`blocks/loss.py`)."""
 
 
 def decoder(arch: Arch, setup: Setup) -> Graph:
@@ -65,35 +65,41 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     b, s = setup.batch.size, setup.batch.seq
     ids = Tensor("@input_ids", (b, s), DType.int64, INPUT)
     labels = Tensor("@labels", (b, s), DType.int64, INPUT)
-    inputs = (ids, labels)
+    inputs: tuple[Tensor, ...] = (ids, labels)
     if setup.batch.masked:
         inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
     first, shared = _entrance(arch, setup, ids)
     regions = [first]
     index = 0
     for layer, count in arch.layers:
-        regions.append(_layer(arch, layer, setup, shared, index, count))
-        index += count
-    regions.append(_exit(arch, setup, labels, shared))
-    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch))
+        left = count
+        while left:
+            entry = regions[-1].exit.dtype
+            region = _layer(arch, layer, setup, shared, entry, index, left)
+            if region.exit.dtype is not entry:  # an fp32 norm on a half-precision stream makes it fp32
+                region = replace(region, count=1)
+            regions.append(region)
+            index, left = index + region.count, left - region.count
+    regions.append(_final_norm(arch, setup, regions[-1].exit.dtype))
+    regions.append(_head(arch, setup, labels, regions[-1].exit))
+    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.linear))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shared:
-    """Values every layer reads: rotary tables, masks (full and sliding), the hidden state's dtype."""
+    """Values every layer reads: rotary tables, masks (full and sliding)."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
     window_mask: Tensor | None
-    hidden: DType
 
 
-def _buffers(arch: Arch) -> tuple[Tensor, ...]:
+def _buffers(arch: Arch, dtype: DType) -> tuple[Tensor, ...]:
     """Non-persistent buffers: rotary inverse frequencies (twice), Gemma's embedding scale."""
     dims = max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
     tables = tuple(Tensor(f"@{n}", (dims // 2,), FP32, "buffer") for n in ("inv_freq", "original_inv_freq"))
-    return (*tables, Tensor("@embed_scale", (), FP32, "buffer")) if arch.embed_scale else tables
+    return (*tables, Tensor("@embed_scale", (), dtype, "buffer")) if arch.embed_scale else tables
 
 
 def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
@@ -111,7 +117,7 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     dtype = hidden.dtype
     cos = b.make("cos", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
     sin = b.make("sin", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
-    shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask, hidden=dtype)
+    shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
     return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden), shared
 
 
@@ -123,14 +129,16 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
     """
     batch = setup.batch
     windows = {layer.attention.window for layer, _ in arch.layers}
-    square = batch.size * batch.seq * batch.seq
+    rows = batch.size if batch.masked else 1  # without padding the mask is one square, seen B times
+    square = rows * batch.seq * batch.seq
 
     def one(label: str, *, needed: bool) -> Tensor | None:
         shape = (batch.size, 1, batch.seq, batch.seq)
         if setup.attention == "eager":
             return b.make(label, *shape, dtype=setup.types.embedding, temporary_bytes=square)
-        if needed and setup.attention == "sdpa":
-            return b.make(label, *shape, dtype=DType.bool, temporary_bytes=batch.seq * batch.seq)
+        if needed and setup.attention.startswith("sdpa"):
+            mask = b.make(label, rows, 1, batch.seq, batch.seq, dtype=DType.boolean, temporary_bytes=batch.seq**2)
+            return mask.view(*shape)
         return None
 
     full = one("causal_mask", needed=batch.masked) if None in windows else None
@@ -166,16 +174,18 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        return b.linear(x, weight, bias, label=label)
+        return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
 
 
-def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, count: int) -> Region:
+def _layer(
+    arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType, index: int, count: int
+) -> Region:
     """LlamaDecoderLayer.forward."""
     b = Builder(setup.numerics)
-    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), shared.hidden)
+    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
     with b.scope("self_attn"):
-        o = _attention(b, arch, layer.attention, setup, shared, h)
+        o, weights = _attention(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
     mid = b.add(x, o, label="residual_attn")
@@ -185,15 +195,28 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, 
     b.hold(h)
     d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
     out = b.add(mid, d, label="residual_mlp")
-    b.hold(x, mid)
-    returned = ("self_attn.k_cache", "self_attn.v_cache") if setup.use_cache else ()
+    b.hold(x, mid, *weights)
+    cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
+    returned = tuple(op.out.name for op in b.ops if op.out.name in cached)
     return Region(
         name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
     )
 
 
-def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor) -> Tensor:
-    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection."""
+def module_order(name: str) -> tuple[int, bool, bool]:
+    """Sort key that puts a layer's parameters in the order of `model.parameters()`: attention, feed-forward, norms;
+    Phi-3 makes its output projection before the fused one."""
+    room = 0 if name.startswith("self_attn.") else 1 if name.startswith("mlp.") else 2
+    return room, "norm." in name, "qkv_proj" in name
+
+
+def _attention(
+    b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection.
+
+    Returns the output and, from eager attention, the attention weights: a local of the layer until it returns.
+    """
     types, batch = setup.types, setup.batch
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
     fused: tuple[Tensor, ...] = ()
@@ -217,10 +240,20 @@ def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shar
         q = _rotary(b, q, a, shared, "q_rope")
         k = _rotary(b, k, a, shared, "k_rope")
         b.hold(q_pre, k_pre)
-    out = attend(b, a, setup, q, k, v, shared.window_mask if a.window is not None else shared.mask)
+    mask = shared.window_mask if a.window is not None else shared.mask
+    site = Site(
+        attention=a,
+        size=batch.size,
+        seq=batch.seq,
+        implementation=setup.attention,
+        padded=batch.masked,
+        use_cache=setup.use_cache,
+        half=types.linear,
+    )
+    out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
     b.hold(*fused, q, k, v, out)
-    return y
+    return y, weights
 
 
 def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, heads: int, label: str) -> Tensor:
@@ -237,60 +270,20 @@ def _heads(b: Builder, t: Tensor, batch: Batch, heads: int, dim: int, *, copied:
 
 def _rotary(b: Builder, x: Tensor, a: Attention, shared: _Shared, label: str) -> Tensor:
     """apply_rotary_pos_emb for one of q, k (Su 2021, arXiv:2104.09864); partial rotary concatenates the rest."""
-    dim = a.rotary_dim or a.head_dim
     with b.scope(label):
-        part = x if dim == a.head_dim else b.slice(x, *x.shape[:-1], dim, label="rot")
-        straight = b.mul(part, shared.cos, label="x_cos")
-        turned = b.mul(b.rotate_half(part), shared.sin, label="x_sin")
-        return b.add(straight, turned, label="sum")
+        if not a.rotary_concat:
+            return _turned(b, x, shared)
+        dim = a.rotary_dim or a.head_dim
+        part = b.slice(x, *x.shape[:-1], dim, label="rot")
+        rest = b.slice(x, *x.shape[:-1], a.head_dim - dim, label="pass")
+        return b.concat((_turned(b, part, shared), rest), *x.shape)
 
 
-def attend(b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """From per-head q, k, v to the (B, S, N*D) input of the output projection."""
-    batch = setup.batch
-    if setup.use_cache:
-        k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
-    repeats = a.heads // a.kv_heads
-    full = (batch.size, a.heads, batch.seq, a.head_dim)
-    grouped = repeats > 1 and setup.attention == "sdpa" and mask is None and a.head_dim <= 256
-    flash = setup.attention.startswith("flash")
-    if repeats > 1 and not grouped and not flash:
-        k, v = (b.copy(t, *full, label=n, grad_copied=True) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
-    if setup.attention == "eager":
-        return _eager(b, a, batch, q, k, v, mask)
-    return _fused(b, a, setup, q, k, v, mask)
-
-
-def _eager(b: Builder, a: Attention, batch: Batch, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
-    scores_shape = (batch.size, a.heads, batch.seq, batch.seq)
-    scores = b.matmul(q, k, *scores_shape, inner=a.head_dim, label="scores")
-    scores = b.scale(scores, label="scaled")
-    if mask is not None:
-        scores = b.add(scores, mask, label="masked")
-    weights = b.cast(b.softmax(b.cast(scores, FP32, label="scores32")), q.dtype, label="weights")
-    weights = b.dropout(weights, a.dropout)
-    mixed = b.matmul(weights, v, batch.size, a.heads, batch.seq, a.head_dim, inner=batch.seq, label="mixed")
-    out = b.copy(mixed, batch.size, batch.seq, a.heads * a.head_dim, label="attn_output")
-    b.hold(k, v, weights)
-    return out
-
-
-def _fused(
-    b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> Tensor:
-    """scaled_dot_product_attention and flash attention: one kernel that keeps q, k, v, out and the log-sum-exp."""
-    batch = setup.batch
-    name = b.name("attention")
-    lse = internal(name, "lse", (batch.size, a.heads, batch.seq), FP32)
-    extras: tuple[Tensor, ...] = (lse,)
-    if mask is not None:
-        extras = (*extras, internal(name, "bias", mask.shape, q.dtype))
-    out = Tensor(name, (batch.size, batch.seq, a.heads * a.head_dim), q.dtype)
-    b.ops.append(
-        FlashAttention(name=name, ins=(q, k, v), out=out, kv_len=batch.seq, extras=extras, site="attention")
-    )
-    return out
+def _turned(b: Builder, x: Tensor, shared: _Shared) -> Tensor:
+    """x cos + rotate_half(x) sin."""
+    straight = b.mul(x, shared.cos, label="x_cos")
+    turned = b.mul(b.rotate_half(x), shared.sin, label="x_sin")
+    return b.add(straight, turned, label="sum")
 
 
 def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
@@ -311,25 +304,23 @@ def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
     return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)
 
 
-def _exit(arch: Arch, setup: Setup, labels: Tensor, shared: _Shared) -> Region:
-    """The final norm, the head and ForCausalLMLoss: bf16 logits, their fp32 copy, log-softmax, negative log-likelihood."""
+def _final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
+    """The last norm of the backbone."""
     b = Builder(setup.numerics)
-    batch, types = setup.batch, setup.types
-    x = Tensor("hidden", (batch.size, batch.seq, arch.hidden), shared.hidden)
-    h = rms_norm(b, arch, x, types.norm, "norm")
+    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
+    out = rms_norm(b, arch, x, setup.types.norm, "norm")
+    b.hold(x)
+    return Region(name="norm", ops=tuple(b.ops), entry=x, exit=out)
+
+
+def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
+    """lm_head and the loss."""
+    b = Builder(setup.numerics)
+    types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight", True)
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
-    tokens = batch.size * batch.seq
-    with b.marked("loss"):
-        logits32 = b.cast(logits, FP32, label="logits32")
-        shifted = b.make("shift_labels", tokens, dtype=DType.int64, ins=(labels,),
-                         temporary_bytes=8 * batch.size * (batch.seq + 1))  # fmt: skip
-        log_probs = Tensor("log_softmax", (tokens, arch.vocab), FP32)
-        b.ops.append(LogSoftmax(name="log_softmax", ins=(logits32,), out=log_probs, site="loss"))
-        loss = Tensor("loss", (), FP32, ACTIVATION)
-        total = internal("loss", "total_weight", (), FP32)
-        b.ops.append(NllLoss(name="loss", ins=(log_probs, shifted), out=loss, total_weight=total, site="loss"))
-        b.hold(logits32, h)
-    return Region(name="head", ops=tuple(b.ops), entry=x, exit=loss, returned=("lm_head",))
+    loss = causal_lm_loss(b, logits, labels, h, setup.loss)
+    returned = (returned_logits(setup.loss, logits),)
+    return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from peftplan.graph.blocks.decoder import decoder
-from peftplan.graph.core import ADAPTER, Graph
+from peftplan.cost import price
+from peftplan.device import has_biased_linears, on_device
+from peftplan.fit import judge_fit
+from peftplan.graph.blocks.decoder import decoder, module_order
+from peftplan.graph.core import ADAPTER, Graph, is_global
+from peftplan.graph.ops import Linear, PackedLinear
+from peftplan.hardware import Gpu, find_gpu
+from peftplan.hardware.overheads import workspace_bytes
 from peftplan.job import Job, make_job
 from peftplan.optimizers.base import Trained
+from peftplan.pace import pace
 from peftplan.resolve import Case, resolve
 from peftplan.result import (
     Assumption,
-    Cost,
     Estimate,
-    Fit,
     Flops,
     Memory,
     Parameters,
-    Time,
 )
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules, recompute_flops, region_flops
@@ -35,6 +38,7 @@ class Reading:
     case: Case
     graph: Graph
     step: StepMemory
+    rules: Rules
     static: dict[str, int]
     estimate: Estimate
 
@@ -55,7 +59,7 @@ def read(job: Job) -> Reading:
     rules = _rules(case)
     weights = _trained(graph)
     static = _static(case, graph, weights, rules)
-    existing = sum(rules.size(w.bytes) * w.count for w in weights) if case.loop.grads_exist else 0
+    existing = sum(rules.size(w.bytes) * w.copies for w in weights) if case.loop.grads_exist else 0
     step = run_step(
         graph,
         static_bytes=sum(static.values()),
@@ -66,18 +70,24 @@ def read(job: Job) -> Reading:
         entry_requires_grad=case.recompute.layers,
     )
     _optimizer_phase(case, step, weights, rules)
+    gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
+    memory, device_notes = _on_device(case, graph, _memory(static, step), gpu)
+    flops = _flops(case, step)
+    paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
+    priced = price(case.job, paced.time, gpu)
+    judged = judge_fit(gpu, device_bytes=memory.device_bytes, reserved_known=memory.reserved_bytes is not None)
     answer = Estimate(
         version=VERSION,
         job=case.job,
         parameters=_parameters(graph),
-        memory=_memory(static, step),
-        flops=_flops(case, step),
-        time=Time(step_seconds=None, tokens_per_second=None, mfu=None, breakdown=None),
-        cost=Cost(usd_per_hour=None, usd_per_million_tokens=None, usd_total=None, energy_kwh=None),
-        fit=Fit(gpu=case.job.gpu, usable_bytes=None, headroom_bytes=None, verdict=None, confidence=None),
-        assumptions=(*case.assumptions, *_unknowns()),
+        memory=memory,
+        flops=flops,
+        time=paced.time,
+        cost=priced.cost,
+        fit=judged.fit,
+        assumptions=(*case.assumptions, *device_notes, *paced.notes, *priced.notes, *judged.notes),
     )
-    return Reading(case=case, graph=graph, step=step, static=static, estimate=answer)
+    return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
 
 
 def build_graph(case: Case) -> Graph:
@@ -94,7 +104,14 @@ def _rules(case: Case) -> Rules:
 
 
 def _trained(graph: Graph) -> list[Trained]:
-    return [Trained(t.numel, t.dtype, count) for t, count in graph.params() if t.trainable]
+    """Trainable weights in the order an optimizer sees them, neighbours in a layer as neighbours."""
+    found: list[Trained] = []
+    seen: set[str] = set()
+    for region in graph.regions:
+        mine = [t for t in region.params() if t.trainable and t.name not in seen]
+        seen.update(t.name for t in mine if is_global(t.name))
+        found.extend(Trained(t.numel, t.dtype, region.count) for t in sorted(mine, key=lambda t: module_order(t.name)))
+    return found
 
 
 def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> dict[str, int]:
@@ -105,8 +122,20 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     states = case.optimizer.states(weights, case.job.backend)
-    kinds["state"] = sum(size(s.bytes) * s.count for s in states if not s.host)
+    kinds["state"] = sum(size(s.bytes) * s.copies for s in states if not s.host)
+    if case.job.backend == "cuda":
+        kinds["workspace"] = _workspaces(case, graph)
     return kinds
+
+
+def _workspaces(case: Case, graph: Graph) -> int:
+    """cuBLAS and cuBLASLt workspaces, allocated by the first matrix products and kept."""
+    biased = any(
+        isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for region in graph.regions for op in region.ops
+    )
+    return workspace_bytes(
+        case.setup.numerics.capability, biased_linears=biased, recomputes=case.recompute.layers
+    )
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained], rules: Rules) -> None:
@@ -154,5 +183,16 @@ def _flops(case: Case, step: StepMemory) -> Flops:
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 
-def _unknowns() -> Iterable[Assumption]:
-    return ()
+def _on_device(
+    case: Case, graph: Graph, memory: Memory, gpu: Gpu | None
+) -> tuple[Memory, tuple[Assumption, ...]]:
+    """The memory section with what must fit on the card; null on the cpu backend."""
+    if case.job.backend == "cpu":
+        return memory, (Assumption(what="memory.device_bytes", value=None, why="the cpu backend uses no device"),)
+    found = on_device(
+        peak_bytes=memory.peak_bytes,
+        reserved_bytes=memory.reserved_bytes,
+        gpu=gpu,
+        biased_linears=has_biased_linears(graph),
+    )
+    return memory.model_copy(update={"device_bytes": found.bytes}), found.notes

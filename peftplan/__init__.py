@@ -1,0 +1,65 @@
+"""Will this fine-tune fit, what will it cost, and which configuration should I run? Answered without a GPU.
+
+>>> from peftplan import estimate
+>>> answer = estimate(model="llama-7b", method="qlora", micro_batch=1, seq_len=512)
+>>> answer.parameters.trainable
+4194304
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftplan.arch import load_arch
+    from peftplan.arch.core import Arch
+    from peftplan.errors import OutsideError, PeftplanError, RequestError
+    from peftplan.breakdown import Saving, explain, savings
+    from peftplan.job import Job
+    from peftplan.pipeline import estimate
+    from peftplan.result import Assumption, Estimate, Term
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Arch": "peftplan.arch.core",
+    "Assumption": "peftplan.result",
+    "Estimate": "peftplan.result",
+    "Job": "peftplan.job",
+    "OutsideError": "peftplan.errors",
+    "PeftplanError": "peftplan.errors",
+    "RequestError": "peftplan.errors",
+    "Saving": "peftplan.breakdown",
+    "Term": "peftplan.result",
+    "estimate": "peftplan.pipeline",
+    "explain": "peftplan.breakdown",
+    "load_arch": "peftplan.arch",
+    "savings": "peftplan.breakdown",
+}
+
+__all__ = [
+    "Arch",
+    "Assumption",
+    "Estimate",
+    "Job",
+    "OutsideError",
+    "PeftplanError",
+    "RequestError",
+    "Saving",
+    "Term",
+    "estimate",
+    "explain",
+    "load_arch",
+    "savings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'peftplan' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,119 @@
+"""foundation-model-stack/fms-acceleration, scripts/benchmarks: HF Trainer on A100, packed to 4,096 tokens.
+
+Setup read from the repository at 876e2ed (2026-01-30): TRL's SFTTrainer with constant-length packing, so
+every mask is all ones and FlashAttention-2 runs unmasked (`exact`); gradient checkpointing, reentrant;
+use_cache off; adamw_torch is foreach; the Trainer drops the model's outputs before backward; bitsandbytes
+with double quantization. `baseline-peft-bnb` lets TRL prepare the quantized model (norms end in fp32,
+embeddings and head in bf16), `accelerated-peft-bnb` prepares it without any upcast.
+
+Rows of pull request 14 (2024-05) print GB of 1e9 bytes: its CSV gives the same values in bytes (static
+15,119,984,128 at batch 8, where the table says 15.12). That transformers release keeps each layer's rotary
+table (32,768 positions x 128 x cos, sin x bf16 x 32 layers).
+"""
+
+from __future__ import annotations
+
+from importers.common import MIB, Row, beyond, exact, published
+from peftplan.records import Measured, Record
+
+_BASELINE_BNB = range(57, 69)
+"""Rows of refs/a100_80gb.csv whose framework_config is baseline-peft-bnb."""
+_ROTARY_TABLES = 32 * 2 * 32_768 * 128 * 2
+_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_GPTQ_BASE = {
+    "TheBloke/Mistral-7B-v0.1-GPTQ": "mistralai/Mistral-7B-v0.1",
+    "TechxGenus/Meta-Llama-3-8B-GPTQ": "meta-llama/Meta-Llama-3-8B",
+}
+
+
+def wants(row: Row) -> bool:
+    """Single-GPU dense rows that state their setup in full."""
+    ours = row["id"].startswith(("fms-main-", "fms-liger-", "fms-granite-", "gh-fms14-"))
+    return bool(ours and row["confidence"] == "full" and row["parallel"].get("world_size") == 1)
+
+
+def record(row: Row) -> Record:
+    early = row["id"].startswith("gh-")
+    measured = _measured_early(row) if early else _measured(row)
+    made = published(row, job=_job(row, early=early), measured=measured, gaps=_gaps(row))
+    if not early:
+        return made
+    return made.model_copy(
+        update={"notes": "GB of 1e9 bytes, as the pull request's CSV shows. " + made.notes}
+    )
+
+
+def _job(row: Row, *, early: bool) -> Row:
+    lora = row["method"] != "full"
+    gptq = "gptq" in row["method"]
+    autocast = "autocast" in row["precision"]
+    half = "float16" if gptq else "bfloat16"
+    return {
+        "model": _GPTQ_BASE.get(row["model"], row["model"]),
+        "method": {"lora-on-gptq": "lora"}.get(row["method"], row["method"]),
+        "rank": 16 if lora else None,
+        "target_modules": _TARGETS if lora else None,
+        "set": _settings(row, early=early),
+        "format": "gptq" if gptq else "nf4" if row["method"] == "qlora" else None,
+        "dtype": half,
+        "precision": ("fp16" if gptq else "bf16") + ("-mixed" if autocast else ""),
+        "adapter_dtype": "bfloat16" if early and row["method"] == "lora" else "auto",
+        "optimizer": "adamw",
+        "micro_batch": row["batch_per_gpu"],
+        "seq_len": row["seq_len"],
+        "batching": "exact",
+        "recompute": "full",
+        "attention": "flash_attention_2",
+        "gpu": "a100-80gb",
+    }
+
+
+def _settings(row: Row, *, early: bool) -> Row:
+    settings: Row = {
+        "model.use_cache": False,
+        "optimizer.impl": "foreach",
+        "recompute.use_reentrant": True,
+        "loop.outputs_until": "loss",
+        "loss.style": "shifted_logits" if row["id"].startswith("fms-main-") else "shifted_fp32_logits",
+    }
+    if row["method"] != "full":
+        settings["method.lora_dropout"] = 0.0 if early else 0.1
+    if row["method"] == "qlora":
+        settings |= {"format.double_quant": True, **_prepared(row["id"])}
+    return settings
+
+
+def _prepared(identity: str) -> Row:
+    """Which of a quantized model's other weights are fp32: norms (TRL's casts), or none."""
+    number = int(identity.rsplit("-", 1)[1]) if identity.startswith("fms-main-") else 0
+    return {"format.cast_back": "trl"} if number in _BASELINE_BNB else {"format.prepare": False}
+
+
+def _gaps(row: Row) -> tuple[str, ...]:
+    found = []
+    if row.get("kernels"):
+        found.append(f"fused kernels ({row['kernels']})")
+    if "santacoder" in row["model"]:
+        found.append("gpt_bigcode architecture")
+    if "PowerLM" in row["model"]:
+        found.append("granite architecture (logits and residuals are scaled)")
+    return tuple(found)
+
+
+def _measured(row: Row) -> tuple[Measured, ...]:
+    found = row["measured"]
+    return (
+        exact("allocated_peak", found["mem_value"]),
+        exact("allocated_between_steps", found["static_alloc_bytes"]),
+        exact("device", found["nvidia_smi_mib"] * MIB),
+    )
+
+
+def _measured_early(row: Row) -> tuple[Measured, ...]:
+    found = row["measured"]
+    peak, static = found["mem_value"] * 1e9, found["static_alloc_gib"] * 1e9
+    tables = "each layer keeps a rotary table for 32,768 positions"
+    return (
+        beyond("allocated_peak", peak, extra_bytes=_ROTARY_TABLES, why=tables),
+        beyond("allocated_between_steps", static, extra_bytes=_ROTARY_TABLES, why=tables),
+    )
