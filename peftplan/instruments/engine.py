@@ -1,7 +1,7 @@
 """What torch's autograd engine does when nobody watches: it adds gradients that meet in place.
 
-`InputBuffer::accumulate` (torch/csrc/autograd/input_buffer.cpp) adds into the gradient it holds if that is dense
-and its own alone, but makes a new tensor while any dispatch mode is on (`isTensorSubclassLike` in
+`InputBuffer::accumulate` (torch/csrc/autograd/input_buffer.cpp) adds into the gradient it holds if that is
+dense and its own alone, but makes a new tensor while any dispatch mode is on (`isTensorSubclassLike` in
 ATen/TensorSubclassLikeUtils.h). A trace needs a mode, so it would see a tensor too many where gradients meet.
 """
 
