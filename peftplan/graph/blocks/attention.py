@@ -222,6 +222,7 @@ def _eager(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     if mask is not None:
         scores = b.add(scores, mask, label="masked")
     weights = b.cast(b.softmax(scores, FP32), q.dtype, label="weights")
+    b.hold(scores)  # the name is bound anew only when the cast is done
     weights = b.dropout(weights, a.dropout)
     mixed = b.matmul(weights, v, *site.full_shape, inner=site.seq, label="mixed")
     out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
@@ -246,9 +247,12 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         dense = site.use_cache or site.repeats > 1
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
-        scores = b.add(scores, bias, label="masked")
-        weights = b.softmax(scores, FP32)
+        if b.numerics.backend == "cpu":  # in place but under the modes that trace
+            scores = b.add(scores, bias, label="masked")
+        weights = b.softmax(scores, FP32, guarded=True)
+        # The weights are returned too, in q's dtype, by a function whose callers drop them.
+        second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
         mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
-        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, scores, weights)
         out = b.cast(mixed, dtype, label="out")
+        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)
     return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
