@@ -123,7 +123,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch(size=job.micro_batch, seq=seq_len, masked=batching == "padded"),
+        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len),
         types=types,
         numerics=numerics,
         attention=attention,

@@ -38,7 +38,7 @@ def _job(row: Row) -> Row:
         "method": row["method"],
         "rank": config["r"],
         "target_modules": [_MODULES[name] for name in config["targets"].split(",")],
-        "set": _settings(row, quantized=quantized),
+        "set": _settings(quantized=quantized),
         "format": "nf4" if quantized else None,
         "dtype": "float16",
         "precision": "fp16",
@@ -53,7 +53,7 @@ def _job(row: Row) -> Row:
     }
 
 
-def _settings(row: Row, *, quantized: bool) -> Row:
+def _settings(*, quantized: bool) -> Row:
     settings: Row = {
         "model.use_cache": False,
         "optimizer.impl": "foreach",

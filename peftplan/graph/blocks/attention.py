@@ -29,6 +29,8 @@ class Site:
     size: int
     seq: int
     implementation: str
+    documents: int
+    """How many sequences share a row."""
     padded: bool
     """Whether the batch has a padding mask, which flash attention turns into ragged sequences."""
     use_cache: bool
@@ -164,7 +166,7 @@ def _emit(
         name=name,
         ins=ins,
         out=out,
-        kv_len=site.seq,
+        kv_len=site.seq // (site.documents if site.implementation.startswith("flash_attention") else 1),
         extras=extras,
         workspace_bytes=work,
         grad_workspace_bytes=back,
@@ -180,11 +182,13 @@ def _none(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 
 
 def _flash_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
-    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128; dk and dv of every query head
-    where heads share them."""
+    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128 (mha_varlen_bwd: 128 rows more for
+    each sequence); dk and dv of every query head where heads share them."""
     del b
     size, heads, seq, dim = site.full_shape
-    rows, columns = round_up(seq, 128), round_up(dim, 32 if dim <= 128 else 64)
+    ragged = site.padded or site.documents > 1
+    rows = seq + 128 * site.documents if ragged else round_up(seq, 128)
+    columns = round_up(dim, 32 if dim <= 128 else 64)
     expanded = 2 * q.nbytes if k.shape[1] != heads else 0
     return 4 * size * rows * heads * (columns + 1) + expanded
 
