@@ -58,7 +58,7 @@ def read(job: Job) -> Reading:
     rules = _rules(case)
     weights = _trained(graph)
     static = _static(case, graph, weights, rules)
-    existing = sum(rules.size(w.bytes) * w.count for w in weights) if case.loop.grads_exist else 0
+    existing = sum(rules.size(w.bytes) * w.copies for w in weights) if case.loop.grads_exist else 0
     step = run_step(
         graph,
         static_bytes=sum(static.values()),
@@ -115,7 +115,7 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     states = case.optimizer.states(weights, case.job.backend)
-    kinds["state"] = sum(size(s.bytes) * s.count for s in states if not s.host)
+    kinds["state"] = sum(size(s.bytes) * s.copies for s in states if not s.host)
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds

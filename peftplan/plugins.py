@@ -38,9 +38,13 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
-@lru_cache
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+
+
 def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def configure(cls: type[T], knobs: Mapping[str, Any], *, what: str, harmless: frozenset[str] = frozenset()) -> T:

@@ -116,7 +116,7 @@ def resolve(job: Job) -> Case:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
-    types = _weight_types(dtype, fmt)
+    types = replace(_weight_types(dtype, fmt), opaque=fmt.opaque(numerics))
     use_cache = arch.use_cache and not recompute.layers
     if use_cache and job.knobs("model").get("use_cache") is None:
         notes.add(
@@ -243,11 +243,11 @@ def _precision(
 def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
     """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
     if not (fmt.packed and fmt.upcasts_rest):
-        return replace(WeightTypes.all(dtype), packed=fmt.packed)
+        return WeightTypes.all(dtype)
     rest = DType.float32
     ends = rest if fmt.upcasts_ends else DType.bfloat16
     return WeightTypes(
-        linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest), packed=True
+        linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest)
     )
 
 

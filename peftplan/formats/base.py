@@ -28,6 +28,11 @@ class Format(ABC):
         """Whether peft's prepare_model_for_kbit_training has cast every unpacked half-precision weight to fp32."""
         return False
 
+    def opaque(self, numerics: Numerics) -> bool:
+        """Whether the packed layers run in kernels that autocast does not reach."""
+        del numerics
+        return self.packed
+
     @property
     def upcasts_ends(self) -> bool:
         """Whether that holds for the embeddings and the head too when training starts."""

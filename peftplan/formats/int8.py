@@ -34,6 +34,9 @@ class Int8(Format):
     def upcasts_rest(self) -> bool:
         return self.prepare
 
+    def opaque(self, numerics: Numerics) -> bool:
+        return numerics.backend == "cuda"
+
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
         del compute
 
@@ -50,13 +53,17 @@ class Int8(Format):
         bias = tuple(t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)
         x, name = module.x, b.name("matmul_8bit")
         tokens = x.numel // columns
-        dequantized = weight.numel * x.dtype.size
         on_cuda = numerics.backend == "cuda"
+        # The CPU's kernel is torch's linear, which autocast reaches; CUDA's are bitsandbytes' own.
+        inner = x.dtype if on_cuda or numerics.autocast is None else numerics.autocast
+        dequantized = weight.numel * x.dtype.size
+        if inner is not x.dtype:
+            dequantized += (weight.numel + x.numel) * inner.size
         b.ops.append(
             PackedLinear(
                 name=name,
                 ins=(x, weight, *bias),
-                out=module.out._replace(name=name, dtype=x.dtype),
+                out=module.out._replace(name=name, dtype=inner),
                 site=module.site,
                 forward_workspace_bytes=tokens * (columns + 4 + 4 * rows) if on_cuda else dequantized,
                 backward_workspace_bytes=dequantized,

@@ -29,6 +29,7 @@ from peftplan.graph.ops import (
     Softmax,
     Square,
     View,
+    WeightCast,
 )
 from peftplan.units import DType, promote
 
@@ -96,7 +97,7 @@ class Builder:
     def linear(
         self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear", autocast: bool = True
     ) -> Tensor:
-        """(..., i) x (o, i) -> (..., o)."""
+        """(..., i) x (o, i) -> (..., o). Without `autocast`, a kernel that autocast does not know."""
         if autocast and self.numerics.autocast is not None:
             x, w = self.autocast(x), self.autocast(w)
             bias = self.autocast(bias) if bias is not None else None
@@ -117,7 +118,10 @@ class Builder:
         target = self.numerics.autocast
         if target is None or t.dtype is target:
             return t
-        return self.cast(t, target)
+        if not t.is_param:
+            return self.cast(t, target)
+        n = self.name(t.name.rsplit(".", 1)[-1] + "_cast")
+        return self._emit(WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part))
 
     # -- elementwise --------------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
         weight = next(t for o in group for t in o.ins if t.is_param and len(t.shape) == 2)
         path = "lm_head" if op.site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
         out = next(o.out for o in reversed(group) if not isinstance(o, Hold))
-        yield i, j, Module(path=path, site=op.site, ops=group, x=group[0].ins[0], out=out, weight=weight)
+        x = next(t for o in group for t in o.ins if not t.is_param)
+        yield i, j, Module(path=path, site=op.site, ops=group, x=x, out=out, weight=weight)
         i = j
 
 

@@ -140,6 +140,21 @@ class Cast(Op):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightCast(Op):
+    """Autocast's copy of a weight. Of a trained fp32 weight it is cached until autocast ends with the forward
+    (aten/src/ATen/autocast_mode.cpp, cached_cast: fp32 leaves that require a gradient)."""
+
+    @property
+    def cached(self) -> bool:
+        weight = self.ins[0]
+        return weight.trainable and weight.dtype is DType.float32
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        return tuple(Grad(t, t.numel * t.dtype.size) for t in self.ins if t.name in need)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Copy(Op):
     """A contiguous copy (clone, cat of one, repeat_kv's reshape): keeps nothing.
 

@@ -173,7 +173,8 @@ class Lora(Method):
         up = b.weight("lora_B.weight", module.out_features, rank, dtype=dtype, kind=ADAPTER)
         bias = b.weight("lora_B.bias", module.out_features, dtype=dtype, kind=ADAPTER) if self.lora_bias else None
         packed = next((op for op in module.ops if isinstance(op, PackedLinear)), None)
-        casts = not (packed is not None and host.numerics.autocast is not None)
+        # PEFT asks torch.is_autocast_enabled(), which answers for CUDA only.
+        casts = packed is None or host.numerics.autocast is None or host.numerics.backend != "cuda"
         with b.marked(module.site, "down"):
             x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
             down = b.linear(b.dropout(x, self.lora_dropout), a, label="lora_A")
@@ -201,21 +202,21 @@ class Lora(Method):
         wanted = self.modules_to_save
         originals: list[Tensor] = []
 
-        def copy(region: Region, t: Tensor) -> Tensor:
+        def copy(region: Region, op: Op, t: Tensor) -> Tensor:
             if not t.is_param or t.kind == ADAPTER:
                 return t
-            path = full_path(region, t.name.removeprefix("@").rsplit(".", 1)[0], 0)
+            own = "lm_head" if op.site == "head" else t.name.removeprefix("@").rsplit(".", 1)[0]
+            path = full_path(region, own, 0)
             if not any(path == w or path.endswith("." + w) for w in wanted):
                 return t
             if region.first_index is not None:
                 raise Unsupported(f"modules_to_save inside the layers ({path}) is not modelled yet")
-            owner = "@embed_tokens" if path.endswith("embed_tokens") else f"@{path}"
             if t.name not in {o.name for o in originals}:
                 originals.append(t._replace(trainable=False))
-            return t._replace(name=f"{owner}.saved.{t.name.rsplit('.', 1)[1]}", trainable=True, kind=ADAPTER)
+            return t._replace(name=f"@{own}.saved.{t.name.rsplit('.', 1)[1]}", trainable=True, kind=ADAPTER)
 
         regions = tuple(
-            replace(r, ops=tuple(replace(op, ins=tuple(copy(r, t) for t in op.ins)) for op in r.ops))
+            replace(r, ops=tuple(replace(op, ins=tuple(copy(r, op, t) for t in op.ins)) for op in r.ops))
             for r in graph.regions
         )
         found = {o.name for o in originals}

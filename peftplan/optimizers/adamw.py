@@ -39,8 +39,8 @@ class AdamW(Optimizer):
     def states(self, weights: Sequence[Trained], backend: str) -> Iterator[State]:
         step_on_host = backend == "cuda" and self.resolved(backend) != "fused"
         for w in weights:
-            yield State(w.bytes, 2 * w.count)
-            yield State(4, w.count, host=step_on_host)
+            yield State(w.bytes, 2 * w.copies)
+            yield State(4, w.copies, host=step_on_host)
 
     def step_bytes(self, weights: Sequence[Trained], backend: str) -> int:
         how = self.resolved(backend)
@@ -53,7 +53,7 @@ def _foreach_bytes(weights: Sequence[Trained]) -> int:
     """sqrt(v) per dtype group; the name still holds the group before while the next is made."""
     groups: dict[DType, int] = {}
     for w in weights:
-        groups[w.dtype] = groups.get(w.dtype, 0) + w.bytes * w.count
+        groups[w.dtype] = groups.get(w.dtype, 0) + w.bytes * w.copies
     sizes = list(groups.values())
     return max((a + b for a, b in zip([0, *sizes], sizes, strict=False)), default=0)
 

@@ -37,11 +37,11 @@ class AdamW8bit(Optimizer):
         for w in weights:
             host = self.is_paged and w.numel >= _PAGED_FROM and backend == "cuda"
             if self.optim_bits == 32 or w.numel < self.min_8bit_size:
-                yield State(4 * w.numel, 2 * w.count, host=host)
+                yield State(4 * w.numel, 2 * w.copies, host=host)
                 continue
             any_packed = True
-            yield State(w.numel, 2 * w.count, host=host)
-            yield State(4 * ceil_div(w.numel, _BLOCK), 2 * w.count)
+            yield State(w.numel, 2 * w.copies, host=host)
+            yield State(4 * ceil_div(w.numel, _BLOCK), 2 * w.copies)
         if any_packed:
             yield State(4 * 256, 2)
 

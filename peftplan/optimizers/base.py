@@ -11,11 +11,11 @@ from peftplan.units import DType
 
 
 class Trained(NamedTuple):
-    """One trainable weight, and how many equal ones there are."""
+    """One trainable weight, and how many equal ones (`copies`) there are."""
 
     numel: int
     dtype: DType
-    count: int
+    copies: int
 
     @property
     def bytes(self) -> int:
@@ -23,10 +23,10 @@ class Trained(NamedTuple):
 
 
 class State(NamedTuple):
-    """One state tensor that exists `count` times. `host` where it is not in device memory."""
+    """One state tensor that exists `copies` times. `host` where it is not in device memory."""
 
     bytes: int
-    count: int
+    copies: int
     host: bool = False
 
 

@@ -248,6 +248,10 @@ def _end_of_forward(
                     result.kept_global_bytes += part.walk.rules.size(t.nbytes)
             result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
     account.total -= previous_outputs
+    for part in parts:  # autocast ends, and with it its cache
+        account.total -= part.count * part.walk.cached_bytes
+        part.walk.current -= part.walk.cached_bytes
+        part.forward_delta -= part.walk.cached_bytes
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
     if loop.outputs_until == "loss":
         for part in parts:
@@ -265,8 +269,9 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
     saved_before, grads_before = walk.saved_bytes, walk.grad_bytes
     if part.checkpointed:
         stashed = walk.forget_pinned()
-        walk.forward(keep=True, stop_early=not recompute.reentrant, stash=recompute.reentrant)
-        walk.backward()
+        if recompute.reentrant:
+            walk.forward()
+        walk.backward(recompute=not recompute.reentrant)
         walk.drop_pinned()
         walk.current -= part.entry_bytes
         if recompute.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
+from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 
 
@@ -106,6 +107,8 @@ class RegionWalk:
     saved_bytes: int = 0
     grad_bytes: int = 0
     peak: Watermark = field(default_factory=Watermark)
+    cached_bytes: int = 0
+    """Autocast's copies of weights that nobody keeps for backward: they go when the forward has ended."""
     before_loss: Watermark | None = None
     """The peak before the first op of the loss, in the region that holds the loss."""
     saved: list[Saved] = field(default_factory=list)
@@ -125,13 +128,14 @@ class RegionWalk:
         are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
         ops = self.region.ops
         stop, run_last = stopping_point(ops, self.need) if stop_early else (len(ops), False)
-        last_use = self._last_use(ops, stop + 1 if stop_early else stop)
+        last_use = self._last_use(ops)
         live: dict[str, int] = {}
         entry = self.region.entry
         if entry is not None and self.owns_entry:
             live[entry.storage] = self.rules.size(entry.nbytes)
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
+        cached = {op.out.name for op in ops if isinstance(op, WeightCast) and op.cached}
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
             executed = i < stop or run_last
             if op.site == "loss" and self.before_loss is None:
@@ -147,6 +151,8 @@ class RegionWalk:
             for storage in last_use.get(i, ()):
                 if storage == exit_storage and not stop_early:
                     continue
+                if storage in cached:
+                    continue
                 size = live.pop(storage, 0)
                 if storage in returned:
                     self._returned[storage] = size
@@ -156,6 +162,8 @@ class RegionWalk:
             for storage, size in live.items():
                 if storage not in self._kept:
                     self._free(size, storage)
+        else:
+            self.cached_bytes = sum(live[name] for name in cached if name in live and name not in self._kept)
 
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out
@@ -187,6 +195,8 @@ class RegionWalk:
                 size = self.rules.size(t.nbytes)
                 self._alloc(size, op.name)
             self._kept_bytes[storage] = size
+            if storage in self._pinned:
+                continue
             self.saved_bytes += size
             self.saved.append(Saved(op=op.name, tensor=t, bytes=self._request.get(storage, t.nbytes)))
 
@@ -230,9 +240,9 @@ class RegionWalk:
         self._returned.clear()
 
     @staticmethod
-    def _last_use(ops: tuple[Op, ...], stop: int) -> dict[int, list[str]]:
+    def _last_use(ops: tuple[Op, ...]) -> dict[int, list[str]]:
         last: dict[str, int] = {}
-        for i, op in enumerate(ops[:stop]):
+        for i, op in enumerate(ops):
             for t in op.ins:
                 if _owned(t) and not is_global(t.storage):
                     last[t.storage] = i
@@ -245,9 +255,10 @@ class RegionWalk:
 
     # -- backward -----------------------------------------------------------------------------------------------
 
-    def backward(self, *, root: bool = False) -> bool:
+    def backward(self, *, root: bool = False, recompute: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
-        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`."""
+        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`. With
+        `recompute`, the forward runs again when the first saved tensor is asked for."""
         grads: dict[str, _Storage] = {}
         exit_ = self.region.exit
         if exit_.name in self.need:
@@ -257,6 +268,9 @@ class RegionWalk:
             incoming = grads.pop(op.out.name, None)
             if incoming is None:
                 continue
+            if recompute and op.saved(self.need):
+                recompute = False
+                self.forward(stop_early=True, stash=False)
             self._node(op, incoming, grads)
         entry = self.region.entry
         return entry is not None and entry.name in grads

@@ -46,12 +46,17 @@ class Site:
         return self.attention.heads // self.attention.kv_heads
 
 
-def attend(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """From per-head q, k, v to the (B, S, N*D) input of the output projection."""
+def attend(
+    b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed besides:
+    eager attention's weights."""
     if site.use_cache:
         k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+        if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
+            b.plain("cache_length", dtype=DType.int64)
     if site.implementation.startswith("flash_attention"):
-        return _flash_package(b, site, q, k, v)
+        return _flash_package(b, site, q, k, v), ()
     if not _takes_groups(b, site, mask):
         k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
     if site.implementation == "eager":
@@ -59,8 +64,8 @@ def attend(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
     kernel = sdpa_kernel(b, site, q, k, mask)
     if kernel == "math":
-        return _math(b, site, q, k, v, mask)
-    return _sdpa(b, site, kernel, q, k, v, mask)
+        return _math(b, site, q, k, v, mask), ()
+    return _sdpa(b, site, kernel, q, k, v, mask), ()
 
 
 def _takes_groups(b: Builder, site: Site, mask: Tensor | None) -> bool:
@@ -218,7 +223,9 @@ def _efficient_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 # -- composite ops ----------------------------------------------------------------------------------------------
 
 
-def _eager(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _eager(
+    b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
     a = site.attention
     scores = b.matmul(q, k, site.size, a.heads, site.seq, site.seq, inner=a.head_dim, label="scores")
@@ -230,8 +237,8 @@ def _eager(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     weights = b.dropout(weights, a.dropout)
     mixed = b.matmul(weights, v, *site.full_shape, inner=site.seq, label="mixed")
     out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
-    b.hold(k, v, weights)
-    return out
+    b.hold(k, v)
+    return out, (weights,)
 
 
 def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

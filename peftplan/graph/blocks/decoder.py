@@ -47,8 +47,8 @@ class WeightTypes:
     embedding: DType
     head: DType
     bias: DType
-    packed: bool = False
-    """Whether the blocks' linear layers are packed: such layers ignore autocast and answer in their input's dtype."""
+    opaque: bool = False
+    """Whether the blocks' linear layers run in kernels that autocast does not reach (they return the input's dtype)."""
 
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
@@ -74,7 +74,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     b, s = setup.batch.size, setup.batch.seq
     ids = Tensor("@input_ids", (b, s), DType.int64, INPUT)
     labels = Tensor("@labels", (b, s), DType.int64, INPUT)
-    inputs = (ids, labels)
+    inputs: tuple[Tensor, ...] = (ids, labels)
     if setup.batch.masked:
         inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
     if setup.batch.documents > 1:
@@ -93,7 +93,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
             index, left = index + region.count, left - region.count
     regions.append(_final_norm(arch, setup, regions[-1].exit.dtype))
     regions.append(_head(arch, setup, labels, regions[-1].exit))
-    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.embedding))
+    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.linear))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +186,7 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        return b.linear(x, weight, bias, label=label, autocast=not types.packed)
+        return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
 
 
 def _layer(
@@ -197,7 +197,7 @@ def _layer(
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
     with b.scope("self_attn"):
-        o = _attention(b, arch, layer.attention, setup, shared, h)
+        o, weights = _attention(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
     mid = b.add(x, o, label="residual_attn")
@@ -207,8 +207,9 @@ def _layer(
     b.hold(h)
     d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
     out = b.add(mid, d, label="residual_mlp")
-    b.hold(x, mid)
-    returned = ("self_attn.k_cache", "self_attn.v_cache") if setup.use_cache else ()
+    b.hold(x, mid, *weights)
+    cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
+    returned = tuple(op.out.name for op in b.ops if op.out.name in cached)
     return Region(
         name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
     )
@@ -221,8 +222,13 @@ def module_order(name: str) -> tuple[int, bool, bool]:
     return room, "norm." in name, "qkv_proj" in name
 
 
-def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor) -> Tensor:
-    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection."""
+def _attention(
+    b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shared, h: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """LlamaAttention.forward: projections, per-head norms (Qwen3), rotary embedding, attention, output projection.
+
+    Returns the output and, from eager attention, the attention weights: a local of the layer until it returns.
+    """
     types, batch = setup.types, setup.batch
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
     fused: tuple[Tensor, ...] = ()
@@ -257,10 +263,10 @@ def _attention(b: Builder, arch: Arch, a: Attention, setup: Setup, shared: _Shar
         use_cache=setup.use_cache,
         half=types.linear,
     )
-    out = attend(b, site, q, k, v, mask)
+    out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
     b.hold(*fused, q, k, v, out)
-    return y
+    return y, weights
 
 
 def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, heads: int, label: str) -> Tensor:
