@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from peftplan.cost import price
+from peftplan.device import has_biased_linears, on_device
+from peftplan.fit import judge_fit
 from peftplan.graph.blocks.decoder import decoder, module_order
 from peftplan.graph.core import ADAPTER, Graph, is_global
 from peftplan.graph.ops import Linear, PackedLinear
+from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.overheads import workspace_bytes
 from peftplan.job import Job, make_job
 from peftplan.optimizers.base import Trained
+from peftplan.pace import pace
 from peftplan.resolve import Case, resolve
 from peftplan.result import (
     Assumption,
-    Cost,
     Estimate,
-    Fit,
     Flops,
     Memory,
     Parameters,
-    Time,
 )
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules, recompute_flops, region_flops
@@ -69,16 +70,22 @@ def read(job: Job) -> Reading:
         entry_requires_grad=case.recompute.layers,
     )
     _optimizer_phase(case, step, weights, rules)
+    gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
+    memory, device_notes = _on_device(case, graph, _memory(static, step), gpu)
+    flops = _flops(case, step)
+    paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
+    priced = price(case.job, paced.time, gpu)
+    judged = judge_fit(gpu, device_bytes=memory.device_bytes, reserved_known=memory.reserved_bytes is not None)
     answer = Estimate(
         version=VERSION,
         job=case.job,
         parameters=_parameters(graph),
-        memory=_memory(static, step),
-        flops=_flops(case, step),
-        time=Time(step_seconds=None, tokens_per_second=None, mfu=None, breakdown=None),
-        cost=Cost(usd_per_hour=None, usd_per_million_tokens=None, usd_total=None, energy_kwh=None),
-        fit=Fit(gpu=case.job.gpu, usable_bytes=None, headroom_bytes=None, verdict=None, confidence=None),
-        assumptions=(*case.assumptions, *_unknowns()),
+        memory=memory,
+        flops=flops,
+        time=paced.time,
+        cost=priced.cost,
+        fit=judged.fit,
+        assumptions=(*case.assumptions, *device_notes, *paced.notes, *priced.notes, *judged.notes),
     )
     return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
 
@@ -176,5 +183,16 @@ def _flops(case: Case, step: StepMemory) -> Flops:
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 
-def _unknowns() -> Iterable[Assumption]:
-    return ()
+def _on_device(
+    case: Case, graph: Graph, memory: Memory, gpu: Gpu | None
+) -> tuple[Memory, tuple[Assumption, ...]]:
+    """The memory section with what must fit on the card; null on the cpu backend."""
+    if case.job.backend == "cpu":
+        return memory, (Assumption(what="memory.device_bytes", value=None, why="the cpu backend uses no device"),)
+    found = on_device(
+        peak_bytes=memory.peak_bytes,
+        reserved_bytes=memory.reserved_bytes,
+        gpu=gpu,
+        biased_linears=has_biased_linears(graph),
+    )
+    return memory.model_copy(update={"device_bytes": found.bytes}), found.notes

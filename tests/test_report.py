@@ -201,12 +201,12 @@ def test_explain_says_when_the_terms_are_not_the_peak() -> None:
 
 
 def test_the_common_cards_are_in_the_catalog_by_their_own_name() -> None:
-    from peftplan.hardware import find_gpu
+    from peftplan.hardware.common import COMMON, common_gpus
 
-    assert [find_gpu(name).name for name in cards.COMMON] == list(cards.COMMON)
+    assert [gpu.name for gpu in common_gpus().values()] == list(COMMON)
     sizes = [card.usable_bytes for card in cards.common()]
     assert sizes == sorted(sizes)
-    assert len(sizes) == len(cards.COMMON)
+    assert len(sizes) == len(COMMON)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,239 @@
+"""How long a step takes: a roofline over its kernels, as an interval.
+
+Every kernel takes the longer of its arithmetic and its memory traffic (Williams 2009, roofline); kernels
+follow each other on one stream; a pass over a region takes at least what the host needs to launch its
+kernels.
+
+`low` runs at the card's dense peak and full bandwidth, launches for free, keeps in cache all that fits
+there (twice the L2 per kernel: what it reads and what it writes), skips the masked half of attention and
+touches weights, gradients and states once in the optimizer: no eager step of these kernels is faster. Where
+the cache is unknown, only matrix products count. `expected` uses the achieved fractions below, `high` is
+SPREAD times `expected`.
+
+Fitted on (2026-11-21): 8 single-A100 runs of foundation-model-stack/fms-acceleration (Mistral-7B, full,
+LoRA and QLoRA, 4096 tokens; 2024-05 to 2025-02) and 44 T4 runs of fitcheck-llm 0.3.1 (LoRA and QLoRA, 0.1
+to 7 B parameters; 2026-09). Judged on 35 runs of other sources, none of them fitted: PEFT's MetaMathQA on
+L40S, VectorInstitute/vectorlm on A100, ljm565/universal-llm-trainer on A100, H100 and RTX PRO 6000.
+`tests/step_times.jsonl` holds all of them, and tests/test_clock.py the errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peftplan.hardware.gpus import Gpu, Rate
+from peftplan.step.memory import Segment
+from peftplan.step.work import Kernel, Pass, passes
+from peftplan.units import DType
+
+OF_MEASURED = 0.84
+"""Fraction of the fastest matrix product measured on a card that a model's products reach; fms, A100
+(median ratio)."""
+CARD_FRACTIONS = {"NVIDIA T4": 0.29}
+"""Fractions of dense peak fitted for one card; fitcheck. A T4 draws 70 W and throttles."""
+OF_PEAK = 0.44
+"""Where no fast product was measured: the geometric mean of the T4's 0.29 and of OF_MEASURED times the
+catalog's measured fractions (0.80 of peak, median); errs either way by half."""
+OF_FP32 = 0.50
+"""fp32 products run on the CUDA cores (torch.backends.cuda.matmul.allow_tf32 is false by default);
+fitcheck."""
+FLASH = 0.60
+"""Flash attention, of dense peak, both ways; Dao 2023 (arXiv:2307.08691, figures 4 and 5): 50 to 73 % on
+A100."""
+EFFICIENT = 0.23
+"""The memory-efficient kernel, which sdpa takes with a mask or before compute capability 8.0; fitcheck."""
+BANDWIDTH = 0.80
+"""Of the card's memory bandwidth; start value of the fit, which did not move it."""
+HOST_SECONDS = 16e-6
+"""Host time per launched kernel, autograd and modules included. The geometric mean of 7 us for the plainest
+op (github.com/pytorch/pytorch issue 41383, 2020-07) and the 39 us that fitcheck's smallest models on T4
+machines need."""
+MULTI_TENSOR_PASSES = 23 / 7
+"""Traffic of torch's foreach AdamW with gradient clipping over a single pass: 20 reads and writes of a
+weight-sized tensor (torch 2.13, torch/optim/adam.py, _multi_tensor_adam) and 3 for clip_grad_norm_, where
+one pass has 7."""
+SPREAD = 2.2
+"""high / expected: the worst miss of the fitted runs (a 135 M model on T4, host-bound, measured 2.2 times
+expected)."""
+
+_RATES: dict[DType, Rate] = {
+    DType.float32: "fp32",
+    DType.bfloat16: "bf16",
+    DType.float16: "fp16",
+    DType.float8: "fp8",
+    DType.int8: "int8",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionKernel:
+    """Which fused kernel runs: `half` is the element type of one that has no fp32 form, None where it has."""
+
+    flash: bool
+    skips_masked: bool
+    half: DType | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerTraffic:
+    """Bytes of what the optimizer step reads and writes; `fused` where one kernel passes over them once."""
+
+    weight_bytes: int
+    state_bytes: int
+    fused: bool
+
+    @property
+    def once_bytes(self) -> int:
+        """Weights and states read and written, gradients (of the weights' size) read."""
+        return 3 * self.weight_bytes + 2 * self.state_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step; `compute`, `memory` and `launching` (waits for the host) sum to
+    `expected`."""
+
+    low: float
+    expected: float
+    high: float
+    compute: float
+    memory: float
+    launching: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unknown:
+    """Why there is no time."""
+
+    why: str
+
+
+def attention_kernel(name: str, *, masked: bool, gpu: Gpu, compute: DType) -> AttentionKernel:
+    """The kernel that an attention implementation comes to on this card."""
+    if name.startswith("flash"):
+        return AttentionKernel(
+            flash=True, skips_masked=True, half=compute if compute.is_half else DType.bfloat16
+        )
+    old = gpu.compute_capability in ("6.0", "6.1", "7.0", "7.5")
+    return AttentionKernel(flash=not (masked or old), skips_masked=not masked)
+
+
+def step_time(
+    segments: Iterable[Segment],
+    gpu: Gpu,
+    *,
+    attention: AttentionKernel,
+    optimizer: OptimizerTraffic,
+    micro_batches: int,
+    reentrant: bool,
+) -> StepTime | Unknown:
+    """Seconds of `micro_batches` forward and backward passes and one optimizer step, on one card."""
+    if gpu.kind != "gpu":
+        return Unknown(why=f"{gpu.name} is no GPU: its compiler fuses ops, which the clock does not model")
+    cache = 2 * gpu.l2_bytes if gpu.l2_bytes is not None else 2**62
+    runs = passes(segments, reentrant=reentrant, cache_bytes=cache)
+    missing = _missing_rate(runs, gpu, attention)
+    if missing is not None:
+        return Unknown(why=f"{gpu.name}: its peak rate in {missing} is unknown, or it has none")
+    meter = _Meter(gpu, attention)
+    for run in runs:
+        meter.add(run)
+    return meter.total(optimizer, micro_batches)
+
+
+def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
+    if kernel.attention and attention.half is not None and not kernel.dtype.is_half:
+        return attention.half
+    return kernel.dtype
+
+
+def _missing_rate(runs: Iterable[Pass], gpu: Gpu, attention: AttentionKernel) -> str | None:
+    dtypes = {_computed_in(k, attention) for run in runs for k in run.products}
+    for dtype in sorted(dtypes, key=lambda d: d.label):
+        if peak_flops(gpu, dtype) is None:
+            return dtype.label
+    return None
+
+
+class _Meter:
+    """Adds up the seconds of the passes of one micro-batch."""
+
+    def __init__(self, gpu: Gpu, attention: AttentionKernel) -> None:
+        self.gpu = gpu
+        self.attention = attention
+        self.low = self.compute = self.memory = self.launching = 0.0
+        self._bandwidth = gpu.bandwidth_bytes_per_second
+        self._achieved = BANDWIDTH * self._bandwidth
+        self._rates: dict[tuple[DType, bool], tuple[float, float]] = {}
+
+    def add(self, run: Pass) -> None:
+        low = run.beyond_cache_bytes / self._bandwidth
+        compute, memory = 0.0, run.plain_bytes / self._achieved
+        for k in run.products:
+            peak, achieved = self._rate(k)
+            moving = k.moved_bytes / self._achieved
+            computing = k.flops / achieved
+            low += k.flops / peak
+            if computing >= moving:
+                compute += computing
+            else:
+                memory += moving
+        self.low += run.count * low
+        self.compute += run.count * compute
+        self.memory += run.count * memory
+        self.launching += run.count * max(0.0, run.launches * HOST_SECONDS - compute - memory)
+
+    def total(self, optimizer: OptimizerTraffic, micro_batches: int) -> StepTime:
+        times = 1.0 if optimizer.fused else MULTI_TENSOR_PASSES
+        memory = micro_batches * self.memory + times * optimizer.once_bytes / self._achieved
+        compute, launching = micro_batches * self.compute, micro_batches * self.launching
+        expected = compute + memory + launching
+        return StepTime(
+            low=micro_batches * self.low + optimizer.once_bytes / self._bandwidth,
+            expected=expected,
+            high=SPREAD * expected,
+            compute=compute,
+            memory=memory,
+            launching=launching,
+        )
+
+    def _rate(self, kernel: Kernel) -> tuple[float, float]:
+        """FLOPs as counted per second: (no kernel is faster, expected)."""
+        key = (kernel.dtype, kernel.attention)
+        found = self._rates.get(key)
+        if found is None:
+            found = self._rates[key] = self._find(
+                _computed_in(kernel, self.attention), is_attention=kernel.attention
+            )
+        return found
+
+    def _find(self, dtype: DType, *, is_attention: bool) -> tuple[float, float]:
+        peak = self.gpu.dense_tflops[_RATES[dtype]] * 1e12
+        if not is_attention:
+            return peak, achieved_flops(self.gpu, dtype)
+        done = 0.5 if self.attention.skips_masked else 1.0
+        return peak / 0.5, peak * (FLASH if self.attention.flash else EFFICIENT) / done
+
+
+def peak_flops(gpu: Gpu, dtype: DType) -> float | None:
+    """Dense peak in FLOPs per second; None where it is unknown or the card has none."""
+    rate = _RATES.get(dtype)
+    return gpu.dense_tflops[rate] * 1e12 if rate is not None and rate in gpu.dense_tflops else None
+
+
+def is_measured(gpu: Gpu) -> bool:
+    """Whether the fraction of peak that products reach on this card was measured rather than assumed."""
+    return gpu.name in CARD_FRACTIONS or gpu.measured_bf16_tflops is not None
+
+
+def achieved_flops(gpu: Gpu, dtype: DType) -> float:
+    """Matrix-product FLOPs per second that a model is expected to reach; `dtype` must have a peak."""
+    peak = gpu.dense_tflops[_RATES[dtype]] * 1e12
+    if dtype is DType.float32:
+        return OF_FP32 * peak
+    if gpu.name in CARD_FRACTIONS:
+        return CARD_FRACTIONS[gpu.name] * peak
+    if gpu.measured_bf16_tflops is not None and "bf16" in gpu.dense_tflops:
+        return OF_MEASURED * gpu.measured_bf16_tflops / gpu.dense_tflops["bf16"] * peak
+    return OF_PEAK * peak
