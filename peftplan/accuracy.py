@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class Row:
     measured_bytes: int
     predicted_bytes: int | None
     note: str = ""
+    source: str = ""
+    """Who measured it."""
+    why_off: str = ""
 
     @property
     def error(self) -> float | None:
@@ -84,7 +88,15 @@ def _row(record: Record, value: Measured, predicted: int | None, note: str) -> R
         measured_bytes=value.bytes,
         predicted_bytes=predicted,
         note=note,
+        source=_publisher(record.source),
+        why_off=value.why_off or "",
     )
+
+
+def _publisher(source: str) -> str:
+    """The repository or package that a record's source names."""
+    found = re.search(r"github\.com/([^/]+/[^/]+)", source)
+    return found[1] if found else source.split(":")[0].removeprefix("PyPI ").removesuffix(" sdist")
 
 
 def predicted_bytes(estimate: Estimate, value: Measured) -> int | None:
