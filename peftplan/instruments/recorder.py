@@ -113,9 +113,10 @@ def _library_path(filename: str) -> str | None:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is only a recipe of others. Autograd expands those; `opened` code shows them."""
+    """Whether an operator is only a recipe of others and has no kernel of its own on the CPU."""
     name = func.name()
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has(name, "CompositeImplicitAutograd") and not has(name, "CPU"))
 
 
 def _source_line() -> str:
