@@ -113,6 +113,7 @@ class RegionWalk:
     peak: Watermark = field(default_factory=Watermark)
     cached_bytes: int = 0
     """Autocast's copies of weights that nobody keeps for backward: they go when the forward has ended."""
+    cached_names: tuple[str, ...] = ()
     before_loss: Watermark | None = None
     """The peak before the first op of the loss, in the region that holds the loss."""
     saved: list[Saved] = field(default_factory=list)
@@ -173,7 +174,8 @@ class RegionWalk:
                 if storage not in self._kept:
                     self._free(size, storage)
         else:
-            self.cached_bytes = sum(live[name] for name in cached if name in live and name not in self._kept)
+            self.cached_names = tuple(name for name in cached if name in live and name not in self._kept)
+            self.cached_bytes = sum(live[name] for name in self.cached_names)
 
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out
@@ -241,6 +243,10 @@ class RegionWalk:
     def entry_saved(self) -> bool:
         """Whether an op of the region keeps the entry for its backward."""
         return self.region.entry is not None and self.region.entry.storage in self._kept
+
+    def keeps(self, storage: str) -> bool:
+        """Whether backward needs, or needed, a storage of this region."""
+        return storage in self._kept
 
     def drop_returned(self) -> None:
         """The model's output goes out of scope; what autograd keeps of it stays."""
