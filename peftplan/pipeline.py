@@ -191,6 +191,5 @@ def _on_device(
         peak_bytes=memory.peak_bytes,
         reserved_bytes=memory.reserved_bytes,
         gpu=gpu,
-        biased_linears=has_biased_linears(graph),
     )
     return memory.model_copy(update={"device_bytes": found.bytes}), found.notes

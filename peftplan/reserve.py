@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from peftplan.graph.blocks.decoder import module_order
 from peftplan.graph.core import ADAPTER, Graph, Tensor, is_global
 from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_workspace
 from peftplan.job import Job
-from peftplan.pipeline import Reading, read, trained
+from peftplan.pipeline import Reading, build_graph, read, trained
 from peftplan.result import Estimate
 from peftplan.step.allocator import Usage
 from peftplan.step.replay import Around, replay
 
 
 def usage(reading: Reading) -> Usage:
-    """What torch.cuda.memory_stats would say of a steady step: 10 to 60 ms for 28 to 32 layers (2026-11).
+    """What torch.cuda.memory_stats would say of a steady step: 30 to 100 ms for 24 to 32 layers (2026-11).
 
-    `allocator.empty_cache=true` empties the cache between the steps.
+    The step before has the same size, unless `allocator.seq_len_before` says that it was shorter.
+    `allocator.empty_cache=true` empties the cache before each step.
     """
     case = reading.case
     return replay(
-        reading.graph,
+        _steps(reading),
         _around(reading),
         recompute=case.recompute,
         loop=case.loop,
@@ -38,6 +40,15 @@ def estimate_with_reserved(job: Job) -> Estimate:
     context = 0 if memory.device_bytes is None else memory.device_bytes - memory.peak_bytes
     changed = memory.model_copy(update={"reserved_bytes": reserved, "device_bytes": reserved + context})
     return reading.estimate.model_copy(update={"memory": changed})
+
+
+def _steps(reading: Reading) -> list[Graph]:
+    graph, before = reading.graph, reading.case.job.knobs("allocator").get("seq_len_before")
+    if before is None:
+        return [graph, graph]
+    setup = reading.case.setup
+    shorter = replace(setup, batch=replace(setup.batch, seq=int(before)))
+    return [graph, build_graph(replace(reading.case, setup=shorter)), graph]
 
 
 def _around(reading: Reading) -> Around:

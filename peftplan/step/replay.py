@@ -42,7 +42,7 @@ class _Track:
 
 
 def replay(
-    graph: Graph,
+    graphs: Sequence[Graph],
     around: Around,
     *,
     recompute: Recompute,
@@ -51,15 +51,16 @@ def replay(
     settings: AllocatorSettings | None = None,
     empty_cache: bool = False,
 ) -> Usage:
-    """The usage of a steady step: the peaks of the second one."""
-    tracks = list(_record(graph, recompute, loop, entry_requires_grad=entry_requires_grad))
-    player = _Player(CachingAllocator(settings), graph, tracks, loop, recompute)
+    """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step needs
+    one before it, because the first makes the optimizer's states in segments that activations leave behind."""
+    recorded = {id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs}
+    player = _Player(CachingAllocator(settings), loop, recompute)
     player.hold("weight", around.weights)
-    for number in range(2):
-        player.allocator.reset_peaks()
-        player.step(around, first=number == 0)
-        if empty_cache:
+    for number, graph in enumerate(graphs):
+        if empty_cache and number:
             player.allocator.empty_cache()
+        player.allocator.reset_peaks()
+        player.step(graph, recorded[id(graph)], around, first=number == 0)
     return player.allocator.usage()
 
 
@@ -96,11 +97,10 @@ def _forward(part: Segment, recompute: Recompute) -> _Track:
 class _Player:
     """Turns recorded events into allocations: every tensor of every layer under a key of its own."""
 
-    def __init__(
-        self, allocator: CachingAllocator, graph: Graph, tracks: list[_Track], loop: Loop, recompute: Recompute
-    ) -> None:
+    def __init__(self, allocator: CachingAllocator, loop: Loop, recompute: Recompute) -> None:
         self.allocator = allocator
-        self._graph, self._tracks, self._loop, self._recompute = graph, tracks, loop, recompute
+        self._loop, self._recompute = loop, recompute
+        self._tracks: list[_Track] = []
         self._alive: dict[Key, int] = {}
         self._count = 0
 
@@ -125,10 +125,11 @@ class _Player:
 
     # -- one step -----------------------------------------------------------------------------------------------
 
-    def step(self, around: Around, *, first: bool) -> None:
+    def step(self, graph: Graph, tracks: list[_Track], around: Around, *, first: bool) -> None:
         """zero_grad, forward, backward, optimizer step."""
+        self._tracks = tracks
         self._free_all(key for key in self._alive if key[0] == "grad")
-        self.hold("input", (t.nbytes for t in self._graph.inputs))
+        self.hold("input", (t.nbytes for t in graph.inputs))
         if first:
             self.hold("forward workspace", around.workspaces[::2])
         entries = self._play_forward()
