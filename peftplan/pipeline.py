@@ -10,7 +10,6 @@ from peftplan.device import has_biased_linears, on_device
 from peftplan.fit import judge_fit
 from peftplan.graph.blocks.decoder import decoder, module_order
 from peftplan.graph.core import ADAPTER, Graph, is_global
-from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.overheads import workspace_bytes
 from peftplan.job import Job, make_job
@@ -57,7 +56,7 @@ def read(job: Job) -> Reading:
     case = resolve(job)
     graph = build_graph(case)
     rules = _rules(case)
-    weights = _trained(graph)
+    weights = trained(graph)
     static = _static(case, graph, weights, rules)
     existing = sum(rules.size(w.bytes) * w.copies for w in weights) if case.loop.grads_exist else 0
     step = run_step(
@@ -103,7 +102,7 @@ def _rules(case: Case) -> Rules:
     return Rules()
 
 
-def _trained(graph: Graph) -> list[Trained]:
+def trained(graph: Graph) -> list[Trained]:
     """Trainable weights in the order an optimizer sees them, neighbours in a layer as neighbours."""
     found: list[Trained] = []
     seen: set[str] = set()
@@ -130,11 +129,10 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
 
 def _workspaces(case: Case, graph: Graph) -> int:
     """cuBLAS and cuBLASLt workspaces, allocated by the first matrix products and kept."""
-    biased = any(
-        isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for region in graph.regions for op in region.ops
-    )
     return workspace_bytes(
-        case.setup.numerics.capability, biased_linears=biased, recomputes=case.recompute.layers
+        case.setup.numerics.capability,
+        biased_linears=has_biased_linears(graph),
+        recomputes=case.recompute.layers,
     )
 
 
@@ -193,6 +191,5 @@ def _on_device(
         peak_bytes=memory.peak_bytes,
         reserved_bytes=memory.reserved_bytes,
         gpu=gpu,
-        biased_linears=has_biased_linears(graph),
     )
     return memory.model_copy(update={"device_bytes": found.bytes}), found.notes

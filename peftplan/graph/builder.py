@@ -173,14 +173,23 @@ class Builder:
     def activate(self, x: Tensor, label: str = "act") -> Tensor:
         return self._unary(Activate, x, label)
 
-    def softmax(self, x: Tensor, dtype: DType, label: str = "softmax") -> Tensor:
-        """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax)."""
+    def softmax(self, x: Tensor, dtype: DType, label: str = "softmax", *, guarded: bool = False) -> Tensor:
+        """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax).
+
+        `guarded`: _safe_softmax, which makes the softmax, a mask of its -inf and then the result; a trace sees only
+        the result.
+        """
         on_cuda = self.numerics.backend == "cuda"
         if not on_cuda:
             x = self.cast(x, dtype, label=f"{label}_in")
         n = self.name(label)
         out = Tensor(n, x.shape, dtype)
-        return self._emit(Softmax(name=n, ins=(x,), out=out, product=on_cuda, site=self._site, part=self._part))
+        guard = out.nbytes + out.numel if guarded and on_cuda else 0
+        return self._emit(
+            Softmax(
+                name=n, ins=(x,), out=out, product=on_cuda, temporary_bytes=guard, site=self._site, part=self._part
+            )
+        )
 
     def rotate_half(self, x: Tensor, label: str = "rotate_half") -> Tensor:
         return self._unary(RotateHalf, x, label)

@@ -296,6 +296,10 @@ class Softmax(Op):
     """
 
     product: bool = False
+    temporary_bytes: int = 0
+
+    def scratch_bytes(self) -> int:
+        return self.temporary_bytes
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return (self.out,) if _wants(need, *self.ins) else ()
