@@ -59,5 +59,5 @@ def capability(gpu: Gpu | None) -> Capability | None:
 def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
     return any(
-        isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops
+        len(op.ins) > 2 and isinstance(op, (Linear, PackedLinear)) for r in graph.regions for op in r.ops
     )
