@@ -16,7 +16,7 @@ from peftplan.job import Job, make_job
 from peftplan.pipeline import Reading, estimate, read
 from peftplan.result import Estimate
 
-LAW = settings(deadline=None, max_examples=100, derandomize=True)
+LAW = settings(deadline=None, max_examples=60, derandomize=True)
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3")
 FUSED = {"phi3"}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -60,6 +60,7 @@ def jobs(draw: st.DrawFn, methods: tuple[str, ...] = ("full", "freeze", "lora", 
         "optimizer": draw(st.sampled_from(("adamw", "adamw_8bit"))),
         "grad_accum": draw(st.sampled_from((1, 2))),
         "backend": draw(st.sampled_from(("cuda", "cpu"))),
+        "precision": draw(st.sampled_from((None, "bf16-mixed"))),
         "set": {"model.use_cache": draw(st.booleans())},
     }
     if method == "freeze":
@@ -67,6 +68,9 @@ def jobs(draw: st.DrawFn, methods: tuple[str, ...] = ("full", "freeze", "lora", 
     if method in ("lora", "qlora"):
         fields["rank"] = draw(st.integers(1, 8))
         fields["target_modules"] = draw(chosen(fields))
+        fields["format"] = draw(
+            st.sampled_from((None, "nf4", "fp4", "int8") if method == "lora" else (None, "fp4"))
+        )
         fields["set"]["method.lora_dropout"] = draw(st.sampled_from((0.0, 0.1)))
     return fields
 
@@ -226,7 +230,12 @@ def test_a_resolved_job_gives_the_same_answer(fields: dict[str, Any]) -> None:
 def test_packed_weights_are_smaller_than_bf16(fields: dict[str, Any]) -> None:
     """Where the linear layers outweigh what qlora holds in fp32: embedding, head and norms."""
     config = {**fields["config"], "vocab_size": 16, "intermediate_size": 512, "torch_dtype": "bfloat16"}
-    wide = {**fields, "config": {**config, "hidden_size": 16 * config["num_attention_heads"], "head_dim": 16}}
+    wide = {
+        **fields,
+        "format": None,
+        "precision": None,
+        "config": {**config, "hidden_size": 16 * config["num_attention_heads"], "head_dim": 16},
+    }
     packed = answer(wide, method="qlora").parameters
     plain = answer(wide).parameters
     assert packed.stored_bytes < plain.stored_bytes
