@@ -1,4 +1,4 @@
-"""From what tensors need to what must fit on the card: allocator, library workspaces, CUDA context."""
+"""From what torch allocates to what must fit on the card, and what decides on library workspaces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from peftplan.graph.core import Graph
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware.gpus import Gpu
-from peftplan.hardware.overheads import Capability, cuda_context, workspace_bytes
+from peftplan.hardware.overheads import cuda_context
 from peftplan.result import Assumption
 
 
@@ -19,41 +19,22 @@ class OnDevice:
     notes: tuple[Assumption, ...]
 
 
-def on_device(
-    *, peak_bytes: int, reserved_bytes: int | None, gpu: Gpu | None, biased_linears: bool
-) -> OnDevice:
+def on_device(*, peak_bytes: int, reserved_bytes: int | None, gpu: Gpu | None) -> OnDevice:
     """What the caching allocator holds, plus the CUDA context.
 
-    The workspaces of cuBLAS and cuBLASLt come out of the allocator, so a known `reserved_bytes` holds them
-    already. Where it is unknown, the peak of tensors with the workspaces stands in for it: errs low by
-    fragmentation, by up to 12 % near a full card.
+    The workspaces of cuBLAS and cuBLASLt come out of the allocator, so both hold them already. Where
+    `reserved_bytes` is unknown, the peak of allocated bytes stands in for it: errs low by fragmentation,
+    by up to 12 % near a full card.
     """
-    level = capability(gpu)
-    context = cuda_context(level)
+    context = cuda_context(gpu.capability if gpu is not None else None)
     notes = [
         Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
     ]
-    held = reserved_bytes
-    if held is None:
-        workspaces = workspace_bytes(level, biased_linears=biased_linears)
-        held = peak_bytes + workspaces
-        notes.append(
-            Assumption(what="workspace_bytes", value=workspaces, why="cuBLAS and cuBLASLt, two handles")
-        )
-        notes.append(
-            Assumption(
-                what="memory.device_bytes",
-                value=held + context.bytes,
-                why="counts allocated bytes, not those the allocator reserves: errs low",
-            )
-        )
-    return OnDevice(bytes=held + context.bytes, notes=tuple(notes))
-
-
-def capability(gpu: Gpu | None) -> Capability | None:
-    """(8, 0) of `8.0`; None where the card is unknown or not NVIDIA's."""
-    major, _, minor = ((gpu.compute_capability if gpu is not None else None) or "").partition(".")
-    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+    total = (peak_bytes if reserved_bytes is None else reserved_bytes) + context.bytes
+    if reserved_bytes is None:
+        why = "counts allocated bytes, not those the allocator reserves: errs low"
+        notes.append(Assumption(what="memory.device_bytes", value=total, why=why))
+    return OnDevice(bytes=total, notes=tuple(notes))
 
 
 def has_biased_linears(graph: Graph) -> bool:

@@ -11,6 +11,7 @@ from peftplan.fit import judge_fit
 from peftplan.graph.blocks.decoder import decoder, module_order
 from peftplan.graph.core import ADAPTER, Graph, is_global
 from peftplan.hardware import Gpu, find_gpu
+from peftplan.hardware.overheads import workspace_bytes
 from peftplan.job import Job, make_job
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
@@ -69,7 +70,7 @@ def read(job: Job) -> Reading:
     )
     _optimizer_phase(case, step, weights, rules)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, _memory(static, step), gpu)
+    memory, device_notes = _on_device(case, _memory(static, step), gpu)
     flops = _flops(case, step)
     paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
@@ -121,7 +122,18 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     states = case.optimizer.states(weights, case.job.backend)
     kinds["state"] = sum(size(s.bytes) * s.copies for s in states if not s.host)
+    if case.job.backend == "cuda":
+        kinds["workspace"] = _workspaces(case, graph)
     return kinds
+
+
+def _workspaces(case: Case, graph: Graph) -> int:
+    """cuBLAS and cuBLASLt workspaces, allocated by the first matrix products and kept."""
+    return workspace_bytes(
+        case.setup.numerics.capability,
+        biased_linears=has_biased_linears(graph),
+        recomputes=case.recompute.layers,
+    )
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained], rules: Rules) -> None:
@@ -169,16 +181,9 @@ def _flops(case: Case, step: StepMemory) -> Flops:
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 
-def _on_device(
-    case: Case, graph: Graph, memory: Memory, gpu: Gpu | None
-) -> tuple[Memory, tuple[Assumption, ...]]:
+def _on_device(case: Case, memory: Memory, gpu: Gpu | None) -> tuple[Memory, tuple[Assumption, ...]]:
     """The memory section with what must fit on the card; null on the cpu backend."""
     if case.job.backend == "cpu":
         return memory, (Assumption(what="memory.device_bytes", value=None, why="the cpu backend uses no device"),)
-    found = on_device(
-        peak_bytes=memory.peak_bytes,
-        reserved_bytes=memory.reserved_bytes,
-        gpu=gpu,
-        biased_linears=has_biased_linears(graph),
-    )
+    found = on_device(peak_bytes=memory.peak_bytes, reserved_bytes=memory.reserved_bytes, gpu=gpu)
     return memory.model_copy(update={"device_bytes": found.bytes}), found.notes

@@ -14,7 +14,9 @@ from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
+from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
+from peftplan.hardware.find import find_gpu
 from peftplan.job import Job
 from peftplan.methods import Host, Method
 from peftplan.optimizers import Optimizer
@@ -26,8 +28,8 @@ from peftplan.units import DType, parse_dtype
 ATTENTION = {
     "eager": "eager",
     "sdpa": "sdpa",
-    "sdpa_flash": "sdpa",
-    "sdpa_efficient": "sdpa",
+    "sdpa_flash": "sdpa_flash",
+    "sdpa_efficient": "sdpa_efficient",
     "sdpa_math": "sdpa_math",
     "flash_attention_2": "flash_attention_2",
     "fa2": "flash_attention_2",
@@ -35,7 +37,7 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 RECOMPUTE = ("none", "full")
-PREFIXES = ("method", "format", "optimizer", "layout", "model", "recompute", "loop", "kernels", "precision")
+PREFIXES = ("method", "format", "optimizer", "layout", "model", "recompute", "loop", "loss", "allocator", "kernels", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,8 @@ def resolve(job: Job) -> Case:
     attention = ATTENTION.get(canonical(notes.default(job.attention, "attention", "sdpa", "transformers' default")))
     if attention is None:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
-    numerics = Numerics(autocast=autocast, backend=job.backend)
+    capability = find_gpu(job.gpu).capability if job.gpu is not None else None
+    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
     types = replace(_weight_types(dtype, fmt), opaque=fmt.opaque(numerics))
     use_cache = arch.use_cache and not recompute.layers
     if use_cache and job.knobs("model").get("use_cache") is None:
@@ -125,6 +128,7 @@ def resolve(job: Job) -> Case:
         numerics=numerics,
         attention=attention,
         use_cache=use_cache,
+        loss=_loss(job),
     )
     adapter_dtype = None if job.adapter_dtype == "auto" else parse_dtype(job.adapter_dtype)
     host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
@@ -241,7 +245,10 @@ def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
     if not (fmt.packed and fmt.upcasts_rest):
         return WeightTypes.all(dtype)
     rest = DType.float32
-    return replace(WeightTypes.all(rest), linear=dtype, bias=fmt.bias_dtype(dtype, rest))
+    ends = rest if fmt.upcasts_ends else DType.bfloat16
+    return WeightTypes(
+        linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest)
+    )
 
 
 def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
@@ -259,6 +266,18 @@ def _recompute(job: Job, name: str) -> Recompute:
     if unknown:
         raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
     return Recompute(layers=name == "full", reentrant=bool(knobs.get("use_reentrant", False)))
+
+
+def _loss(job: Job) -> LossStyle:
+    knobs = job.knobs("loss")
+    for key in knobs:
+        if key != "style":
+            raise UnknownName("setting of loss", key, ["style"])
+    asked = knobs.get("style", STYLES[0])
+    for style in STYLES:
+        if asked == style:
+            return style
+    raise UnknownName("loss.style", str(asked), STYLES)
 
 
 def _loop(job: Job) -> Loop:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
+from typing import Literal
 
 from peftplan.errors import RequestError
 from peftplan.formats._packing import pack
@@ -33,6 +34,9 @@ class Bnb4(Format, ABC):
     compute_dtype: str | None = None
     prepare: bool = True
     """Whether peft.prepare_model_for_kbit_training runs before the adapter is put on."""
+    cast_back: Literal["none", "trl"] = "none"
+    """trl: TRL's peft_module_casting_to_bf16 ran too, which puts embeddings and head, but not norms, back to bf16
+    (trl/models/utils.py, 0.13)."""
 
     @property
     def packed(self) -> bool:
@@ -41,6 +45,10 @@ class Bnb4(Format, ABC):
     @property
     def upcasts_rest(self) -> bool:
         return self.prepare
+
+    @property
+    def upcasts_ends(self) -> bool:
+        return self.prepare and self.cast_back == "none"
 
     def bias_dtype(self, compute: DType, rest: DType) -> DType:
         """Linear4bit.forward casts its bias to the compute dtype for good."""

@@ -33,6 +33,11 @@ class Format(ABC):
         del numerics
         return self.packed
 
+    @property
+    def upcasts_ends(self) -> bool:
+        """Whether that holds for the embeddings and the head too when training starts."""
+        return self.upcasts_rest
+
     def bias_dtype(self, compute: DType, rest: DType) -> DType:
         """The dtype that biases of packed layers are held in."""
         del compute

@@ -45,6 +45,8 @@ class Numerics:
 
     autocast: DType | None = None
     backend: str = "cuda"
+    capability: tuple[int, int] | None = None
+    """The GPU's CUDA compute capability, where one is given."""
 
     @property
     def mask_dtype_is_input(self) -> bool:
@@ -166,8 +168,14 @@ class Builder:
     def activate(self, x: Tensor, label: str = "act") -> Tensor:
         return self._unary(Activate, x, label)
 
-    def softmax(self, x: Tensor, label: str = "softmax") -> Tensor:
-        return self._unary(Softmax, x, label)
+    def softmax(self, x: Tensor, dtype: DType, label: str = "softmax") -> Tensor:
+        """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax)."""
+        on_cuda = self.numerics.backend == "cuda"
+        if not on_cuda:
+            x = self.cast(x, dtype, label=f"{label}_in")
+        n = self.name(label)
+        out = Tensor(n, x.shape, dtype)
+        return self._emit(Softmax(name=n, ins=(x,), out=out, product=on_cuda, site=self._site, part=self._part))
 
     def rotate_half(self, x: Tensor, label: str = "rotate_half") -> Tensor:
         return self._unary(RotateHalf, x, label)

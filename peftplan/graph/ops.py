@@ -289,24 +289,29 @@ class RotateHalf(Op):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Softmax(Op):
-    """softmax over the last dimension: keeps its result."""
+    """softmax over the last dimension: keeps its result.
+
+    CUDA's backward makes `grad * output` beside the gradient (`product`; aten/src/ATen/native/cuda/SoftMax.cu,
+    softmax_backward_cuda_out), the CPU's does not.
+    """
+
+    product: bool = False
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return (self.out,) if _wants(need, *self.ins) else ()
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
         (x,) = self.ins
-        return (Grad(x, x.nbytes),) if x.name in need else ()
+        return (Grad(x, x.nbytes, self.out.nbytes if self.product else 0),) if x.name in need else ()
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FlashAttention(Op):
+class FusedAttention(Op):
     """Fused attention: ins = (q, k, v); keeps q, k, v, the output and the log-sum-exp (Dao 2022, arXiv:2205.14135).
 
     q and out are (B, N, S, D). FLOPs as flop_counter.sdpa_flop: the whole score matrix, causal or not; backward five
-    products (two of them the recomputed scores and their gradient). `bias` is an additive mask tensor made for the
-    kernel and kept with it.
+    products (two of them the recomputed scores and their gradient).
     """
 
     kv_len: int
@@ -330,9 +335,8 @@ class FlashAttention(Op):
     def backward(self, need: Need) -> tuple[Grad, ...]:
         if not _wants(need, *self.ins):
             return ()
-        return tuple(
-            Grad(t, t.nbytes, self.grad_workspace_bytes if i == 0 else 0) for i, t in enumerate(self.ins)
-        )
+        last = len(self.ins) - 1
+        return tuple(Grad(t, t.nbytes, self.grad_workspace_bytes * (i == last)) for i, t in enumerate(self.ins))
 
 
 @final

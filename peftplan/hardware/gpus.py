@@ -87,6 +87,12 @@ class Gpu:
     sources: tuple[str, ...]
     notes: str
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The compute capability as (major, minor); None for what is not NVIDIA's."""
+        major, _, minor = (self.compute_capability or "").partition(".")
+        return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsableMemory:

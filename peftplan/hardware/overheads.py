@@ -105,8 +105,12 @@ def cuda_context(capability: Capability | None) -> Figure:
     return _CONTEXT_ADA if capability == (8, 9) else _CONTEXT_OTHER
 
 
-def workspace_bytes(capability: Capability | None, *, biased_linears: bool) -> int:
-    """Library workspaces inside memory_allocated during training: one per handle of each library in use."""
-    per_handle = cublas_workspace(capability).bytes
-    per_handle += cublaslt_workspace().bytes if biased_linears else 0
-    return HANDLES * per_handle
+def workspace_bytes(
+    capability: Capability | None, *, biased_linears: bool, recomputes: bool = True
+) -> int:
+    """Library workspaces inside memory_allocated during training: one per handle of each library in use.
+
+    Biases are added in forward passes only, so the autograd thread has a cuBLASLt handle only where it recomputes.
+    """
+    lt_handles = biased_linears * (HANDLES if recomputes else 1)
+    return HANDLES * cublas_workspace(capability).bytes + lt_handles * cublaslt_workspace().bytes

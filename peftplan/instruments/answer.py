@@ -23,7 +23,7 @@ class Trace:
     backend: str
     """Whose kernels ran: always `cpu`."""
     parameters: dict[str, int]
-    """`total`, `trainable` as PEFT counts them; `stored_bytes`: unique storages, quantization constants included."""
+    """`total`, `trainable` as PEFT counts them; `stored_bytes`: unique storages, constants too."""
     static: dict[str, int]
     """Bytes by kind of what lives between steps (kinds: recorder.STATIC_KINDS)."""
     static_bytes: int
@@ -38,7 +38,7 @@ class Trace:
     saved: tuple[Saved, ...]
     at_peak: tuple[Storage, ...]
     events: tuple[Event, ...]
-    """In order; those of phase `static` are what lives between steps. Runs of frees are in the order of ids."""
+    """In order; those of phase `static` are what lives between steps. Runs of frees are sorted by id."""
     versions: dict[str, str]
     notes: tuple[str, ...]
 
@@ -54,10 +54,11 @@ class Trace:
 
 
 def ordered(events: Iterable[Event]) -> list[Event]:
-    """The same events with every run of frees in the order of ids: autocast clears its cache in no fixed order."""
+    """The same events with every run of frees sorted by id: autocast clears its cache in no fixed order."""
     rows: list[Event] = []
     for action, run in itertools.groupby(events, key=lambda event: event.action):
-        rows.extend(sorted(run, key=lambda event: event.id) if action == "free" else run)
+        batch = list(run)
+        rows.extend(sorted(batch, key=lambda event: event.id) if action == "free" else batch)
     return rows
 
 

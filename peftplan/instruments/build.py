@@ -1,16 +1,14 @@
-"""Job -> the real transformers + PEFT model, without weights: on `meta`, then fake CPU tensors (or real, random ones)."""
+"""Job -> the real transformers + PEFT model: on `meta` without weights, or on the CPU with random ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.instruments import quantize
@@ -46,7 +44,7 @@ class Choices:
     recompute: bool
     attention: str
     outputs_until: str
-    """The loop keeps the model's outputs (logits, cache) until the next step's replace them."""
+    """When the loop lets go of the model's outputs: at the `loss`, after the `step`, at the `next` step's."""
 
     @property
     def quantized(self) -> bool:
@@ -59,7 +57,7 @@ def decide(job: Job) -> Choices:
     precision = (job.precision or "bf16").lower()
     pure = precision.removesuffix("-mixed")
     weights = job.dtype or ("fp32" if precision != pure else pure)
-    outputs = str(job.knobs("loop").get("outputs_until", "step"))
+    until = str(job.knobs("loop").get("outputs_until", "step"))
     fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
     return Choices(
         job=job,
@@ -71,8 +69,8 @@ def decide(job: Job) -> Choices:
         seq_len=job.seq_len or 512,
         padded=_batching(job) == "padded",
         recompute=_one_of("recompute", job.recompute or "none", ("none", "full")) == "full",
-        attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa")),
-        outputs_until=_one_of("set loop.outputs_until", outputs, ("loss", "step", "next")),
+        attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa", "sdpa_math", "sdpa_flash")),
+        outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
 
 
@@ -121,7 +119,7 @@ def base_model(choices: Choices, mode: Mode) -> torch.nn.Module:
 
     with torch.device("meta" if mode == "fake" else "cpu"):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
-            config_of(choices), attn_implementation=choices.attention, dtype=choices.dtype
+            config_of(choices), attn_implementation=choices.attention.partition("_")[0], dtype=choices.dtype
         )
     model.tie_weights()
     if choices.quantized:
@@ -168,8 +166,8 @@ def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
 def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     from peft import get_peft_model
 
-    # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works where new tensors are born there.
-    # Other methods read what they draw (BOFT, AdaLoRA), which only works on the CPU.
+    # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works only if new tensors are
+    # born there. Other methods read what they draw (BOFT, AdaLoRA), which works only on the CPU.
     with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
         adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
     cast_adapter(adapted, choices.adapter_dtype)
@@ -208,27 +206,25 @@ def _targets(targets: str | tuple[str, ...]) -> str | list[str]:
 def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
     """Give the adapter the dtype it has after loading on a real device.
 
-    PEFT skips both its casts for adapters on `meta`: moving to the base weight's dtype, then upcasting half precision
-    to float32 (`peft.tuners.tuners_utils.cast_adapter_dtype`). None does the second; a dtype asks for that one.
+    PEFT skips its casts for adapters on `meta`: to the base weight's dtype, then half precision up to float32
+    (`peft.tuners.tuners_utils.cast_adapter_dtype`). None does the second; a dtype asks for that one.
     """
-    for name, param in _adapter_tensors(model):
+    for param in _adapter_parameters(model):
         if dtype is not None:
             param.data = param.data.to(dtype)
         elif param.dtype in (torch.float16, torch.bfloat16):
             param.data = param.data.to(torch.float32)
-        del name
 
 
-def _adapter_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for path, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            names = (*module.adapter_layer_names, *module.other_param_names)
-            for name in names:
+            for name in (*module.adapter_layer_names, *module.other_param_names):
                 part = getattr(module, name, None)
                 if isinstance(part, torch.nn.Module):
-                    yield from ((f"{path}.{name}.{key}", p) for key, p in part.named_parameters())
+                    yield from part.parameters()
 
 
 def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
@@ -237,49 +233,3 @@ def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     reentrant = job.knobs("recompute").get("use_reentrant")
     kwargs = None if reentrant is None else {"use_reentrant": bool(reentrant)}
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-
-
-@contextmanager
-def fake_tensors() -> Iterator[FakeTensorMode]:
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
-
-
-def to_fake(model: torch.nn.Module) -> None:
-    """Replace every tensor of `model` by a fake CPU tensor. Tied parameters stay tied, views keep their storage."""
-    memo: dict[int, torch.Tensor] = {}
-    flat: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        packed = quantize.fake_weight(module)
-        if packed is not None:
-            memo[id(module._parameters["weight"])] = packed
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = _fake(tensor, memo, flat)  # type: ignore[assignment]
-    for _, owner, key, tensor in loose_tensors(model):
-        owner[key] = _fake(tensor, memo, flat)
-
-
-def _fake(tensor: torch.Tensor, memo: dict[int, torch.Tensor], flat: dict[int, torch.Tensor]) -> torch.Tensor:
-    if id(tensor) not in memo:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in flat:
-            size = storage.nbytes() // tensor.element_size()
-            flat[storage._cdata] = torch.empty(size, dtype=tensor.dtype, device="cpu")
-        view = flat[storage._cdata].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
-        is_parameter = isinstance(tensor, torch.nn.Parameter)
-        memo[id(tensor)] = torch.nn.Parameter(view, tensor.requires_grad) if is_parameter else view
-    return memo[id(tensor)]
-
-
-def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
-    """Tensors that modules hold as plain attributes, or in a dict or list: name, owner, key, tensor."""
-    for path, module in model.named_modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, torch.Tensor):
-                yield f"{path}.{name}", vars(module), name, value
-            elif isinstance(value, (dict, list)) and name not in ("_parameters", "_buffers"):
-                for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-                    if isinstance(item, torch.Tensor):
-                        yield f"{path}.{name}.{key}", value, key, item

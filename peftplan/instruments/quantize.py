@@ -1,7 +1,7 @@
-"""bitsandbytes weights for the trace: the modules and sizes that transformers + bitsandbytes make, on any device.
+"""bitsandbytes weights for the trace: the modules and sizes that transformers and bitsandbytes make.
 
-Sizes come from bitsandbytes' own quantization operators (their fake kernels on `meta` and on fake tensors, their CPU
-kernels on real ones), so nothing about packing is restated here.
+Sizes come from bitsandbytes' own quantization operators (their fake kernels on `meta` and on fake tensors,
+their CPU kernels on real ones), so nothing about packing is restated here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def quantize(model: torch.nn.Module, *, fmt: str, compute: torch.dtype, double: 
     """
     import bitsandbytes as bnb
 
-    # The code book is a module-level cache that all layers share; made here so that no fake tensor gets into it.
+    # The code book is a cache that all layers share; made here so that no fake tensor gets into it.
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
     sources = {name: module for name, module in model.named_modules() if _is_linear(module)}
     quantizer = _quantizer(fmt, compute, double)
@@ -120,7 +120,7 @@ def _fake_int8(module: Any) -> torch.nn.Parameter:
     packed, scale, _ = bnb.functional.int8_vectorwise_quant(rows)
     new: Any = torch.nn.Parameter(packed, requires_grad=False)
     new.CB, new.SCB, new.has_fp16_weights = new.data, scale, False
-    return new  # type: ignore[no-any-return]
+    return new
 
 
 def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -156,10 +156,10 @@ def _dequantized(weight: Any, scale: Any = None) -> torch.Tensor | None:
 
     constants = vars(weight)
     if "quant_state" in constants:
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
     if "SCB" in constants:
         scale = weight.SCB if scale is None else scale
-        return bnb.functional.int8_vectorwise_dequant(weight.data, scale)  # type: ignore[no-any-return]
+        return bnb.functional.int8_vectorwise_dequant(weight.data, scale)
     return None
 
 

@@ -2,8 +2,8 @@
 
 A `TorchDispatchMode` sees every operator below autograd, in forward and in backward, so a storage is recorded
 the moment an operator returns it and un-recorded by a weak reference's callback when its last owner lets go.
-Nothing is rounded. Temporaries inside one kernel are invisible, except in the
-operators given as `opened`: custom ones whose kernel is Python, which is run through the recorder.
+Nothing is rounded. Temporaries inside one kernel are invisible, except in the operators given as `opened`:
+custom ones whose kernel is Python, which is run through the recorder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from peftplan.instruments.flops import flops_of, looks_heavy
 
 STATIC_KINDS = (
     "parameter",
@@ -30,13 +31,13 @@ STATIC_KINDS = (
     "gradient",
     "outputs",
 )
-"""Kinds of storage that live between steps. `optimizer_step` are Adam's step counters, which torch keeps on the CPU
-even for parameters on a GPU (unless fused); `gradient` where gradients accumulate; `outputs` where a loop holds them.
+"""Kinds of storage that live between steps. `optimizer_step` are Adam's step counters, which torch keeps on
+the CPU even for parameters on a GPU (unless fused); `gradient` where gradients accumulate; `outputs` where a
+loop holds on to the model's outputs.
 """
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
-_PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 _LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
 
 
@@ -50,7 +51,7 @@ class Event(NamedTuple):
     phase: str
     """`forward`, `loss`, `backward` or `optimizer`; `static` for what existed before the step."""
     op: str
-    """The operator running (`aten.mm.default`); in backward, of the autograd node named in `node`."""
+    """The operator running, or the last one that ran (`aten.mm.default`)."""
     module: str
     """Dotted path of the module whose forward, or whose forward's gradient, was running; `` outside."""
 
@@ -67,11 +68,11 @@ class Storage(NamedTuple):
     op: str
     module: str
     source: str
-    """`transformers/models/llama/modeling_llama.py:59`, the innermost line of transformers, peft or bitsandbytes."""
+    """`peft/tuners/lora/layer.py:1102`: the innermost line in transformers, peft or bitsandbytes."""
 
 
 class Saved(NamedTuple):
-    """What autograd keeps of one storage; `via` says how it was found: `autograd` (packed) or `alive` (kept otherwise)."""
+    """One storage that the end of forward keeps, and why."""
 
     id: int
     bytes: int
@@ -84,14 +85,14 @@ class Saved(NamedTuple):
     born_op: str
     born_module: str
     via: str
+    """`autograd`: autograd packed it; `alive`: something else keeps it (a closure, an attribute of a ctx)."""
 
 
 class Place(NamedTuple):
-    """Where the Python code of the model is: module path and source line, and the autograd node in backward."""
+    """Where the Python code of the model is."""
 
     module: str
     source: str
-    node: str
 
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
@@ -108,20 +109,6 @@ def _library_path(filename: str) -> str | None:
         if "/site-packages" + library in filename or "/dist-packages" + library in filename:
             return library[1:] + filename.rsplit(library, 1)[1]
     return None
-
-
-def _check_dtypes(func: Any, args: Any) -> None:
-    """Refuse what a real kernel refuses and a fake one lets pass: products of unlike element types."""
-    if func.overloadpacket in _PRODUCTS:
-        kinds = {tensor.dtype for tensor in args[:3] if isinstance(tensor, torch.Tensor)}
-        if len(kinds) > 1:
-            raise RuntimeError(f"{func} of unlike dtypes: {', '.join(sorted(map(str, kinds)))}")
-
-
-@functools.cache
-def _looks_heavy(op: str) -> bool:
-    name = op.split(".")[1]
-    return "mm" in name or "matmul" in name or "attention" in name
 
 
 @functools.cache
@@ -156,13 +143,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.events: list[Event] = []
         self.born: dict[int, Storage] = {}
         self.alive: dict[int, int] = {}
-        self.packed: dict[int, tuple[int, Place, torch.Size, torch.dtype]] = {}
+        self.packed: dict[int, tuple[int, Place, torch.Size]] = {}
         self.flops = dict.fromkeys(("forward", "loss", "backward", "recompute", "optimizer"), 0)
         self.recomputing = 0
         self.guesses: dict[str, Any] = {}
         """Source line -> value taken there, where the model read a tensor's value and there was none."""
         self.uncounted: set[str] = set()
         """Operators that look like products and have no FLOP formula."""
+        self._known: dict[int | None, Any] = {}
         self._ids: dict[int, int] = {}
         self._refs: dict[int, Any] = {}
         self._stack: list[str] = []
@@ -170,10 +158,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._place_of_node: dict[int, Place] = {}
         self._op_of_node: dict[int, str] = {}
 
-    # -- storages ---------------------------------------------------------------------------------------------
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return self._see(tensor, Place(name, "", ""), kind)
+        return self._see(tensor, Place(name, ""), kind)
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
@@ -184,6 +171,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         number = self.id_of(tensor)
         if number is not None:
             self.born[number] = self.born[number]._replace(kind=kind, module=name)
+
+    def know(self, tensor: torch.Tensor, value: Any) -> None:
+        """Say what `tensor.item()` is, should anyone ask."""
+        number = self.id_of(tensor)
+        if number is not None:
+            self._known[number] = value
 
     def _see(self, tensor: torch.Tensor, place: Place | None, kind: str) -> int:
         storage = tensor.untyped_storage()
@@ -220,7 +213,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         module = self._stack[-1] if self._stack else ""
         self.events.append(Event("free", number, size, self.phase, self._op, module))
 
-    # -- where ------------------------------------------------------------------------------------------------
     def enter(self, name: str) -> None:
         self._stack.append(name)
 
@@ -230,7 +222,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     @contextmanager
     def layer(self, name: str) -> Iterator[None]:
-        """A checkpointed layer runs: for the first time, or again in backward. May be left by an exception."""
+        """A checkpointed layer runs: the first time, or again in backward. May be left by an exception."""
         depth, again = len(self._stack), self.phase == "backward"
         self._stack.append(name)
         self.recomputing += again
@@ -242,27 +234,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _place(self) -> Place:
         if self._stack:
-            return Place(self._stack[-1], _source_line(), "")
+            return Place(self._stack[-1], _source_line())
         node = torch._C._current_autograd_node()
         if node is None:
-            return Place("", _source_line(), "")
-        place = self._place_of_node.get(node._sequence_nr(), Place("", "", ""))
-        return place._replace(node=node.name())
+            return Place("", _source_line())
+        return self._place_of_node.get(node._sequence_nr(), Place("", ""))
 
     def _note_node(self, op: str) -> None:
         number = torch._C._autograd._get_sequence_nr() - 1
         if number not in self._op_of_node:
             self._op_of_node[number] = op
-            self._place_of_node[number] = Place(self._stack[-1] if self._stack else "", _source_line(), "")
+            self._place_of_node[number] = Place(self._stack[-1] if self._stack else "", _source_line())
 
-    # -- autograd ---------------------------------------------------------------------------------------------
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         """Pack hook: remember the storage, keep the tensor as it is."""
         number = self.id_of(tensor)
         if number is not None and number not in self.packed:
             node = torch._C._autograd._get_sequence_nr() - 1
-            place = Place(self._stack[-1] if self._stack else "", _source_line(), "")
-            self.packed[number] = (node, place, tensor.shape, tensor.dtype)
+            place = Place(self._stack[-1] if self._stack else "", _source_line())
+            self.packed[number] = (node, place, tensor.shape)
         return tensor
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -275,11 +265,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         for number in self.alive:
             born = self.born[number]
             if number in self.packed and born.kind not in STATIC_KINDS:
-                node, place, shape, dtype = self.packed[number]
+                node, place, shape = self.packed[number]
                 op = nodes.get(node) or self._op_of_node.get(node, "")
                 found.append(self._saved(born, op, place, "autograd")._replace(shape=tuple(shape)))
             elif born.phase in ("forward", "loss") and born.kind == "activation" and number not in held:
-                found.append(self._saved(born, "", Place(born.module, born.source, ""), "alive"))
+                found.append(self._saved(born, "", Place(born.module, born.source), "alive"))
         return found
 
     def _saved(self, born: Storage, op: str, place: Place, via: str) -> Saved:
@@ -296,7 +286,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             via=via,
         )
 
-    # -- operators --------------------------------------------------------------------------------------------
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
@@ -318,94 +307,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return out
 
     def _read(self, tensor: torch.Tensor) -> Any:
-        """`tensor.item()`. A fake tensor has no value: True, 1 or 0.5 is taken, and noted in `guesses`."""
+        """`tensor.item()`. A fake tensor has no value: what is known, else True, 1 or 0.5 (see `guesses`)."""
         try:
             return _ITEM(tensor)
         except DataDependentOutputException:
+            number = self.id_of(tensor)
+            if number in self._known:
+                return self._known[number]
             value: Any = 0.5 if tensor.is_floating_point() else 1
             value = True if tensor.dtype is torch.bool else value
-            self.guesses[_source_line()] = value
+            self.guesses[_source_line() or "elsewhere"] = value
             return value
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        formula = FLOP_FORMULAS.get(func.overloadpacket)
-        if formula is not None:
-            _check_dtypes(func, args)
-            phase = "recompute" if self.recomputing else self.phase
-            self.flops[phase] = self.flops.get(phase, 0) + formula(*args, **kwargs, out_val=out)
-        elif _looks_heavy(str(func)):
+        flops = flops_of(func, args, kwargs, out)
+        if flops is not None:
+            self.flops["recompute" if self.recomputing else self.phase] += flops
+        elif looks_heavy(str(func)):
             self.uncounted.add(str(func))
-
-
-FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
-        _aten._scaled_dot_product_flash_attention
-    ],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
-}
-"""torch's own formulas; the CPU's flash attention, which torch leaves out, counts like the GPU's (5 products back)."""
-
-
-@contextmanager
-def module_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
-    """Tell the recorder which module of `model` is running."""
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def before(module: Any, _args: Any) -> None:
-        recorder.enter(names.get(id(module), ""))
-
-    def after(_module: Any, _args: Any, _output: Any) -> None:
-        recorder.leave()
-
-    handles = (
-        torch.nn.modules.module.register_module_forward_pre_hook(before),
-        torch.nn.modules.module.register_module_forward_hook(after, always_call=True),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def checkpoint_hooks(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
-    """Tell the recorder when a checkpointed layer is being recomputed, and which."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    def watch(name: str, checkpoint: Any) -> Any:
-        def run(function: Any, *args: Any) -> Any:
-            with recorder.layer(name):
-                return function(*args)
-
-        return lambda function, *args: checkpoint(functools.partial(run, function), *args)
-
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    }
-    originals = {name: layer._gradient_checkpointing_func for name, layer in layers.items()}
-    for name, layer in layers.items():
-        layer._gradient_checkpointing_func = watch(name, originals[name])
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer._gradient_checkpointing_func = originals[name]
-
-
-def node_names(loss: torch.Tensor) -> dict[int, str]:
-    """Sequence number -> name (`MmBackward0`) of every autograd node below `loss`; reads no saved tensor."""
-    names: dict[int, str] = {}
-    todo = [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node._sequence_nr() in names:
-            continue
-        names[node._sequence_nr()] = node.name()
-        todo.extend(following for following, _ in node.next_functions)
-    return names

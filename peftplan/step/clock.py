@@ -121,8 +121,9 @@ def attention_kernel(name: str, *, masked: bool, gpu: Gpu, compute: DType) -> At
         return AttentionKernel(
             flash=True, skips_masked=True, half=compute if compute.is_half else DType.bfloat16
         )
-    old = gpu.compute_capability in ("6.0", "6.1", "7.0", "7.5")
-    return AttentionKernel(flash=not (masked or old), skips_masked=not masked)
+    old = gpu.capability is not None and gpu.capability < (8, 0)
+    flash = name != "sdpa_efficient" and not (masked or old)
+    return AttentionKernel(flash=flash, skips_masked=not masked)
 
 
 def step_time(

@@ -274,6 +274,8 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
         walk.backward(recompute=not recompute.reentrant)
         walk.drop_pinned()
         walk.current -= part.entry_bytes
+        if recompute.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end
+            walk.current -= walk.rules.size(part.region.exit.nbytes)
         part.pinned_bytes = stashed
     else:
         walk.backward(root=root)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from peftplan.graph.core import Need, Op, Region
-from peftplan.graph.ops import Add, FlashAttention, PackedLinear
+from peftplan.graph.ops import Add, FusedAttention, PackedLinear
 from peftplan.step.memory import Segment
 from peftplan.step.walk import stopping_point
 from peftplan.units import DType
@@ -101,7 +101,7 @@ def _forward(op: Op) -> Kernel | None:
     dtype = op.ins[0].dtype if op.ins else op.out.dtype
     if type(op) is PackedLinear:  # ops are final; an abstract class's isinstance is slow
         return Kernel(dtype, op.flops(), moved + 2 * op.forward_workspace_bytes, 2)
-    return Kernel(dtype, op.flops(), moved, 1, type(op) is FlashAttention)
+    return Kernel(dtype, op.flops(), moved, 1, type(op) is FusedAttention)
 
 
 def _backward(op: Op, ahead: Kernel | None, need: Need) -> Kernel | None:

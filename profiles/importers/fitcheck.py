@@ -48,7 +48,7 @@ def _job(row: Row) -> Row:
         "seq_len": row["seq_len"],
         "batching": "exact",
         "recompute": "full",
-        "attention": "eager" if row["attention_impl"] == "eager" else "sdpa",
+        "attention": "eager" if row["attention_impl"] == "eager" else "sdpa_efficient",
         "gpu": "t4",
     }
 
@@ -59,12 +59,10 @@ def _settings(row: Row, *, quantized: bool) -> Row:
         "optimizer.impl": "foreach",
         "recompute.use_reentrant": False,
         "method.lora_dropout": 0.0,
-        "loss.outputs_kept": True,
+        "loop.outputs_until": "step",
     }
     if quantized:
-        settings |= {"format.double_quant": False, "format.upcast": "all"}
-    if row["attention_impl"] != "eager":
-        settings["attention.backend"] = "efficient"
+        settings["format.double_quant"] = False
     return settings
 
 

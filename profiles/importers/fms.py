@@ -18,7 +18,6 @@ from peftplan.records import Measured, Record
 
 _BASELINE_BNB = range(57, 69)
 """Rows of refs/a100_80gb.csv whose framework_config is baseline-peft-bnb."""
-_WORKSPACES = 2 * 8_519_680
 _ROTARY_TABLES = 32 * 2 * 32_768 * 128 * 2
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
@@ -65,6 +64,7 @@ def _job(row: Row, *, early: bool) -> Row:
         "batching": "exact",
         "recompute": "full",
         "attention": "flash_attention_2",
+        "gpu": "a100-80gb",
     }
 
 
@@ -73,20 +73,20 @@ def _settings(row: Row, *, early: bool) -> Row:
         "model.use_cache": False,
         "optimizer.impl": "foreach",
         "recompute.use_reentrant": True,
-        "loss.outputs_kept": False,
+        "loop.outputs_until": "loss",
         "loss.style": "shifted_logits" if row["id"].startswith("fms-main-") else "shifted_fp32_logits",
     }
     if row["method"] != "full":
         settings["method.lora_dropout"] = 0.0 if early else 0.1
     if row["method"] == "qlora":
-        settings |= {"format.double_quant": True, "format.upcast": _upcast(row["id"])}
+        settings |= {"format.double_quant": True, **_prepared(row["id"])}
     return settings
 
 
-def _upcast(identity: str) -> str:
-    """Which of a quantized model's other weights become fp32: all, norms or none."""
+def _prepared(identity: str) -> Row:
+    """Which of a quantized model's other weights are fp32: norms (TRL's casts), or none."""
     number = int(identity.rsplit("-", 1)[1]) if identity.startswith("fms-main-") else 0
-    return "norms" if number in _BASELINE_BNB else "none"
+    return {"format.cast_back": "trl"} if number in _BASELINE_BNB else {"format.prepare": False}
 
 
 def _gaps(row: Row) -> tuple[str, ...]:
@@ -102,15 +102,9 @@ def _gaps(row: Row) -> tuple[str, ...]:
 
 def _measured(row: Row) -> tuple[Measured, ...]:
     found = row["measured"]
-    between = beyond(
-        "allocated_between_steps",
-        found["static_alloc_bytes"],
-        extra_bytes=_WORKSPACES,
-        why="two cuBLAS workspaces stay allocated",
-    )
     return (
         exact("allocated_peak", found["mem_value"]),
-        between,
+        exact("allocated_between_steps", found["static_alloc_bytes"]),
         exact("device", found["nvidia_smi_mib"] * MIB),
     )
 
@@ -119,8 +113,7 @@ def _measured_early(row: Row) -> tuple[Measured, ...]:
     found = row["measured"]
     peak, static = found["mem_value"] * 1e9, found["static_alloc_gib"] * 1e9
     tables = "each layer keeps a rotary table for 32,768 positions"
-    extra = _ROTARY_TABLES + _WORKSPACES
     return (
         beyond("allocated_peak", peak, extra_bytes=_ROTARY_TABLES, why=tables),
-        beyond("allocated_between_steps", static, extra_bytes=extra, why=tables + "; two cuBLAS workspaces"),
+        beyond("allocated_between_steps", static, extra_bytes=_ROTARY_TABLES, why=tables),
     )

@@ -21,9 +21,7 @@ MEAN_PADDED_TOKENS = 871
 """Mean padded tokens of a batch, from the token counts of the runs' logs (+4 % padding), 2026-08."""
 OUTPUT_BYTES_PER_TOKEN = 128_256 * 2 + 28 * 2 * 1_024 * 2 + 24
 """bf16 logits, the KV cache of 28 layers x 2 x 1,024, and three int64 inputs: alive until the next step."""
-WORKSPACE_BYTES = 28_000_000
-"""Two cuBLAS workspaces (17.0 MB) and unsplit tails of large blocks; within 5 MB over the runs (2026-08)."""
-_HARNESS = {"optimizer.impl": "foreach", "loss.outputs_kept": True, "allocator.empty_cache": True}
+_HARNESS = {"optimizer.impl": "foreach", "loop.outputs_until": "next", "allocator.empty_cache": True}
 _NEUTRAL = (None, False, "none", 0, 0.0)
 _LORA_KNOBS = ("use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
 
@@ -67,6 +65,7 @@ def _job(row: Row) -> Row:
         "batching": "padded",
         "recompute": "full" if train.get("gradient_checkpointing") else "none",
         "attention": "sdpa",
+        "gpu": row["gpu"],
     }
 
 
@@ -107,8 +106,8 @@ def _measured(row: Row) -> tuple[Measured, ...]:
     between = beyond(
         "allocated_between_steps",
         found["memory_allocated_after_step_avg_bytes"],
-        extra_bytes=grads + outputs + WORKSPACE_BYTES,
-        why="gradients, the step's logits and KV cache, workspaces and block tails are still allocated",
+        extra_bytes=grads + outputs,
+        why="gradients, the step's logits and KV cache are still allocated",
     )
     return (reserved, between)
 

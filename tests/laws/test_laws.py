@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftplan.graph.ops import FlashAttention
+from peftplan.graph.ops import FusedAttention
 from peftplan.job import Job, make_job
 from peftplan.pipeline import Reading, estimate, read
 from peftplan.result import Estimate
 
-LAW = settings(deadline=None, max_examples=60, derandomize=True)
+LAW = settings(deadline=None, max_examples=50, derandomize=True)
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3")
 FUSED = {"phi3"}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -63,6 +63,8 @@ def jobs(draw: st.DrawFn, methods: tuple[str, ...] = ("full", "freeze", "lora", 
         "precision": draw(st.sampled_from((None, "bf16-mixed"))),
         "set": {"model.use_cache": draw(st.booleans())},
     }
+    if fields["config"]["torch_dtype"] == "float32" and fields["attention"] == "flash_attention_2":
+        fields["attention"] = "sdpa"  # flash attention has no fp32 form
     if method == "freeze":
         fields["set"]["method.layers"] = draw(st.integers(1, fields["config"]["num_hidden_layers"]))
     if method in ("lora", "qlora"):
@@ -192,7 +194,7 @@ def test_backward_computes_at_most_twice_the_forward(fields: dict[str, Any]) -> 
     """Two products per product; fused attention has five for two, as it computes its scores again."""
     found = reading(fields)
     regions = found.graph.regions
-    fused = sum(r.count * op.flops() for r in regions for op in r.ops if isinstance(op, FlashAttention))
+    fused = sum(r.count * op.flops() for r in regions for op in r.ops if isinstance(op, FusedAttention))
     flops = found.estimate.flops
     assert 2 * flops.backward <= 4 * flops.forward + fused
 

@@ -7,18 +7,14 @@ the Python locals that outlive their last use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftplan.arch.core import Arch, Attention, Layer, Mlp
+from peftplan.graph.blocks.attention import Site, attend
+from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, returned_logits
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import ACTIVATION, INPUT, Graph, Region, Tensor
-from peftplan.graph.ops import (
-    Embedding,
-    FlashAttention,
-    LogSoftmax,
-    NllLoss,
-    internal,
-)
+from peftplan.graph.ops import Embedding
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -60,6 +56,8 @@ class Setup:
     attention: str = "sdpa"
     use_cache: bool = True
     """Whether transformers builds a KV cache during the forward."""
+    loss: LossStyle = "shifted_labels"
+    """Which releases of transformers the loss is computed as (`blocks/loss.py`)."""
 
 
 def decoder(arch: Arch, setup: Setup) -> Graph:
@@ -74,22 +72,27 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     regions = [first]
     index = 0
     for layer, count in arch.layers:
-        regions.append(_layer(arch, layer, setup, shared, index, count))
-        index += count
-    regions.append(_final_norm(arch, setup, shared))
+        left = count
+        while left:
+            entry = regions[-1].exit.dtype
+            region = _layer(arch, layer, setup, shared, entry, index, left)
+            if region.exit.dtype is not entry:  # an fp32 norm on a half-precision stream makes it fp32
+                region = replace(region, count=1)
+            regions.append(region)
+            index, left = index + region.count, left - region.count
+    regions.append(_final_norm(arch, setup, regions[-1].exit.dtype))
     regions.append(_head(arch, setup, labels, regions[-1].exit))
     return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.linear))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shared:
-    """Values every layer reads: rotary tables, masks (full and sliding), the hidden state's dtype."""
+    """Values every layer reads: rotary tables, masks (full and sliding)."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
     window_mask: Tensor | None
-    hidden: DType
 
 
 def _buffers(arch: Arch, dtype: DType) -> tuple[Tensor, ...]:
@@ -114,7 +117,7 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     dtype = hidden.dtype
     cos = b.make("cos", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
     sin = b.make("sin", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
-    shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask, hidden=dtype)
+    shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
     return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden), shared
 
 
@@ -174,10 +177,12 @@ def project(
         return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
 
 
-def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, index: int, count: int) -> Region:
+def _layer(
+    arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType, index: int, count: int
+) -> Region:
     """LlamaDecoderLayer.forward."""
     b = Builder(setup.numerics)
-    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), shared.hidden)
+    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
     with b.scope("self_attn"):
         o, weights = _attention(b, arch, layer.attention, setup, shared, h)
@@ -235,7 +240,17 @@ def _attention(
         q = _rotary(b, q, a, shared, "q_rope")
         k = _rotary(b, k, a, shared, "k_rope")
         b.hold(q_pre, k_pre)
-    out, weights = attend(b, a, setup, q, k, v, shared.window_mask if a.window is not None else shared.mask)
+    mask = shared.window_mask if a.window is not None else shared.mask
+    site = Site(
+        attention=a,
+        size=batch.size,
+        seq=batch.seq,
+        implementation=setup.attention,
+        padded=batch.masked,
+        use_cache=setup.use_cache,
+        half=types.linear,
+    )
+    out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
     b.hold(*fused, q, k, v, out)
     return y, weights
@@ -271,63 +286,6 @@ def _turned(b: Builder, x: Tensor, shared: _Shared) -> Tensor:
     return b.add(straight, turned, label="sum")
 
 
-def attend(
-    b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """From per-head q, k, v to the (B, S, N*D) input of the output projection (and eager's attention weights)."""
-    batch = setup.batch
-    if setup.use_cache:
-        k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
-        if a.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
-            b.plain("cache_length", dtype=DType.int64)
-    repeats = a.heads // a.kv_heads
-    full = (batch.size, a.heads, batch.seq, a.head_dim)
-    grouped = repeats > 1 and setup.attention == "sdpa" and mask is None and a.head_dim <= 256
-    flash = setup.attention.startswith("flash")
-    if repeats > 1 and not grouped and not flash:
-        k, v = (b.copy(t, *full, label=n, grad_copied=True) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
-    if setup.attention == "eager":
-        return _eager(b, a, batch, q, k, v, mask)
-    q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
-    return _fused(b, a, setup, q, k, v, mask), ()
-
-
-def _eager(
-    b: Builder, a: Attention, batch: Batch, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
-    scores_shape = (batch.size, a.heads, batch.seq, batch.seq)
-    scores = b.matmul(q, k, *scores_shape, inner=a.head_dim, label="scores")
-    scores = b.scale(scores, label="scaled")
-    if mask is not None:
-        scores = b.add(scores, mask, label="masked")
-    weights = b.cast(b.softmax(b.cast(scores, FP32, label="scores32")), q.dtype, label="weights")
-    b.hold(scores)
-    weights = b.dropout(weights, a.dropout)
-    mixed = b.matmul(weights, v, batch.size, a.heads, batch.seq, a.head_dim, inner=batch.seq, label="mixed")
-    out = b.copy(mixed, batch.size, batch.seq, a.heads * a.head_dim, label="attn_output")
-    b.hold(k, v)
-    return out, (weights,)
-
-
-def _fused(
-    b: Builder, a: Attention, setup: Setup, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> Tensor:
-    """scaled_dot_product_attention and flash attention: one kernel that keeps q, k, v, out and the log-sum-exp."""
-    batch = setup.batch
-    name = b.name("attention")
-    lse = internal(name, "lse", (batch.size, a.heads, batch.seq), FP32)
-    extras: tuple[Tensor, ...] = (lse,)
-    if mask is not None:
-        extras = (*extras, internal(name, "bias", mask.shape, q.dtype))
-    out = Tensor(name, (batch.size, batch.seq, a.heads * a.head_dim), q.dtype)
-    b.ops.append(
-        FlashAttention(name=name, ins=(q, k, v), out=out, kv_len=batch.seq, extras=extras, site="attention")
-    )
-    # The output has the query's strides: (B, S, N, D) as projected, or (B, N, S, D) where rotary concatenated.
-    return b.copy(out, label="attn_output") if a.rotary_concat else out
-
-
 def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
     """LlamaMLP.forward: down(act(gate(x)) * up(x)); Phi3MLP.forward with one fused projection."""
     types, batch = setup.types, setup.batch
@@ -346,32 +304,23 @@ def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
     return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)
 
 
-def _final_norm(arch: Arch, setup: Setup, shared: _Shared) -> Region:
+def _final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
     """The last norm of the backbone."""
     b = Builder(setup.numerics)
-    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), shared.hidden)
+    x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     out = rms_norm(b, arch, x, setup.types.norm, "norm")
     b.hold(x)
     return Region(name="norm", ops=tuple(b.ops), entry=x, exit=out)
 
 
 def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
-    """lm_head and ForCausalLMLoss: logits, their fp32 copy, log-softmax, negative log-likelihood."""
+    """lm_head and the loss."""
     b = Builder(setup.numerics)
-    batch, types = setup.batch, setup.types
+    types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight", True)
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
-    tokens = batch.size * batch.seq
-    with b.marked("loss"):
-        logits32 = b.cast(logits, FP32, label="logits32")
-        padded = b.plain("padded_labels", batch.size, batch.seq + 1, dtype=DType.int64, ins=(labels,))
-        shifted = b.plain("shift_labels", tokens, dtype=DType.int64, ins=(padded,))
-        log_probs = Tensor("log_softmax", (tokens, arch.vocab), FP32)
-        b.ops.append(LogSoftmax(name="log_softmax", ins=(logits32,), out=log_probs, site="loss"))
-        loss = Tensor("loss", (), FP32, ACTIVATION)
-        total = internal("loss", "total_weight", (), FP32)
-        b.ops.append(NllLoss(name="loss", ins=(log_probs, shifted), out=loss, total_weight=total, site="loss"))
-        b.hold(logits32, h, padded)
-    return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=("lm_head",))
+    loss = causal_lm_loss(b, logits, labels, h, setup.loss)
+    returned = (returned_logits(setup.loss, logits),)
+    return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)

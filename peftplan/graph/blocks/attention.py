@@ -1,0 +1,262 @@
+"""From per-head q, k, v to the input of the output projection, one function per way torch computes attention.
+
+Mirrors transformers 5.23 (integrations/sdpa_attention.py, integrations/flash_attention.py, the models' own
+eager_attention_forward) and torch 2.13 (aten/src/ATen/native/transformers/attention.cpp, cuda/attention.cu,
+cuda/attention_backward.cu, cuda/sdp_utils.cpp) and the flash-attention package (csrc/flash_attn/flash_api.cpp,
+hopper/flash_api.cpp).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peftplan.arch.core import Attention
+from peftplan.errors import RequestError
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import Tensor
+from peftplan.graph.ops import FusedAttention, internal
+from peftplan.units import DType, round_up
+
+FP32 = DType.float32
+AMPERE = (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """Where attention happens: its shape, the implementation asked for, and what the model around it does."""
+
+    attention: Attention
+    size: int
+    seq: int
+    implementation: str
+    padded: bool
+    """Whether the batch has a padding mask, which flash attention turns into ragged sequences."""
+    use_cache: bool
+    half: DType
+    """What flash attention casts fp32 queries to outside autocast: the dtype of the linear layers."""
+
+    @property
+    def full_shape(self) -> tuple[int, int, int, int]:
+        return self.size, self.attention.heads, self.seq, self.attention.head_dim
+
+    @property
+    def repeats(self) -> int:
+        return self.attention.heads // self.attention.kv_heads
+
+
+def attend(
+    b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed besides:
+    eager attention's weights."""
+    if site.use_cache:
+        k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+        if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
+            b.plain("cache_length", dtype=DType.int64)
+    if site.implementation.startswith("flash_attention"):
+        return _flash_package(b, site, q, k, v), ()
+    if not _takes_groups(b, site, mask):
+        k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
+    if site.implementation == "eager":
+        return _eager(b, site, q, k, v, mask)
+    q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
+    kernel = sdpa_kernel(b, site, q, k, mask)
+    if kernel == "math":
+        return _math(b, site, q, k, v, mask), ()
+    return _sdpa(b, site, kernel, q, k, v, mask), ()
+
+
+def _takes_groups(b: Builder, site: Site, mask: Tensor | None) -> bool:
+    """Whether K and V go in unrepeated: sdpa_attention.use_gqa_in_sdpa. Under `sdpa_efficient`, a kernel that
+    refuses enable_gqa, they are repeated always."""
+    if site.implementation in ("eager", "sdpa_efficient"):
+        return False
+    return mask is None and site.attention.head_dim <= 256
+
+
+def _repeated(b: Builder, site: Site, t: Tensor, label: str) -> Tensor:
+    """repeat_kv: a contiguous copy with every K or V head as often as queries share it."""
+    return t if site.repeats == 1 else b.copy(t, *site.full_shape, label=label, grad_copied=True)
+
+
+# -- which kernel -----------------------------------------------------------------------------------------------
+
+
+def sdpa_kernel(b: Builder, site: Site, q: Tensor, k: Tensor, mask: Tensor | None) -> str:
+    """`flash`, `efficient`, `math` (sdp_utils.cpp, select_sdp_backend) or `cpu`, torch's own flash on a CPU.
+
+    An unknown GPU counts as Ampere or newer. cuDNN's kernel, preferred on Hopper from cuDNN 9.15.1 on, keeps what
+    flash keeps, and is taken for it.
+    """
+    asked = site.implementation.removeprefix("sdpa").removeprefix("_")
+    if asked == "math":
+        return "math"
+    if b.numerics.backend == "cpu":
+        return "cpu"
+    allowed = (asked,) if asked else ("flash", "efficient")
+    return next((kernel for kernel in allowed if _able(b, site, kernel, q, k, mask)), "math")
+
+
+def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    capability = b.numerics.capability or AMPERE
+    if kernel == "flash":
+        return mask is None and q.dtype.is_half and capability >= AMPERE and site.attention.head_dim <= 256
+    aligned = site.attention.head_dim % (8 if q.dtype.is_half else 4) == 0
+    grouped = k.shape[1] != q.shape[1]
+    return aligned and not grouped and (q.dtype is not DType.bfloat16 or capability >= AMPERE)
+
+
+# -- fused kernels ----------------------------------------------------------------------------------------------
+
+
+def _sdpa(
+    b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> Tensor:
+    """scaled_dot_product_attention's fused kernels: q, k, v, out and the log-sum-exp stay for backward."""
+    name = b.name("attention")
+    rows = round_up(site.seq, 32) if kernel == "efficient" else site.seq  # kAlignLSE
+    extras = [internal(name, "lse", (site.size, site.attention.heads, rows), FP32)]
+    if kernel == "flash":
+        extras += _generator_state(name)
+    work = 0
+    if mask is not None:
+        bias = mask.shape if kernel == "cpu" else (*mask.shape[:-1], round_up(mask.shape[-1], 8))
+        extras.append(internal(name, "bias", bias, q.dtype))
+        work = mask.numel * q.dtype.size if bias != mask.shape else 0  # before pad_bias copies it
+    back = {"flash": _flash_backward, "efficient": _efficient_backward, "cpu": _none}[kernel](b, site, q, k)
+    out = _emit(b, site, name, (q, k, v), tuple(extras), work, back)
+    # The output has the query's strides: (B, S, N, D) as projected, or (B, N, S, D) where rotary concatenated;
+    # the memory-efficient kernel always writes (B, S, N, D).
+    copied = site.attention.rotary_concat and kernel != "efficient"
+    return b.copy(out, label="attn_output") if copied else out
+
+
+def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The flash-attention package as transformers calls it: (B, S, N, D) views without a mask; padded batches are
+    gathered into one ragged sequence and scattered back (modeling_flash_attention_utils.py, _upad_input)."""
+    target = b.numerics.autocast or site.half
+    if q.dtype is FP32:
+        q, k, v = (b.cast(t, target, label=n) for t, n in ((q, "q_half"), (k, "k_half"), (v, "v_half")))
+    if not q.dtype.is_half:
+        raise RequestError(
+            f"--attention {site.implementation} computes in fp16 or bf16 only, not in {q.dtype.label}; "
+            "use --attention sdpa, or a half --dtype or --precision"
+        )
+    if site.padded:
+        q, k, v = (
+            b.copy(t, label=n, grad_copied=True) for t, n in ((q, "q_unpad"), (k, "k_unpad"), (v, "v_unpad"))
+        )
+    name = b.name("attention")
+    extras = [internal(name, "lse", (site.size, site.attention.heads, site.seq), FP32)]
+    newer = site.implementation == "flash_attention_3"
+    extras += [] if newer else _generator_state(name)[:1]
+    back = (_flash3_backward if newer else _flash_backward)(b, site, q, k)
+    out = _emit(b, site, name, (q, k, v), tuple(extras), 0, back)
+    return b.copy(out, label="pad_output", grad_copied=True) if site.padded else out
+
+
+def _generator_state(name: str) -> list[Tensor]:
+    """Two scalars on the device even without dropout (flash_api.cpp, mha_fwd: rng_state, _unused)."""
+    return [internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))]
+
+
+def _emit(
+    b: Builder, site: Site, name: str, ins: tuple[Tensor, ...], extras: tuple[Tensor, ...], work: int, back: int
+) -> Tensor:
+    a = site.attention
+    out = Tensor(name, (site.size, site.seq, a.heads * a.head_dim), ins[0].dtype)
+    op = FusedAttention(
+        name=name,
+        ins=ins,
+        out=out,
+        kv_len=site.seq,
+        extras=extras,
+        workspace_bytes=work,
+        grad_workspace_bytes=back,
+        site="attention",
+    )
+    b.ops.append(op)
+    return out
+
+
+def _none(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
+    del b, site, q, k
+    return 0
+
+
+def _flash_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
+    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128; dk and dv of every query head
+    where heads share them."""
+    del b
+    size, heads, seq, dim = site.full_shape
+    rows, columns = round_up(seq, 128), round_up(dim, 32 if dim <= 128 else 64)
+    expanded = 2 * q.nbytes if k.shape[1] != heads else 0
+    return 4 * size * rows * heads * (columns + 1) + expanded
+
+
+def _flash3_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
+    """hopper/flash_api.cpp, mha_bwd: fp32 dq, two row vectors, and fp32 dk and dv where heads share them."""
+    del b
+    size, heads, seq, dim = site.full_shape
+    rows, columns = round_up(seq, 128), round_up(dim, 64)
+    shared = 8 * size * site.attention.kv_heads * rows * columns if k.shape[1] != heads else 0
+    return 4 * size * heads * rows * (columns + 2) + shared
+
+
+def _efficient_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
+    """mem_eff_attention/kernel_backward.h: the row sums `delta`; for half precision an fp32 dq (kNeedsAccumGradQ), and
+    fp32 dk and dv where a head is wider than the kernel's 64-row blocks before Ampere (kOutputInRF)."""
+    del k
+    size, heads, seq, dim = site.full_shape
+    delta = 4 * size * heads * seq
+    if not q.dtype.is_half:
+        return delta
+    one = 4 * size * heads * round_up(seq, 128) * round_up(dim, 32)
+    before_ampere = (b.numerics.capability or AMPERE) < AMPERE
+    return delta + one * (3 if before_ampere and dim > 64 else 1)
+
+
+# -- composite ops ----------------------------------------------------------------------------------------------
+
+
+def _eager(
+    b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
+    a = site.attention
+    scores = b.matmul(q, k, site.size, a.heads, site.seq, site.seq, inner=a.head_dim, label="scores")
+    scores = b.scale(scores, label="scaled")
+    if mask is not None:
+        scores = b.add(scores, mask, label="masked")
+    weights = b.cast(b.softmax(scores, FP32), q.dtype, label="weights")
+    b.hold(scores)
+    weights = b.dropout(weights, a.dropout)
+    mixed = b.matmul(weights, v, *site.full_shape, inner=site.seq, label="mixed")
+    out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
+    b.hold(k, v)
+    return out, (weights,)
+
+
+def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """_scaled_dot_product_attention_math: everything in fp32, q and k scaled apart, scores and weights as tensors."""
+    a, dtype = site.attention, q.dtype
+    square = (site.seq, site.seq)
+    with b.scope("math"):
+        bias = None if mask is None else b.plain("bias", *mask.shape, dtype=dtype, ins=(mask,))
+        q32, k32, v32 = (b.cast(t, FP32, label=n) for t, n in ((q, "q32"), (k, "k32"), (v, "v32")))
+        q_scaled = b.scale(q32, label="q_scaled")
+        if bias is None:
+            bias = b.plain("causal", *square, dtype=FP32)
+        key, value = (_repeated(b, site, t, n) if t.shape[1] != a.heads else t
+                      for t, n in ((k32, "k_repeat"), (v32, "v_repeat")))  # fmt: skip
+        key = b.scale(key, label="k_scaled")
+        q_flat = b.copy(q_scaled, label="q_flat") if not a.rotary_concat else q_scaled
+        dense = site.use_cache or site.repeats > 1
+        key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
+        scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
+        scores = b.add(scores, bias, label="masked")
+        weights = b.softmax(scores, FP32)
+        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
+        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, scores, weights)
+        out = b.cast(mixed, dtype, label="out")
+    return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")

@@ -1,0 +1,63 @@
+"""The causal language model's loss as ops, in the shapes transformers gave it over its releases.
+
+What differs is who holds fp32 logits, and whether logits or labels are shifted:
+
+- `shifted_labels`: ForCausalLMLoss since 4.50 (loss/loss_utils.py at 5.23.0): labels are padded and shifted, logits
+  are cast to fp32 whole. 10 bytes a logit at the end of the forward on a half-precision head.
+- `shifted_logits`: ForCausalLMLoss of 4.46 to 4.49: the fp32 copy is sliced and made contiguous. 14 bytes.
+- `shifted_fp32_logits`: until 4.45 each model's own forward: `logits = logits.float()` replaces the half-precision
+  logits, which the model then returns in fp32; their slice is made contiguous. 12 bytes.
+
+The byte counts are those of the peaks measured by foundation-model-stack/fms-acceleration (A100, transformers
+4.48.1 and 4.45, 2024-05 to 2025-02) and fitcheck-llm 0.3.1 (T4, transformers 5.0.0 and 5.17.0, 2026-09).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ACTIVATION, Tensor
+from peftplan.graph.ops import LogSoftmax, NllLoss, internal
+from peftplan.units import DType
+
+LossStyle = Literal["shifted_labels", "shifted_logits", "shifted_fp32_logits"]
+STYLES: tuple[LossStyle, ...] = get_args(LossStyle)
+FP32 = DType.float32
+
+
+def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor, hidden: Tensor, style: LossStyle) -> Tensor:
+    """The loss of (B, S, V) logits for (B, S) labels. Returns its scalar."""
+    with b.marked("loss"):
+        logits32 = b.cast(logits, FP32, label="logits32")
+        if style == "shifted_labels":
+            scores, targets, held = logits32, *_shifted_labels(b, labels)
+        else:
+            scores, targets, held = *_shifted_logits(b, logits32, labels), labels
+        log_probs = Tensor("log_softmax", (scores.numel // scores.shape[-1], scores.shape[-1]), FP32)
+        b.ops.append(LogSoftmax(name="log_softmax", ins=(scores,), out=log_probs, site="loss"))
+        loss = Tensor("loss", (), FP32, ACTIVATION)
+        total = internal("loss", "total_weight", (), FP32)
+        b.ops.append(NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss"))
+        b.hold(logits32, scores, hidden, held)
+    return loss
+
+
+def returned_logits(style: LossStyle, logits: Tensor) -> str:
+    """The name of the logits in the model's output."""
+    return "logits32" if style == "shifted_fp32_logits" and logits.dtype is not FP32 else logits.name
+
+
+def _shifted_labels(b: Builder, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`pad(labels, (0, 1))[..., 1:].contiguous()`: the targets, and the padded labels that stay a local."""
+    size, seq = labels.shape
+    padded = b.plain("padded_labels", size, seq + 1, dtype=DType.int64, ins=(labels,))
+    return b.plain("shift_labels", size * seq, dtype=DType.int64, ins=(padded,)), padded
+
+
+def _shifted_logits(b: Builder, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`logits[..., :-1, :].contiguous()` and `labels[..., 1:].contiguous()`."""
+    size, seq, vocab = logits.shape
+    part = b.slice(logits, size, seq - 1, vocab, label="but_last")
+    targets = b.plain("shift_labels", size * (seq - 1), dtype=DType.int64, ins=(labels,))
+    return b.copy(part, label="shift_logits"), targets

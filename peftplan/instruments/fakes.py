@@ -1,0 +1,58 @@
+"""A model on `meta` becomes one of fake CPU tensors: right shapes and storages, no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from peftplan.instruments import quantize
+
+
+@contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+def to_fake(model: torch.nn.Module) -> None:
+    """Replace every tensor of `model` by a fake CPU tensor; what is tied or a view stays so."""
+    memo: dict[int, torch.Tensor] = {}
+    flat: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        packed = quantize.fake_weight(module)
+        if packed is not None:
+            memo[id(module._parameters["weight"])] = packed
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = _fake(tensor, memo, flat)
+    for _, owner, key, tensor in loose_tensors(model):
+        owner[key] = _fake(tensor, memo, flat)
+
+
+def _fake(tensor: torch.Tensor, memo: dict[int, torch.Tensor], flat: dict[int, torch.Tensor]) -> torch.Tensor:
+    if id(tensor) not in memo:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in flat:
+            size = storage.nbytes() // tensor.element_size()
+            flat[storage._cdata] = torch.empty(size, dtype=tensor.dtype, device="cpu")
+        view = flat[storage._cdata].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(view, tensor.requires_grad) if is_parameter else view
+    return memo[id(tensor)]
+
+
+def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
+    """Tensors that modules hold as plain attributes, or in a dict or list: name, owner, key, tensor."""
+    for path, module in model.named_modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{name}", vars(module), name, value
+            elif isinstance(value, (dict, list)) and name not in ("_parameters", "_buffers"):
+                for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                    if isinstance(item, torch.Tensor):
+                        yield f"{path}.{name}.{key}", value, key, item

@@ -1,0 +1,48 @@
+"""FLOPs of an operator, by torch's own formulas (`torch.utils.flop_counter`, 1 MAC = 2)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+_aten = torch.ops.aten
+_PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
+
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""torch leaves out the CPU's flash attention; it counts like the GPU's: 2 products forward, 5 back, uncut."""
+
+
+def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """FLOPs of one call, None without a formula. Raises RuntimeError for products of unlike element types."""
+    formula = FLOP_FORMULAS.get(func.overloadpacket)
+    if formula is None:
+        return None
+    _check_dtypes(func, args)
+    return formula(*args, **kwargs, out_val=out)
+
+
+def _check_dtypes(func: Any, args: Any) -> None:
+    """Refuse what a real kernel refuses and a fake one lets pass: products of unlike element types."""
+    if func.overloadpacket in _PRODUCTS:
+        kinds = {tensor.dtype for tensor in args[:3] if isinstance(tensor, torch.Tensor)}
+        if len(kinds) > 1:
+            raise RuntimeError(f"{func} of unlike dtypes: {', '.join(sorted(map(str, kinds)))}")
+
+
+@functools.cache
+def looks_heavy(op: str) -> bool:
+    """Whether an operator's name promises products."""
+    name = op.split(".")[1]
+    return "mm" in name or "matmul" in name or "attention" in name
