@@ -39,7 +39,14 @@ def page(folder: Path | str) -> str:
     """The whole page as Markdown, from the records under `folder`."""
     rows = compare(load(folder), estimate_with_reserved, every_value=True)
     judged = [row for row in rows if row.error is not None]
-    parts = [_HEAD, _summary(judged), _far(judged), "\n## Row by row\n\n", table(judged, style="markdown"), "\n"]
+    parts = [
+        _HEAD,
+        _summary(judged),
+        _far(judged),
+        "\n## Row by row\n\n",
+        table(judged, style="markdown"),
+        "\n",
+    ]
     return "".join([*parts, _NEXT, *_unjudged(rows)])
 
 

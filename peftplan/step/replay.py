@@ -53,7 +53,9 @@ def replay(
 ) -> Usage:
     """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step needs
     one before it, because the first makes the optimizer's states in segments that activations leave behind."""
-    recorded = {id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs}
+    recorded = {
+        id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs
+    }
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.hold("weight", around.weights)
     for number, graph in enumerate(graphs):
@@ -240,12 +242,14 @@ class _Player:
             self._alive["old", *key] = self._alive.pop(key)
 
     def _outputs(self) -> list[Key]:
+        """The model's output; where it dies before backward, without what backward needs of it."""
+        early = self._loop.outputs_until == "loss"
         return [
             self._key(i, j, name)
             for i, j, track in self._places()
             if not track.part.checkpointed
             for name in track.part.region.returned
-            if not track.part.walk.keeps(name)
+            if not (early and track.part.walk.keeps(name))
         ]
 
     @staticmethod

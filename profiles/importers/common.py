@@ -21,9 +21,9 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield json.loads(line)
 
 
-def exact(kind: MemoryKind, value_bytes: float) -> Measured:
+def exact(kind: MemoryKind, value_bytes: float, *, why_off: str | None = None) -> Measured:
     """A value the source gives in bytes, or in MiB with fractions."""
-    return Measured(kind=kind, bytes=round(value_bytes))
+    return Measured(kind=kind, bytes=round(value_bytes), why_off=why_off)
 
 
 def printed(kind: MemoryKind, value: float, *, unit: int, digits: int) -> Measured:

@@ -160,11 +160,19 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
 
 def _generator_state(name: str) -> list[Tensor]:
     """Two scalars on the device even without dropout (flash_api.cpp, mha_fwd: rng_state, _unused)."""
-    return [internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))]
+    return [
+        internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))
+    ]
 
 
 def _emit(
-    b: Builder, site: Site, name: str, ins: tuple[Tensor, ...], extras: tuple[Tensor, ...], work: int, back: int
+    b: Builder,
+    site: Site,
+    name: str,
+    ins: tuple[Tensor, ...],
+    extras: tuple[Tensor, ...],
+    work: int,
+    back: int,
 ) -> Tensor:
     a = site.attention
     out = Tensor(name, (site.size, site.seq, a.heads * a.head_dim), ins[0].dtype)
@@ -257,13 +265,17 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         key = b.scale(key, label="k_scaled")
         q_flat = b.copy(q_scaled, label="q_flat") if not a.rotary_concat else q_scaled
         dense = site.use_cache or site.repeats > 1
-        key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
+        key, value_flat = (
+            t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat"))
+        )
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
             scores = b.add(scores, bias, label="masked")
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
-        second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
+        second = (
+            weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
+        )
         mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
         out = b.cast(mixed, dtype, label="out")
         b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)

@@ -1,0 +1,124 @@
+"""Predictions meet measurements of real GPUs: computed here, from the records, every time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftplan.accuracy import Row, compare, summarize
+from peftplan.formats.nf4 import Nf4
+from peftplan.graph.core import Grad
+from peftplan.graph.ops import LogSoftmax
+from peftplan.hardware import overheads
+from peftplan.job import Job, make_job
+from peftplan.pipeline import estimate, read
+from peftplan.records import load
+from peftplan.report.accuracy_page import far, page
+from peftplan.reserve import estimate_with_reserved, usage
+
+ROOT = Path(__file__).parents[1]
+PROFILES = ROOT / "profiles"
+PLAIN = ("full", "lora", "qlora")
+
+
+@lru_cache
+def judged() -> tuple[Row, ...]:
+    """Every value of plain runs whose setup is stated in full."""
+    records = [r for r in load(PROFILES) if r.setup_known == "full" and r.job["method"] in PLAIN]
+    rows = compare(records, estimate_with_reserved, every_value=True)
+    return tuple(row for row in rows if row.error is not None)
+
+
+def of(*kinds: str) -> list[Row]:
+    return [row for row in judged() if row.kind.startswith(kinds)]
+
+
+def test_allocated_bytes_are_within_the_promise() -> None:
+    found = summarize(of("allocated"))
+    assert found.judged > 200
+    assert found.median_abs is not None and found.median_abs <= 0.03
+    assert found.under_5_percent == 0
+    assert all(row.error is not None and abs(row.error) < 0.04 for row in of("allocated"))
+
+
+def test_reserved_bytes_of_metamathqa_are_within_the_promise() -> None:
+    rows = [row for row in of("reserved") if row.id.startswith("metamathqa/")]
+    found = summarize(rows)
+    assert found.judged >= 12
+    assert found.median_abs is not None and found.median_abs <= 0.03
+    assert found.under_5_percent == 0
+
+
+def test_reserved_and_device_bytes_are_close_everywhere() -> None:
+    found = summarize(of("reserved", "device"))
+    assert found.median_abs is not None and found.median_abs <= 0.03
+    assert found.worst_under is not None and found.worst_under > -0.15
+
+
+def test_whatever_is_far_off_says_why() -> None:
+    assert [row.id for row in far(judged()) if not row.why_off] == []
+
+
+def test_the_page_is_current() -> None:
+    assert (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8") == page(PROFILES)
+
+
+def _more_loss(op: LogSoftmax, need: Any) -> tuple[Grad, ...]:
+    del need
+    return (Grad(op.ins[0], int(op.ins[0].nbytes * 1.05)),)
+
+
+def _more_packed(fmt: Nf4, numel: int) -> int:
+    del fmt
+    return int(numel * 0.5625 * 1.05)
+
+
+def _more_workspace(capability: object, **kinds: bool) -> int:
+    del capability, kinds
+    return int(2 * 8_519_680 * 1.05)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "changed", "match"),
+    [
+        (LogSoftmax, "backward", _more_loss, "fitcheck-09-15-SmolLM2-1.7B-flash-none-b4-s1024-r32"),
+        (Nf4, "stored_bytes", _more_packed, "fms-main-077"),
+        (overheads, "workspace_bytes", _more_workspace, "fitcheck-09-15-SmolLM2-135M-flash-none-b2-s512-r32"),
+    ],
+)
+def test_five_percent_more_of_one_coefficient_shows(
+    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, changed: Any, match: str
+) -> None:
+    records = [r for r in load(PROFILES) if r.id == match]
+    before = [row.predicted_bytes for row in compare(records, estimate, every_value=True)]
+    monkeypatch.setattr(target, name, changed)
+    if target is overheads:
+        monkeypatch.setattr("peftplan.pipeline.workspace_bytes", changed)
+    after = [row.predicted_bytes for row in compare(records, estimate, every_value=True)]
+    assert before and before != after
+
+
+JOBS = [
+    {"method": "lora", "recompute": "full", "set": {"model.use_cache": False}},
+    {
+        "method": "lora",
+        "recompute": "full",
+        "set": {"model.use_cache": False, "recompute.use_reentrant": True},
+    },
+    {"method": "lora", "batching": "padded", "set": {"loop.outputs_until": "next"}},
+    {"method": "full", "set": {"loop.outputs_until": "loss"}},
+    {"method": "qlora", "precision": "bf16-mixed"},
+]
+
+
+@pytest.mark.parametrize("fields", JOBS, ids=str)
+def test_a_replay_allocates_what_the_walk_says(fields: dict[str, Any]) -> None:
+    """Up to the blocks' unsplit rests, which depend on what was free."""
+    job: Job = make_job(model="smollm2-1.7b", micro_batch=2, seq_len=512, **fields)
+    reading = read(job)
+    found = usage(reading)
+    assert found.peak_allocated_bytes == pytest.approx(reading.estimate.memory.peak_bytes, rel=0.01)
+    assert found.peak_reserved_bytes >= found.peak_allocated_bytes
