@@ -213,9 +213,20 @@ class _Meter:
             return 1.0, 1.0
         if not kernel.attention:
             return peak, achieved_flops(self.gpu, dtype)
+        if dtype is DType.float32:
+            peak = max(peak, _fast_fp32_flops(self.gpu))
         done = 0.5 if self.attention.skips_masked else 1.0
         flash = self.attention.flash and dtype.is_half  # no flash kernel computes in fp32
         return peak / 0.5, peak * (FLASH if flash else EFFICIENT) / done
+
+
+def _fast_fp32_flops(gpu: Gpu) -> float:
+    """Rate of the memory-efficient kernel in fp32: from Ampere on, three tf32 products on the tensor cores
+    for each fp32 product (OpMultiplyAddFastF32 in torch 2.13's
+    aten/src/ATen/native/transformers/cuda/mem_eff_attention/gemm_kernel_utils.h); 0 on other cards. Its
+    achieved fraction is taken from half precision: no timed run tells."""
+    ampere = gpu.capability is not None and gpu.capability >= (8, 0)
+    return gpu.dense_tflops.get("tf32", 0.0) * 1e12 / 3 if ampere else 0.0
 
 
 def peak_flops(gpu: Gpu, dtype: DType) -> float | None:
