@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class Row:
     measured_bytes: int
     predicted_bytes: int | None
     note: str = ""
+    source: str = ""
+    """Who measured it."""
+    why_off: str = ""
 
     @property
     def error(self) -> float | None:
@@ -54,9 +58,17 @@ class Summary:
 def compare(records: Iterable[Record], predict: Predict, *, every_value: bool = False) -> list[Row]:
     """Each record's first measured value (or every value) beside `predict` of its job."""
     rows: list[Row] = []
+    seen: dict[str, Estimate] = {}
+
+    def once(job: Job) -> Estimate:
+        key = job.model_dump_json()
+        if key not in seen:
+            seen[key] = predict(job)
+        return seen[key]
+
     for record in records:
         values = record.measured if every_value else record.measured[:1]
-        rows += _record_rows(record, values, predict)
+        rows += _record_rows(record, values, once)
     return rows
 
 
@@ -84,7 +96,15 @@ def _row(record: Record, value: Measured, predicted: int | None, note: str) -> R
         measured_bytes=value.bytes,
         predicted_bytes=predicted,
         note=note,
+        source=_publisher(record.source),
+        why_off=value.why_off or "",
     )
+
+
+def _publisher(source: str) -> str:
+    """The repository or package that a record's source names."""
+    found = re.search(r"github\.com/([^/]+/[^/]+)", source)
+    return found[1] if found else source.split(":")[0].removeprefix("PyPI ").removesuffix(" sdist")
 
 
 def predicted_bytes(estimate: Estimate, value: Measured) -> int | None:
@@ -172,11 +192,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--judged", action="store_true", help="leave out what is not modelled or refused")
     parser.add_argument("--style", choices=["text", "markdown"], default="text")
     args = parser.parse_args(argv)
-    from peftplan.pipeline import estimate
+    from peftplan.reserve import estimate_with_reserved
 
     loaded = load(args.folder)
     chosen = [record for record in loaded if args.match in record.id]
-    rows = compare(chosen, estimate, every_value=args.every_value)
+    rows = compare(chosen, estimate_with_reserved, every_value=args.every_value)
     shown = [row for row in rows if row.error is not None] if args.judged else rows
     print(table(shown, style=args.style))
     for problem in loaded.problems:

@@ -56,7 +56,7 @@ def read(job: Job) -> Reading:
     case = resolve(job)
     graph = build_graph(case)
     rules = _rules(case)
-    weights = _trained(graph)
+    weights = trained(graph)
     static = _static(case, graph, weights, rules)
     existing = sum(rules.size(w.bytes) * w.copies for w in weights) if case.loop.grads_exist else 0
     step = run_step(
@@ -102,7 +102,7 @@ def _rules(case: Case) -> Rules:
     return Rules()
 
 
-def _trained(graph: Graph) -> list[Trained]:
+def trained(graph: Graph) -> list[Trained]:
     """Trainable weights in the order an optimizer sees them, neighbours in a layer as neighbours."""
     found: list[Trained] = []
     seen: set[str] = set()

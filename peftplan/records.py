@@ -59,6 +59,8 @@ class Measured(_Frozen):
     beyond_model_bytes: int = 0
     """Known bytes that no job describes, such as what the harness keeps; added to the prediction."""
     beyond_model_why: str | None = None
+    why_off: str | None = None
+    """What else moves this value, where a prediction of it is known to be off."""
 
     @model_validator(mode="after")
     def _explained(self) -> Measured:

@@ -76,6 +76,7 @@ def resolve(job: Job) -> Case:
     """Every name looked up, every default decided. Raises RequestError for what is wrong or not modelled."""
     _check_settings(job)
     _check_unmodelled(job)
+    _check_allocator(job)
     notes = _Notes()
     overrides = job.knobs("model")
     arch = load_arch(job.model, config=job.config, overrides=overrides)
@@ -123,7 +124,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch(size=job.micro_batch, seq=seq_len, masked=batching == "padded"),
+        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len),
         types=types,
         numerics=numerics,
         attention=attention,
@@ -266,6 +267,15 @@ def _recompute(job: Job, name: str) -> Recompute:
     if unknown:
         raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
     return Recompute(layers=name == "full", reentrant=bool(knobs.get("use_reentrant", False)))
+
+
+def _check_allocator(job: Job) -> None:
+    """Settings that only a replay of the allocator reads (`peftplan.reserve`)."""
+    for key, value in job.knobs("allocator").items():
+        if key not in ("empty_cache", "seq_len_before"):
+            raise UnknownName("setting of allocator", key, ["empty_cache", "seq_len_before"])
+        if key == "seq_len_before" and (not isinstance(value, int) or value < 1):
+            raise RequestError(f"allocator.seq_len_before={value}: give the step before at least one token a sequence")
 
 
 def _loss(job: Job) -> LossStyle:

@@ -98,13 +98,18 @@ class Builder:
         self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear", autocast: bool = True
     ) -> Tensor:
         """(..., i) x (o, i) -> (..., o). Without `autocast`, a kernel that autocast does not know."""
-        if autocast and self.numerics.autocast is not None:
-            x, w = self.autocast(x), self.autocast(w)
+        given = x
+        if autocast and self.numerics.autocast is not None:  # arguments are evaluated from the last to the first
             bias = self.autocast(bias) if bias is not None else None
+            w = self.autocast(w)
+            x = self.autocast(x)
         n = self.name(label)
         out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
         ins = (x, w) if bias is None else (x, w, bias)
-        return self._emit(Linear(name=n, ins=ins, out=out, site=self._site, part=self._part))
+        self._emit(Linear(name=n, ins=ins, out=out, site=self._site, part=self._part))
+        if x is not given:
+            self.hold(given, x)
+        return out
 
     def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str) -> Tensor:
         if self.numerics.autocast is not None:
@@ -168,14 +173,23 @@ class Builder:
     def activate(self, x: Tensor, label: str = "act") -> Tensor:
         return self._unary(Activate, x, label)
 
-    def softmax(self, x: Tensor, dtype: DType, label: str = "softmax") -> Tensor:
-        """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax)."""
+    def softmax(self, x: Tensor, dtype: DType, label: str = "softmax", *, guarded: bool = False) -> Tensor:
+        """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax).
+
+        `guarded`: _safe_softmax, which makes the softmax, a mask of its -inf and then the result; a trace sees only
+        the result.
+        """
         on_cuda = self.numerics.backend == "cuda"
         if not on_cuda:
             x = self.cast(x, dtype, label=f"{label}_in")
         n = self.name(label)
         out = Tensor(n, x.shape, dtype)
-        return self._emit(Softmax(name=n, ins=(x,), out=out, product=on_cuda, site=self._site, part=self._part))
+        guard = out.nbytes + out.numel if guarded and on_cuda else 0
+        return self._emit(
+            Softmax(
+                name=n, ins=(x,), out=out, product=on_cuda, temporary_bytes=guard, site=self._site, part=self._part
+            )
+        )
 
     def rotate_half(self, x: Tensor, label: str = "rotate_half") -> Tensor:
         return self._unary(RotateHalf, x, label)
@@ -192,9 +206,11 @@ class Builder:
 
     # -- layout -------------------------------------------------------------------------------------------------
 
-    def copy(self, x: Tensor, *shape: int, label: str = "copy", grad_copied: bool = False) -> Tensor:
+    def copy(
+        self, x: Tensor, *shape: int, label: str = "copy", grad_copied: bool = False, dtype: DType | None = None
+    ) -> Tensor:
         n = self.name(label)
-        out = Tensor(n, shape or x.shape, x.dtype)
+        out = Tensor(n, shape or x.shape, dtype or x.dtype)
         return self._emit(Copy(name=n, ins=(x,), out=out, grad_copied=grad_copied, site=self._site, part=self._part))
 
     def view(self, x: Tensor, *shape: int, label: str = "view", grad_copied: bool = False) -> Tensor:

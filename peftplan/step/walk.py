@@ -16,6 +16,9 @@ from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
 from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 
+EXIT_GRADIENT, SCRATCH = "gradient 0", "scratch"
+"""Keys of events: the gradient that comes into a region's backward, and a kernel's temporaries."""
+
 
 def exact(request_bytes: int) -> int:
     """A request counts for what it asks: how a trace counts."""
@@ -58,6 +61,7 @@ class Saved:
 class _Storage:
     request_bytes: int
     bytes: int
+    key: str
     refs: int = 1
 
 
@@ -109,11 +113,18 @@ class RegionWalk:
     peak: Watermark = field(default_factory=Watermark)
     cached_bytes: int = 0
     """Autocast's copies of weights that nobody keeps for backward: they go when the forward has ended."""
+    cached_names: tuple[str, ...] = ()
     before_loss: Watermark | None = None
     """The peak before the first op of the loss, in the region that holds the loss."""
     saved: list[Saved] = field(default_factory=list)
     global_grads: dict[str, int] = field(default_factory=dict)
     events: list[tuple[str, int]] | None = None
+    """What is allocated (+ bytes) and freed (- bytes), by key: a storage's name, or a gradient's number."""
+    entry_gradient: str | None = None
+    """The key of the entry's gradient, where backward has made one."""
+    param_gradients: list[str] = field(default_factory=list)
+    """Keys of the parameter gradients that this region's backward leaves."""
+    _made: int = 0
     _returned: dict[str, int] = field(default_factory=dict)
     _pinned: dict[str, int] = field(default_factory=dict)
     _request: dict[str, int] = field(default_factory=dict)
@@ -136,6 +147,8 @@ class RegionWalk:
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
         cached = {op.out.name for op in ops if isinstance(op, WeightCast) and op.cached}
+        if stop_early:  # the graph of the recomputation holds what its nodes stash until it is thrown away
+            cached |= {t.storage for op in ops for t in op.stashed(self.need)}
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
             executed = i < stop or run_last
             if op.site == "loss" and self.before_loss is None:
@@ -163,7 +176,8 @@ class RegionWalk:
                 if storage not in self._kept:
                     self._free(size, storage)
         else:
-            self.cached_bytes = sum(live[name] for name in cached if name in live and name not in self._kept)
+            self.cached_names = tuple(name for name in cached if name in live and name not in self._kept)
+            self.cached_bytes = sum(live[name] for name in self.cached_names)
 
     def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
         out = op.out
@@ -171,7 +185,7 @@ class RegionWalk:
             self._request[out.name] = out.nbytes
             size = self.rules.size(out.nbytes)
             live[out.name] = size
-            self._alloc(size, op.name)
+            self._alloc(size, op.name, out.name)
         scratch = op.scratch_bytes()
         if scratch:
             self._touch(scratch, op.name)
@@ -193,7 +207,7 @@ class RegionWalk:
                 size = 0  # somebody else's to free
             elif size is None:
                 size = self.rules.size(t.nbytes)
-                self._alloc(size, op.name)
+                self._alloc(size, op.name, storage)
             self._kept_bytes[storage] = size
             if storage in self._pinned:
                 continue
@@ -231,6 +245,10 @@ class RegionWalk:
     def entry_saved(self) -> bool:
         """Whether an op of the region keeps the entry for its backward."""
         return self.region.entry is not None and self.region.entry.storage in self._kept
+
+    def keeps(self, storage: str) -> bool:
+        """Whether backward needs, or needed, a storage of this region."""
+        return storage in self._kept
 
     def drop_returned(self) -> None:
         """The model's output goes out of scope; what autograd keeps of it stays."""
@@ -273,19 +291,23 @@ class RegionWalk:
                 self.forward(stop_early=True, stash=False)
             self._node(op, incoming, grads)
         entry = self.region.entry
-        return entry is not None and entry.name in grads
+        if entry is None or entry.name not in grads:
+            return False
+        self.entry_gradient = grads[entry.name].key
+        return True
 
     def _exit_gradient(self) -> _Storage:
         exit_ = self.region.exit
         request = exit_.numel * exit_.dtype.size
-        return _Storage(request, self.rules.size(request))
+        return _Storage(request, self.rules.size(request), EXIT_GRADIENT)
 
     def _node(self, op: Op, incoming: _Storage, grads: dict[str, _Storage]) -> None:
         made: list[tuple[Tensor, _Storage]] = []
         for grad in op.backward(self.need):
             if grad.raw_bytes:
-                self._touch(self.rules.size(grad.raw_bytes) + grad.scratch_bytes, op.name)
                 made.append((grad.to, self._new(grad.raw_bytes, op.name)))
+                if grad.scratch_bytes:
+                    self._touch(grad.scratch_bytes, op.name)
             else:
                 incoming.refs += 1
                 made.append((grad.to, incoming))
@@ -323,8 +345,9 @@ class RegionWalk:
         if is_global(to.name):
             self.global_grads[to.name] = size
         if storage.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
-            self._alloc(size, where)
             self._release(storage, where)
+            storage = self._new(storage.request_bytes, where)
+        self.param_gradients.append(storage.key)
         self.grad_bytes += size
 
     def _release_saved(self, op: Op) -> None:
@@ -346,22 +369,26 @@ class RegionWalk:
 
     def _new(self, request_bytes: int, where: str) -> _Storage:
         size = self.rules.size(request_bytes)
-        self._alloc(size, where)
-        return _Storage(request_bytes, size)
+        self._made += 1
+        key = f"gradient {self._made}"
+        self._alloc(size, where, key)
+        return _Storage(request_bytes, size, key)
 
     def _release(self, storage: _Storage, where: str) -> None:
         storage.refs -= 1
         if storage.refs == 0:
-            self._free(storage.bytes, where)
+            self._free(storage.bytes, storage.key)
 
-    def _alloc(self, size: int, where: str) -> None:
+    def _alloc(self, size: int, where: str, key: str) -> None:
         self.current += size
         if self.events is not None:
-            self.events.append((where, size))
+            self.events.append((key, size))
         if self.current > self.peak.bytes:
             self._mark(self.current, where)
 
     def _touch(self, size: int, where: str) -> None:
+        if self.events is not None:
+            self.events += ((SCRATCH, size), (SCRATCH, -size))
         if self.current + size > self.peak.bytes:
             self._mark(self.current + size, where)
 
@@ -369,10 +396,10 @@ class RegionWalk:
         peak = self.peak
         peak.bytes, peak.saved_bytes, peak.grad_bytes, peak.where = size, self.saved_bytes, self.grad_bytes, where
 
-    def _free(self, size: int, where: str) -> None:
+    def _free(self, size: int, key: str) -> None:
         self.current -= size
         if self.events is not None:
-            self.events.append((where, -size))
+            self.events.append((key, -size))
 
     def start_phase(self) -> None:
         """Forget the peak so far."""

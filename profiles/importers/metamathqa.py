@@ -21,7 +21,12 @@ MEAN_PADDED_TOKENS = 871
 """Mean padded tokens of a batch, from the token counts of the runs' logs (+4 % padding), 2026-08."""
 OUTPUT_BYTES_PER_TOKEN = 128_256 * 2 + 28 * 2 * 1_024 * 2 + 24
 """bf16 logits, the KV cache of 28 layers x 2 x 1,024, and three int64 inputs: alive until the next step."""
-_HARNESS = {"optimizer.impl": "foreach", "loop.outputs_until": "next", "allocator.empty_cache": True}
+_HARNESS = {
+    "optimizer.impl": "foreach",
+    "loop.outputs_until": "next",
+    "allocator.empty_cache": True,
+    "allocator.seq_len_before": MEAN_PADDED_TOKENS // 4,
+}
 _NEUTRAL = (None, False, "none", 0, 0.0)
 _LORA_KNOBS = ("use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
 

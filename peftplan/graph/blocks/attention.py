@@ -15,7 +15,7 @@ from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
 from peftplan.graph.ops import FusedAttention, internal
-from peftplan.units import DType, round_up
+from peftplan.units import DType, promote, round_up
 
 FP32 = DType.float32
 AMPERE = (8, 0)
@@ -29,6 +29,8 @@ class Site:
     size: int
     seq: int
     implementation: str
+    documents: int
+    """How many sequences share a row."""
     padded: bool
     """Whether the batch has a padding mask, which flash attention turns into ragged sequences."""
     use_cache: bool
@@ -50,7 +52,8 @@ def attend(
     """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed besides:
     eager attention's weights."""
     if site.use_cache:
-        k, v = (b.copy(t, label=n) for t, n in ((k, "k_cache"), (v, "v_cache")))
+        # DynamicLayer.lazy_initialization takes the keys' dtype for both; torch.cat promotes the values to it.
+        k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
         if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
             b.plain("cache_length", dtype=DType.int64)
     if site.implementation.startswith("flash_attention"):
@@ -169,7 +172,7 @@ def _emit(
         name=name,
         ins=ins,
         out=out,
-        kv_len=site.seq,
+        kv_len=site.seq // (site.documents if site.implementation.startswith("flash_attention") else 1),
         extras=extras,
         workspace_bytes=work,
         grad_workspace_bytes=back,
@@ -185,11 +188,13 @@ def _none(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 
 
 def _flash_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
-    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128; dk and dv of every query head
-    where heads share them."""
+    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128 (mha_varlen_bwd: 128 rows more for
+    each sequence); dk and dv of every query head where heads share them."""
     del b
     size, heads, seq, dim = site.full_shape
-    rows, columns = round_up(seq, 128), round_up(dim, 32 if dim <= 128 else 64)
+    ragged = site.padded or site.documents > 1
+    rows = seq + 128 * site.documents if ragged else round_up(seq, 128)
+    columns = round_up(dim, 32 if dim <= 128 else 64)
     expanded = 2 * q.nbytes if k.shape[1] != heads else 0
     return 4 * size * rows * heads * (columns + 1) + expanded
 
@@ -229,7 +234,7 @@ def _eager(
     if mask is not None:
         scores = b.add(scores, mask, label="masked")
     weights = b.cast(b.softmax(scores, FP32), q.dtype, label="weights")
-    b.hold(scores)
+    b.hold(scores)  # the name is bound anew only when the cast is done
     weights = b.dropout(weights, a.dropout)
     mixed = b.matmul(weights, v, *site.full_shape, inner=site.seq, label="mixed")
     out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
@@ -254,9 +259,12 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         dense = site.use_cache or site.repeats > 1
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
-        scores = b.add(scores, bias, label="masked")
-        weights = b.softmax(scores, FP32)
+        if b.numerics.backend == "cpu":  # in place but under the modes that trace
+            scores = b.add(scores, bias, label="masked")
+        weights = b.softmax(scores, FP32, guarded=True)
+        # The weights are returned too, in q's dtype, by a function whose callers drop them.
+        second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
         mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
-        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, scores, weights)
         out = b.cast(mixed, dtype, label="out")
+        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)
     return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")

@@ -22,11 +22,20 @@ FP32 = DType.float32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """The shape of one micro-batch: B sequences of S tokens; `masked` where a padding mask is present."""
+    """The shape of one micro-batch: B rows of S tokens; `masked` where a padding mask is present; `documents` in each
+    row, told apart by their positions where they are several."""
 
     size: int
     seq: int
     masked: bool = False
+    documents: int = 1
+
+    @staticmethod
+    def of(batching: str, *, size: int, seq: int) -> Batch:
+        """B sequences of S tokens: padded or exact as they are, packed into one row of B*S."""
+        if batching == "packed":
+            return Batch(size=1, seq=size * seq, documents=size)
+        return Batch(size=size, seq=seq, masked=batching == "padded")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +77,8 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     inputs: tuple[Tensor, ...] = (ids, labels)
     if setup.batch.masked:
         inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
+    if setup.batch.documents > 1:
+        inputs = (*inputs, Tensor("@positions", (b, s), DType.int64, INPUT))
     first, shared = _entrance(arch, setup, ids)
     regions = [first]
     index = 0
@@ -124,8 +135,8 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
 def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor | None]:
     """masking_utils.create_causal_mask and create_sliding_window_causal_mask.
 
-    sdpa: a boolean (B, 1, S, S) mask, skipped where there is no padding and the window is not reached; eager: always,
-    as an additive mask of the hidden dtype (B, 1, S, S), boolean as a temporary.
+    sdpa: a boolean (B, 1, S, S) mask, skipped where there is no padding, one document, and the window is not reached;
+    eager: always, as an additive mask of the hidden dtype (B, 1, S, S), boolean as a temporary.
     """
     batch = setup.batch
     windows = {layer.attention.window for layer, _ in arch.layers}
@@ -141,10 +152,11 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
             return mask.view(*shape)
         return None
 
-    full = one("causal_mask", needed=batch.masked) if None in windows else None
+    always = batch.masked or batch.documents > 1
+    full = one("causal_mask", needed=always) if None in windows else None
     widths = [w for w in windows if w is not None]
     reached = any(batch.seq >= w for w in widths)
-    window = one("window_mask", needed=batch.masked or reached) if widths else None
+    window = one("window_mask", needed=always or reached) if widths else None
     return full, window
 
 
@@ -246,6 +258,7 @@ def _attention(
         size=batch.size,
         seq=batch.seq,
         implementation=setup.attention,
+        documents=batch.documents,
         padded=batch.masked,
         use_cache=setup.use_cache,
         half=types.linear,
