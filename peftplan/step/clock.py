@@ -12,9 +12,12 @@ SPREAD times `expected`.
 
 Fitted on (2026-11-21): 8 single-A100 runs of foundation-model-stack/fms-acceleration (Mistral-7B, full,
 LoRA and QLoRA, 4096 tokens; 2024-05 to 2025-02) and 44 T4 runs of fitcheck-llm 0.3.1 (LoRA and QLoRA, 0.1
-to 7 B parameters; 2026-09). Judged on 35 runs of other sources, none of them fitted: PEFT's MetaMathQA on
-L40S, VectorInstitute/vectorlm on A100, ljm565/universal-llm-trainer on A100, H100 and RTX PRO 6000.
-`tests/step_times.jsonl` holds all of them, and tests/test_clock.py the errors.
+to 7 B parameters; 2026-09). Judged on 35 runs of other sources: PEFT's MetaMathQA on L40S,
+VectorInstitute/vectorlm on A100, ljm565/universal-llm-trainer on A100, H100 and RTX PRO 6000. No number was
+fitted on them, but they were seen before OF_PEAK, HOST_SECONDS and the trainer's unstated padding mask were
+settled, so they judge less than blind runs would. Left out of it: that trainer's QLoRA rows (compute dtype
+unstated, five times slower than LoRA) and its 13 B full fine-tuning (does not fit the card by itself).
+`tests/step_times.jsonl` holds all runs, and tests/test_clock.py the errors.
 """
 
 from __future__ import annotations
