@@ -60,7 +60,7 @@ def _hourly(job: Job, gpu: Gpu | None, notes: list[Assumption]) -> float | None:
     if found is None:
         notes.append(_none("cost", f"no price of {gpu.name} in the catalog; give --usd-per-hour"))
         return None
-    why = f"median of {len(found.providers)} providers' list prices, {found.note}; give --usd-per-hour for yours"
+    why = f"median of {len(found.providers)} providers' list prices ({found.note}); --usd-per-hour sets yours"
     notes.append(Assumption(what="usd_per_hour", value=found.provider_median_usd, why=why))
     return found.provider_median_usd * cards
 

@@ -10,6 +10,8 @@ from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case
 from peftplan.result import Assumption, Flops, Interval, Time
 from peftplan.step.clock import (
+    ACCURACY,
+    OF_PEAK,
     OptimizerTraffic,
     StepTime,
     Unknown,
@@ -100,19 +102,11 @@ def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu, compute: DType) 
 
 
 def _notes(gpu: Gpu, compute: DType) -> list[Assumption]:
-    notes = [
-        Assumption(
-            what="time.step_seconds",
-            value="roofline",
-            why="achieved fractions fitted on A100 and T4 runs; on other runs within the interval, expected off by "
-            "15 % (median), 46 % at worst",
-        )
-    ]
+    notes = [Assumption(what="time.step_seconds", value="roofline", why=ACCURACY)]
     if not is_measured(gpu):
-        why = f"no measured matrix-product rate of {gpu.name}; errs either way by half"
-        notes.append(Assumption(what="time.achieved_fraction", value=0.44, why=why))
+        why = f"of dense peak: no matrix product was measured on {gpu.name}; errs either way by half"
+        notes.append(Assumption(what="time.achieved_fraction", value=OF_PEAK, why=why))
     if peak_flops(gpu, compute) is None:
-        notes.append(
-            Assumption(what="time.mfu", value=None, why=f"{gpu.name}: peak in {compute.label} unknown")
-        )
+        why = f"the peak of {gpu.name} in {compute.label} is unknown"
+        notes.append(Assumption(what="time.mfu", value=None, why=why))
     return notes

@@ -70,7 +70,7 @@ def read(job: Job) -> Reading:
     )
     _optimizer_phase(case, step, weights, rules)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, _memory(static, step), gpu)
+    memory, device_notes = _on_device(case, _memory(static, step), gpu)
     flops = _flops(case, step)
     paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
@@ -181,15 +181,9 @@ def _flops(case: Case, step: StepMemory) -> Flops:
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 
-def _on_device(
-    case: Case, graph: Graph, memory: Memory, gpu: Gpu | None
-) -> tuple[Memory, tuple[Assumption, ...]]:
+def _on_device(case: Case, memory: Memory, gpu: Gpu | None) -> tuple[Memory, tuple[Assumption, ...]]:
     """The memory section with what must fit on the card; null on the cpu backend."""
     if case.job.backend == "cpu":
         return memory, (Assumption(what="memory.device_bytes", value=None, why="the cpu backend uses no device"),)
-    found = on_device(
-        peak_bytes=memory.peak_bytes,
-        reserved_bytes=memory.reserved_bytes,
-        gpu=gpu,
-    )
+    found = on_device(peak_bytes=memory.peak_bytes, reserved_bytes=memory.reserved_bytes, gpu=gpu)
     return memory.model_copy(update={"device_bytes": found.bytes}), found.notes

@@ -98,13 +98,18 @@ class Builder:
         self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, label: str = "linear", autocast: bool = True
     ) -> Tensor:
         """(..., i) x (o, i) -> (..., o). Without `autocast`, a kernel that autocast does not know."""
-        if autocast and self.numerics.autocast is not None:
-            x, w = self.autocast(x), self.autocast(w)
+        given = x
+        if autocast and self.numerics.autocast is not None:  # arguments are evaluated from the last to the first
             bias = self.autocast(bias) if bias is not None else None
+            w = self.autocast(w)
+            x = self.autocast(x)
         n = self.name(label)
         out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
         ins = (x, w) if bias is None else (x, w, bias)
-        return self._emit(Linear(name=n, ins=ins, out=out, site=self._site, part=self._part))
+        self._emit(Linear(name=n, ins=ins, out=out, site=self._site, part=self._part))
+        if x is not given:
+            self.hold(given, x)
+        return out
 
     def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str) -> Tensor:
         if self.numerics.autocast is not None:
@@ -201,9 +206,11 @@ class Builder:
 
     # -- layout -------------------------------------------------------------------------------------------------
 
-    def copy(self, x: Tensor, *shape: int, label: str = "copy", grad_copied: bool = False) -> Tensor:
+    def copy(
+        self, x: Tensor, *shape: int, label: str = "copy", grad_copied: bool = False, dtype: DType | None = None
+    ) -> Tensor:
         n = self.name(label)
-        out = Tensor(n, shape or x.shape, x.dtype)
+        out = Tensor(n, shape or x.shape, dtype or x.dtype)
         return self._emit(Copy(name=n, ins=(x,), out=out, grad_copied=grad_copied, site=self._site, part=self._part))
 
     def view(self, x: Tensor, *shape: int, label: str = "view", grad_copied: bool = False) -> Tensor:

@@ -448,7 +448,7 @@ class PackedLinear(Op):
         return (w,) if x.name in need else ()
 
     def stashed(self, need: Need) -> tuple[Tensor, ...]:
-        return (self.ins[0],) if self.keeps_input and self.ins[0].name in need else ()
+        return (self.ins[0],) if self.keeps_input and _wants(need, *self.ins) else ()
 
     def scratch_bytes(self) -> int:
         return self.forward_workspace_bytes

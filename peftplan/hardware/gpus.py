@@ -90,10 +90,8 @@ class Gpu:
     @property
     def capability(self) -> tuple[int, int] | None:
         """The compute capability as (major, minor); None for what is not NVIDIA's."""
-        if self.compute_capability is None:
-            return None
-        major, minor = self.compute_capability.split(".")
-        return int(major), int(minor)
+        major, _, minor = (self.compute_capability or "").partition(".")
+        return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

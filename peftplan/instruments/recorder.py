@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from peftplan.instruments.engine import sums_in_place
 from peftplan.instruments.flops import flops_of, looks_heavy
 
 STATIC_KINDS = (
@@ -113,10 +114,9 @@ def _library_path(filename: str) -> str | None:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is only a recipe of others and has no kernel of its own on the CPU."""
-    name = func.name()
+    """Whether an operator is only a recipe of others. Autograd expands those; `opened` code shows them."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return bool(has(name, "CompositeImplicitAutograd") and not has(name, "CPU"))
+    return has(func.name(), "CompositeImplicitAutograd") and not has(func.name(), "CPU")
 
 
 def _source_line() -> str:
@@ -298,6 +298,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             with self:
                 return func.decompose(*args, **kwargs)
         self._op = str(func)
+        if self.phase == "backward" and sums_in_place(func, args):
+            return args[0].add_(args[1])
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
         out = self._read(args[0]) if func is _ITEM else func(*args, **kwargs)

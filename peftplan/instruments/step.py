@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,7 +58,6 @@ class Step:
         self._watched(self._step)
         if self.job.grad_accum > 1:
             self._watched(self._micro_step)
-        gc.collect()
         self.recorder = Recorder(opened=quantize.opened())
         self._register()
         static = len(self.recorder.events)

@@ -20,6 +20,7 @@ from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
 from peftplan.instruments import build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
+from peftplan.instruments.engine import sole_owner
 from peftplan.instruments.hooks import quiet
 from peftplan.instruments.step import Step
 from peftplan.job import Job, make_job
@@ -35,6 +36,7 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     if job.config is None and arch is not None:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
+    sole_owner()
     with quiet():
         model = _assembled(choices, mode)
         counts = _count(model)

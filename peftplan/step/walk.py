@@ -147,6 +147,8 @@ class RegionWalk:
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
         cached = {op.out.name for op in ops if isinstance(op, WeightCast) and op.cached}
+        if stop_early:  # the graph of the recomputation holds what its nodes stash until it is thrown away
+            cached |= {t.storage for op in ops for t in op.stashed(self.need)}
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
             executed = i < stop or run_last
             if op.site == "loss" and self.before_loss is None:

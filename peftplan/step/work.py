@@ -99,9 +99,9 @@ def _forward(op: Op) -> Kernel | None:
     if not moved:
         return None
     dtype = op.ins[0].dtype if op.ins else op.out.dtype
-    if isinstance(op, PackedLinear):
+    if type(op) is PackedLinear:  # ops are final; an abstract class's isinstance is slow
         return Kernel(dtype, op.flops(), moved + 2 * op.forward_workspace_bytes, 2)
-    return Kernel(dtype, op.flops(), moved, 1, isinstance(op, FusedAttention))
+    return Kernel(dtype, op.flops(), moved, 1, type(op) is FusedAttention)
 
 
 def _backward(op: Op, ahead: Kernel | None, need: Need) -> Kernel | None:
@@ -109,7 +109,7 @@ def _backward(op: Op, ahead: Kernel | None, need: Need) -> Kernel | None:
         return None
     dtype, flops, moved, launches, attention = ahead
     if not flops:
-        times = 1 if isinstance(op, Add) else 2
+        times = 1 if type(op) is Add else 2
         return Kernel(dtype, 0, times * moved, times)
     back = op.grad_flops(need)
     times = 2 if attention else round(back / flops)

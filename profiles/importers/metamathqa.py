@@ -121,8 +121,8 @@ def _why_off(row: Row) -> str | None:
     if row["harness"]["empty_cache_every_steps"] in (None, 1):
         return None
     return (
-        "the cache was emptied every tenth step only, so the largest batch met segments of other sizes: replaying "
-        "full fine-tuning gives 35.0 GiB just after emptying and 39.5 GiB without"
+        "the cache was emptied every tenth step only, so the largest batch met segments of other sizes: "
+        "replaying full fine-tuning gives 35.0 GiB just after emptying and 39.5 GiB without"
     )
 
 
