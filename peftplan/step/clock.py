@@ -121,9 +121,7 @@ class Unknown:
 def attention_kernel(name: str, *, masked: bool, gpu: Gpu, compute: DType) -> AttentionKernel:
     """The kernel that an attention implementation comes to on this card."""
     if name.startswith("flash"):
-        return AttentionKernel(
-            flash=True, skips_masked=True, half=compute if compute.is_half else DType.bfloat16
-        )
+        return AttentionKernel(flash=True, skips_masked=True, half=compute if compute.is_half else DType.bfloat16)
     old = gpu.capability is not None and gpu.capability < (8, 0)
     flash = name != "sdpa_efficient" and not (masked or old)
     return AttentionKernel(flash=flash, skips_masked=not masked)

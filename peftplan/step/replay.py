@@ -1,9 +1,9 @@
 """What the caching allocator makes of a step: load, then training steps, tensor by tensor, in order.
 
-The walk of each region is recorded once and played for every equal region. About 1 us per event (2026-11), 10 to 25
-thousand events a step at 28 to 32 layers: too slow for every estimate, meant for the one that is asked for.
-Not replayed: temporaries of loading (errs low for weights that are quantized while they load) and fragmentation by
-other work in the process.
+The walk of each region is recorded once and played for every equal region. About 1 us per event (2026-11), 10
+to 25 thousand events a step at 28 to 32 layers: too slow for every estimate, meant for the one that is asked
+for. Not replayed: temporaries of loading (errs low for weights that are quantized while they load) and
+fragmentation by other work in the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Around:
-    """What a step's walk does not hold: bytes of each tensor that lives between steps, in the order they appear."""
+    """What a step's walk does not hold: bytes of each tensor that lives between steps, in the order they
+    appear."""
 
     weights: Sequence[int]
     states: Sequence[int]
@@ -51,11 +52,10 @@ def replay(
     settings: AllocatorSettings | None = None,
     empty_cache: bool = False,
 ) -> Usage:
-    """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step needs
-    one before it, because the first makes the optimizer's states in segments that activations leave behind."""
-    recorded = {
-        id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs
-    }
+    """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step
+    needs one before it, because the first makes the optimizer's states in segments that activations leave
+    behind."""
+    recorded = {id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.hold("weight", around.weights)
     for number, graph in enumerate(graphs):
@@ -125,7 +125,8 @@ class _Player:
         for key in list(keys):
             self._free(key)
 
-    # -- one step -----------------------------------------------------------------------------------------------
+    # -- one step
+    # -----------------------------------------------------------------------------------------------
 
     def step(self, graph: Graph, tracks: list[_Track], around: Around, *, first: bool) -> None:
         """zero_grad, forward, backward, optimizer step."""
@@ -218,7 +219,8 @@ class _Player:
                 gradient = self._key(i, j, str(walk.entry_gradient))
 
     def _keeps_leaf(self) -> bool:
-        """Whether the embedding output was made a leaf: its accumulator keeps it while the model's output lives."""
+        """Whether the embedding output was made a leaf: its accumulator keeps it while the model's output
+        lives."""
         first = self._tracks[0].part
         return self._loop.outputs_until != "loss" and first.region.exit.name not in first.walk.need
 
@@ -239,7 +241,8 @@ class _Player:
             self._free_all(rest)
             return
         for key in rest:
-            self._alive["old", *key] = self._alive.pop(key)
+            old: Key = ("old", *key)
+            self._alive[old] = self._alive.pop(key)
 
     def _outputs(self) -> list[Key]:
         """The model's output; where it dies before backward, without what backward needs of it."""

@@ -15,20 +15,20 @@ from peftplan.records import Measured, MemoryKind, Record
 _MODULES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 _LOADED = (
     "weights of 1 to 10 MiB share segments of 20 MiB, and a rest of up to 1 MiB at a segment's end counts as "
-    "allocated: 14 MiB in 0.7 GiB here, which replaying the allocator over the unquantized load gives to 1 KiB; "
-    "quantizing while loading leaves more or less of it from run to run"
+    "allocated: 14 MiB in 0.7 GiB here, which replaying the allocator over the unquantized load gives to 1 "
+    "KiB; quantizing while loading leaves more or less of it from run to run"
 )
 _EAGER = (
-    "allocated peaks agree, reuse of freed blocks does not: with long sequences by one or one and a half score tensors "
-    "(b x heads x s^2); which temporary takes which block is not established"
+    "allocated peaks agree, reuse of freed blocks does not: with long sequences by one or one and a half "
+    "score tensors (b x heads x s^2); which temporary takes which block is not established"
 )
 _QUANTIZED = (
-    "not established: allocated peaks agree, and the same job without quantization is right to 0.1 %, so what "
-    "quantizing while loading leaves cached is suspected; it is not replayed"
+    "not established: allocated peaks agree, and without quantization the rows of this setup are right to "
+    "0.1 %, so what quantizing while loading leaves cached is suspected; it is not replayed"
 )
 _EDGE = (
-    "near a full card the allocator gives cached segments back and retries, which is not replayed; the source itself "
-    "reads 11.7 and 13.1 GiB for this job of Qwen2.5-7B"
+    "near a full card the allocator gives cached segments back and retries, which is not replayed; the "
+    "source itself reads 11.7 and 13.1 GiB for this job of Qwen2.5-7B"
 )
 _PHASES: tuple[tuple[MemoryKind, str, str | None], ...] = (
     ("allocated_peak_forward", "peak_forward_mib", None),

@@ -20,9 +20,9 @@ _BASELINE_BNB = range(57, 69)
 """Rows of refs/a100_80gb.csv whose framework_config is baseline-peft-bnb."""
 _ROTARY_TABLES = 32 * 2 * 32_768 * 128 * 2
 _SMI = (
-    "nvidia-smi over a whole run, where allocated peaks agree: what loading leaves cached is not replayed (suspected, "
-    "not established), the context is known to 100 MiB, and on a full card the allocator gives segments back: full "
-    "fine-tuning reads less at batch 8 than at batch 4"
+    "nvidia-smi over a whole run, where allocated peaks agree: what loading leaves cached is not replayed "
+    "(suspected, not established), the context is known to 100 MiB, and on a full card the allocator gives "
+    "segments back: full fine-tuning reads less at batch 8 than at batch 4"
 )
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
@@ -43,9 +43,7 @@ def record(row: Row) -> Record:
     made = published(row, job=_job(row, early=early), measured=measured, gaps=_gaps(row))
     if not early:
         return made
-    return made.model_copy(
-        update={"notes": "GB of 1e9 bytes, as the pull request's CSV shows. " + made.notes}
-    )
+    return made.model_copy(update={"notes": "GB of 1e9 bytes, as the pull request's CSV shows. " + made.notes})
 
 
 def _job(row: Row, *, early: bool) -> Row:

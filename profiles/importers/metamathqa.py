@@ -121,13 +121,11 @@ def _why_off(row: Row) -> str | None:
     if row["harness"]["empty_cache_every_steps"] in (None, 1):
         return None
     return (
-        "the cache was emptied every tenth step only, so the largest batch met segments of other sizes: replaying "
-        "full fine-tuning gives 35.0 GiB just after emptying and 39.5 GiB without"
+        "the cache was emptied every tenth step only, so the largest batch met segments of other sizes: "
+        "replaying full fine-tuning gives 35.0 GiB just after emptying and 39.5 GiB without"
     )
 
 
 def _notes(row: Row) -> str:
     every = row["harness"]["empty_cache_every_steps"]
-    return (
-        f"empty_cache every {every} step(s); reserved over the whole run minus 2 MiB; inferred largest batch"
-    )
+    return f"empty_cache every {every} step(s); reserved over the whole run minus 2 MiB; inferred largest batch"

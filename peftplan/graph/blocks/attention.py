@@ -2,8 +2,8 @@
 
 Mirrors transformers 5.23 (integrations/sdpa_attention.py, integrations/flash_attention.py, the models' own
 eager_attention_forward) and torch 2.13 (aten/src/ATen/native/transformers/attention.cpp, cuda/attention.cu,
-cuda/attention_backward.cu, cuda/sdp_utils.cpp) and the flash-attention package (csrc/flash_attn/flash_api.cpp,
-hopper/flash_api.cpp).
+cuda/attention_backward.cu, cuda/sdp_utils.cpp) and the flash-attention package
+(csrc/flash_attn/flash_api.cpp, hopper/flash_api.cpp).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Site:
 def attend(
     b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed besides:
-    eager attention's weights."""
+    """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed
+    besides: eager attention's weights."""
     if site.use_cache:
         # DynamicLayer.lazy_initialization takes the keys' dtype for both; torch.cat promotes the values to it.
         k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
@@ -58,7 +58,7 @@ def attend(
             b.plain("cache_length", dtype=DType.int64)
     if site.implementation.startswith("flash_attention"):
         return _flash_package(b, site, q, k, v), ()
-    if not _takes_groups(b, site, mask):
+    if not _takes_groups(site, mask):
         k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
     if site.implementation == "eager":
         return _eager(b, site, q, k, v, mask)
@@ -69,7 +69,7 @@ def attend(
     return _sdpa(b, site, kernel, q, k, v, mask), ()
 
 
-def _takes_groups(b: Builder, site: Site, mask: Tensor | None) -> bool:
+def _takes_groups(site: Site, mask: Tensor | None) -> bool:
     """Whether K and V go in unrepeated: sdpa_attention.use_gqa_in_sdpa. Under `sdpa_efficient`, a kernel that
     refuses enable_gqa, they are repeated always."""
     if site.implementation in ("eager", "sdpa_efficient"):
@@ -82,14 +82,15 @@ def _repeated(b: Builder, site: Site, t: Tensor, label: str) -> Tensor:
     return t if site.repeats == 1 else b.copy(t, *site.full_shape, label=label, grad_copied=True)
 
 
-# -- which kernel -----------------------------------------------------------------------------------------------
+# -- which kernel
+# -----------------------------------------------------------------------------------------------
 
 
 def sdpa_kernel(b: Builder, site: Site, q: Tensor, k: Tensor, mask: Tensor | None) -> str:
     """`flash`, `efficient`, `math` (sdp_utils.cpp, select_sdp_backend) or `cpu`, torch's own flash on a CPU.
 
-    An unknown GPU counts as Ampere or newer. cuDNN's kernel, preferred on Hopper from cuDNN 9.15.1 on, keeps what
-    flash keeps, and is taken for it.
+    An unknown GPU counts as Ampere or newer. cuDNN's kernel, preferred on Hopper from cuDNN 9.15.1 on, keeps
+    what flash keeps, and is taken for it.
     """
     asked = site.implementation.removeprefix("sdpa").removeprefix("_")
     if asked == "math":
@@ -109,12 +110,11 @@ def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tenso
     return aligned and not grouped and (q.dtype is not DType.bfloat16 or capability >= AMPERE)
 
 
-# -- fused kernels ----------------------------------------------------------------------------------------------
+# -- fused kernels
+# ----------------------------------------------------------------------------------------------
 
 
-def _sdpa(
-    b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> Tensor:
+def _sdpa(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """scaled_dot_product_attention's fused kernels: q, k, v, out and the log-sum-exp stay for backward."""
     name = b.name("attention")
     rows = round_up(site.seq, 32) if kernel == "efficient" else site.seq  # kAlignLSE
@@ -128,15 +128,17 @@ def _sdpa(
         work = mask.numel * q.dtype.size if bias != mask.shape else 0  # before pad_bias copies it
     back = {"flash": _flash_backward, "efficient": _efficient_backward, "cpu": _none}[kernel](b, site, q, k)
     out = _emit(b, site, name, (q, k, v), tuple(extras), work, back)
-    # The output has the query's strides: (B, S, N, D) as projected, or (B, N, S, D) where rotary concatenated;
+    # The output has the query's strides: (B, S, N, D) as projected, or (B, N, S, D) where rotary
+    # concatenated;
     # the memory-efficient kernel always writes (B, S, N, D).
     copied = site.attention.rotary_concat and kernel != "efficient"
     return b.copy(out, label="attn_output") if copied else out
 
 
 def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The flash-attention package as transformers calls it: (B, S, N, D) views without a mask; padded batches are
-    gathered into one ragged sequence and scattered back (modeling_flash_attention_utils.py, _upad_input)."""
+    """The flash-attention package as transformers calls it: (B, S, N, D) views without a mask; padded batches
+    are gathered into one ragged sequence and scattered back (modeling_flash_attention_utils.py,
+    _upad_input)."""
     target = b.numerics.autocast or site.half
     if q.dtype is FP32:
         q, k, v = (b.cast(t, target, label=n) for t, n in ((q, "q_half"), (k, "k_half"), (v, "v_half")))
@@ -146,9 +148,7 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
             "use --attention sdpa, or a half --dtype or --precision"
         )
     if site.padded:
-        q, k, v = (
-            b.copy(t, label=n, grad_copied=True) for t, n in ((q, "q_unpad"), (k, "k_unpad"), (v, "v_unpad"))
-        )
+        q, k, v = (b.copy(t, label=n, grad_copied=True) for t, n in ((q, "q_unpad"), (k, "k_unpad"), (v, "v_unpad")))
     name = b.name("attention")
     extras = [internal(name, "lse", (site.size, site.attention.heads, site.seq), FP32)]
     newer = site.implementation == "flash_attention_3"
@@ -160,9 +160,7 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
 
 def _generator_state(name: str) -> list[Tensor]:
     """Two scalars on the device even without dropout (flash_api.cpp, mha_fwd: rng_state, _unused)."""
-    return [
-        internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))
-    ]
+    return [internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))]
 
 
 def _emit(
@@ -196,8 +194,8 @@ def _none(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 
 
 def _flash_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
-    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128 (mha_varlen_bwd: 128 rows more for
-    each sequence); dk and dv of every query head where heads share them."""
+    """mha_bwd: fp32 sums of dq and of the softmax's gradient with rows rounded to 128 (mha_varlen_bwd: 128
+    rows more for each sequence); dk and dv of every query head where heads share them."""
     del b
     size, heads, seq, dim = site.full_shape
     ragged = site.padded or site.documents > 1
@@ -209,7 +207,7 @@ def _flash_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 
 def _flash3_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
     """hopper/flash_api.cpp, mha_bwd: fp32 dq, two row vectors, and fp32 dk and dv where heads share them."""
-    del b
+    del b, q
     size, heads, seq, dim = site.full_shape
     rows, columns = round_up(seq, 128), round_up(dim, 64)
     shared = 8 * size * site.attention.kv_heads * rows * columns if k.shape[1] != heads else 0
@@ -217,8 +215,9 @@ def _flash3_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 
 
 def _efficient_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
-    """mem_eff_attention/kernel_backward.h: the row sums `delta`; for half precision an fp32 dq (kNeedsAccumGradQ), and
-    fp32 dk and dv where a head is wider than the kernel's 64-row blocks before Ampere (kOutputInRF)."""
+    """mem_eff_attention/kernel_backward.h: the row sums `delta`; for half precision an fp32 dq
+    (kNeedsAccumGradQ), and fp32 dk and dv where a head is wider than the kernel's 64-row blocks before Ampere
+    (kOutputInRF)."""
     del k
     size, heads, seq, dim = site.full_shape
     delta = 4 * size * heads * seq
@@ -229,7 +228,8 @@ def _efficient_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
     return delta + one * (3 if before_ampere and dim > 64 else 1)
 
 
-# -- composite ops ----------------------------------------------------------------------------------------------
+# -- composite ops
+# ----------------------------------------------------------------------------------------------
 
 
 def _eager(
@@ -251,7 +251,8 @@ def _eager(
 
 
 def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """_scaled_dot_product_attention_math: everything in fp32, q and k scaled apart, scores and weights as tensors."""
+    """_scaled_dot_product_attention_math: everything in fp32, q and k scaled apart, scores and weights as
+    tensors."""
     a, dtype = site.attention, q.dtype
     square = (site.seq, site.seq)
     with b.scope("math"):
@@ -265,17 +266,13 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         key = b.scale(key, label="k_scaled")
         q_flat = b.copy(q_scaled, label="q_flat") if not a.rotary_concat else q_scaled
         dense = site.use_cache or site.repeats > 1
-        key, value_flat = (
-            t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat"))
-        )
+        key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
             scores = b.add(scores, bias, label="masked")
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
-        second = (
-            weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
-        )
+        second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
         mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
         out = b.cast(mixed, dtype, label="out")
         b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)

@@ -2,11 +2,11 @@
 
 What differs is who holds fp32 logits, and whether logits or labels are shifted:
 
-- `shifted_labels`: ForCausalLMLoss since 4.50 (loss/loss_utils.py at 5.23.0): labels are padded and shifted, logits
-  are cast to fp32 whole. 10 bytes a logit at the end of the forward on a half-precision head.
+- `shifted_labels`: ForCausalLMLoss since 4.50 (loss/loss_utils.py at 5.23.0): labels are padded and shifted,
+  logits are cast to fp32 whole. 10 bytes a logit at the end of the forward on a half-precision head.
 - `shifted_logits`: ForCausalLMLoss of 4.46 to 4.49: the fp32 copy is sliced and made contiguous. 14 bytes.
-- `shifted_fp32_logits`: until 4.45 each model's own forward: `logits = logits.float()` replaces the half-precision
-  logits, which the model then returns in fp32; their slice is made contiguous. 12 bytes.
+- `shifted_fp32_logits`: until 4.45 each model's own forward: `logits = logits.float()` replaces the
+  half-precision logits, which the model then returns in fp32; their slice is made contiguous. 12 bytes.
 
 The byte counts are those of the peaks measured by foundation-model-stack/fms-acceleration (A100, transformers
 4.48.1 and 4.45, 2024-05 to 2025-02) and fitcheck-llm 0.3.1 (T4, transformers 5.0.0 and 5.17.0, 2026-09).
@@ -38,9 +38,7 @@ def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor, hidden: Tensor, s
         b.ops.append(LogSoftmax(name="log_softmax", ins=(scores,), out=log_probs, site="loss"))
         loss = Tensor("loss", (), FP32, ACTIVATION)
         total = internal("loss", "total_weight", (), FP32)
-        b.ops.append(
-            NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss")
-        )
+        b.ops.append(NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss"))
         b.hold(logits32, scores, hidden, held)
     return loss
 
