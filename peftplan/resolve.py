@@ -260,7 +260,7 @@ def _precision(
 def _weight_types(dtype: DType, compute: DType, fmt: Format) -> WeightTypes:
     """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
     if not (fmt.packed and fmt.upcasts_rest):
-        return WeightTypes.all(dtype)
+        return replace(WeightTypes.all(dtype), bias=fmt.bias_dtype(compute, dtype))
     rest = DType.float32
     ends = rest if fmt.upcasts_ends else DType.bfloat16
     return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(compute, rest))
