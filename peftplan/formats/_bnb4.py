@@ -83,6 +83,8 @@ class Bnb4(Format, ABC):
             name = b.name("gemm_4bit")
             out = module.out._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
+            # Backward unpacks to the dtype that was packed, and casts that before it makes the gradient.
+            again = weight.numel * weight.dtype.size if weight.dtype is not compute else 0
             unpacked = self.double_quant and numerics.backend == "cpu"  # the block constants, in one go with the product
             constants = 4 * ceil_div(weight.numel, self.blocksize) if unpacked else 0
             b.ops.append(
@@ -93,7 +95,7 @@ class Bnb4(Format, ABC):
                     site=module.site,
                     adapters_clone=True,
                     forward_workspace_bytes=dequantized + constants,
-                    backward_workspace_bytes=dequantized,
+                    backward_workspace_bytes=dequantized + max(0, again - x.numel * compute.size),
                 )
             )
             final = b.cast(out, module.x.dtype, label="out")
