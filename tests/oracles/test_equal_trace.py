@@ -9,9 +9,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from tests.oracles.cases import DIMENSIONS, NEAR, cases, job_of, possible  # noqa: E402
-from tests.oracles.compare import assert_equal  # noqa: E402
-from tests.oracles.cover import Row, pairs, pairs_of  # noqa: E402
+from tests.oracles.cases import DIMENSIONS, NEAR, cases, job_of, possible
+from tests.oracles.compare import assert_equal
+from tests.oracles.cover import Row, pairs, pairs_of
 
 CASES = cases()
 

@@ -11,9 +11,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from peftplan.job import make_job  # noqa: E402
-from peftplan.pipeline import read  # noqa: E402
-from tests.oracles.compare import assert_equal  # noqa: E402
+from peftplan.job import make_job
+from peftplan.pipeline import read
+from tests.oracles.compare import assert_equal
 
 _ALL_LINEAR = {"rank": 16, "target_modules": "all-linear"}
 METHODS: dict[str, dict[str, Any]] = {
