@@ -243,7 +243,8 @@ class _Player:
             self._free_all(rest)
             return
         for key in rest:
-            self._alive[("old", *key)] = self._alive.pop(key)
+            renamed: Key = ("old", *key)
+            self._alive[renamed] = self._alive.pop(key)
 
     def _outputs(self) -> list[Key]:
         """The model's output; where it dies before backward, without what backward needs of it."""
