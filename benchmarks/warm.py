@@ -25,9 +25,7 @@ ALLOWED_SECONDS = 0.002
 def jobs() -> Iterator[Job]:
     """Every combination once, in a fixed random order."""
     grid = list(
-        itertools.product(
-            MODELS, METHODS, (1, 2, 3, 4, 6, 8), (256, 384, 512, 768, 1024, 1536), ("none", "full")
-        )
+        itertools.product(MODELS, METHODS, (1, 2, 3, 4, 6, 8), (256, 384, 512, 768, 1024, 1536), ("none", "full"))
     )
     random.Random(0).shuffle(grid)
     for model, method, micro_batch, seq_len, recompute in grid:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peftplan.arch import load_arch
     from peftplan.arch.core import Arch
-    from peftplan.errors import OutsideError, PeftplanError, RequestError
     from peftplan.breakdown import Saving, explain, savings
+    from peftplan.errors import OutsideError, PeftplanError, RequestError
     from peftplan.job import Job
     from peftplan.pipeline import estimate
     from peftplan.result import Assumption, Estimate, Term

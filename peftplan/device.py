@@ -27,9 +27,7 @@ def on_device(*, peak_bytes: int, reserved_bytes: int | None, gpu: Gpu | None) -
     30 % over fitcheck's T4 rows (2026-11), most with eager attention.
     """
     context = cuda_context(gpu.capability if gpu is not None else None)
-    notes = [
-        Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
-    ]
+    notes = [Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")]
     total = (peak_bytes if reserved_bytes is None else reserved_bytes) + context.bytes
     if reserved_bytes is None:
         why = "counts allocated bytes, not those the allocator reserves: errs low"
@@ -39,6 +37,4 @@ def on_device(*, peak_bytes: int, reserved_bytes: int | None, gpu: Gpu | None) -
 
 def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
-    return any(
-        len(op.ins) > 2 and isinstance(op, (Linear, PackedLinear)) for r in graph.regions for op in r.ops
-    )
+    return any(len(op.ins) > 2 and isinstance(op, (Linear, PackedLinear)) for r in graph.regions for op in r.ops)

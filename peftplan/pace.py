@@ -56,9 +56,7 @@ def pace(
     found = step_time(
         step.segments,
         gpu,
-        attention=attention_kernel(
-            case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=compute
-        ),
+        attention=attention_kernel(case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=compute),
         optimizer=_traffic(case, trained, state_bytes),
         micro_batches=case.job.grad_accum,
         reentrant=case.recompute.reentrant,

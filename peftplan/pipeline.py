@@ -98,7 +98,7 @@ def build_graph(case: Case) -> Graph:
 
 def _rules(case: Case) -> Rules:
     if case.job.backend == "cpu":
-        return Rules(adds_in_place=False, size=exact_size)
+        return Rules(size=exact_size)
     return Rules()
 
 

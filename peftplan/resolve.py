@@ -37,7 +37,19 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 RECOMPUTE = ("none", "full")
-PREFIXES = ("method", "format", "optimizer", "layout", "model", "recompute", "loop", "loss", "allocator", "kernels", "precision")
+PREFIXES = (
+    "method",
+    "format",
+    "optimizer",
+    "layout",
+    "model",
+    "recompute",
+    "loop",
+    "loss",
+    "allocator",
+    "kernels",
+    "precision",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +230,9 @@ def _precision(
         asked = "fp32"
     base, mixed = asked.removesuffix("-mixed"), asked.endswith("-mixed")
     if asked and base not in ("bf16", "fp16", "fp32", "bfloat16", "float16"):
-        raise Unsupported(f"--precision {job.precision} is not modelled; use bf16, fp16, fp32, bf16-mixed or fp16-mixed")
+        raise Unsupported(
+            f"--precision {job.precision} is not modelled; use bf16, fp16, fp32, bf16-mixed or fp16-mixed"
+        )
     if mixed and base == "fp32":
         raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
@@ -247,15 +261,15 @@ def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
         return WeightTypes.all(dtype)
     rest = DType.float32
     ends = rest if fmt.upcasts_ends else DType.bfloat16
-    return WeightTypes(
-        linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest)
-    )
+    return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest))
 
 
 def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
     if arch.max_positions is not None and seq_len > arch.max_positions:
         notes.add(
-            "seq_len", seq_len, f"longer than the model's max_position_embeddings ({arch.max_positions}); memory as asked"
+            "seq_len",
+            seq_len,
+            f"longer than the model's max_position_embeddings ({arch.max_positions}); memory as asked",
         )
 
 

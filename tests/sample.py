@@ -90,15 +90,9 @@ def estimate(**changes: Any) -> Estimate:
 
 def savings() -> tuple[FakeSaving, ...]:
     return (
-        FakeSaving(
-            change="recompute full", job=job(recompute="full"), saved_bytes=2_800_000_000, peak_bytes=GIB
-        ),
-        FakeSaving(
-            change="micro-batch 4", job=job(micro_batch=4), saved_bytes=1_763_704_832, peak_bytes=2 * GIB
-        ),
-        FakeSaving(
-            change="fused loss", job=job(kernels="liger"), saved_bytes=402_653_184, peak_bytes=3 * GIB
-        ),
+        FakeSaving(change="recompute full", job=job(recompute="full"), saved_bytes=2_800_000_000, peak_bytes=GIB),
+        FakeSaving(change="micro-batch 4", job=job(micro_batch=4), saved_bytes=1_763_704_832, peak_bytes=2 * GIB),
+        FakeSaving(change="fused loss", job=job(kernels="liger"), saved_bytes=402_653_184, peak_bytes=3 * GIB),
     )
 
 

@@ -179,9 +179,7 @@ def as_events(lives: list[tuple[int, int]]) -> list[Event]:
 
 
 @given(LIVES, st.booleans())
-def test_reserved_covers_allocated_and_everything_comes_back(
-    lives: list[tuple[int, int]], expandable: bool
-) -> None:
+def test_reserved_covers_allocated_and_everything_comes_back(lives: list[tuple[int, int]], expandable: bool) -> None:
     events = as_events(lives)
     held = CachingAllocator(AllocatorSettings(expandable_segments=expandable))
     usage = held.run(events)

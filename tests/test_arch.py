@@ -231,10 +231,7 @@ def test_parameter_count_by_hand() -> None:
     layer = 2 * 48 + 2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 88
     arch = read("llama", num_key_value_heads=2)
     assert parameter_count(arch) == 3 * layer + 48 + 2 * 97 * 48
-    assert (
-        parameter_count(read("llama", num_key_value_heads=2, tie_word_embeddings=True))
-        == 3 * layer + 48 + 97 * 48
-    )
+    assert parameter_count(read("llama", num_key_value_heads=2, tie_word_embeddings=True)) == 3 * layer + 48 + 97 * 48
 
 
 @pytest.mark.parametrize(
@@ -384,9 +381,7 @@ def test_overrides_replace_keys(overrides: dict[str, Any], expected: dict[str, A
 
 
 def test_an_override_changes_what_is_read() -> None:
-    arch = load_arch(
-        "llama-7b", overrides={"num_hidden_layers": 2, "use_cache": False, "torch_dtype": "bfloat16"}
-    )
+    arch = load_arch("llama-7b", overrides={"num_hidden_layers": 2, "use_cache": False, "torch_dtype": "bfloat16"})
     assert (arch.num_layers, arch.use_cache, arch.dtype) == (2, False, DType.bfloat16)
 
 

@@ -132,9 +132,7 @@ def test_a_huge_config_is_refused_unread(tmp_path: Path) -> None:
         ("pytorch_model.bin", "a weights file is not read"),
     ],
 )
-def test_a_bad_name_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str
-) -> None:
+def test_a_bad_name_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.json").mkdir()

@@ -80,9 +80,7 @@ def observe(model: Any, like: Arch) -> Arch:
 def observe_layer(layer: Any, body: Any) -> Layer:
     attention = layer.self_attn
     dropout = layer.resid_attn_dropout.p if hasattr(layer, "resid_attn_dropout") else 0.0
-    return Layer(
-        attention=observe_attention(attention, body), mlp=observe_mlp(layer.mlp), residual_dropout=dropout
-    )
+    return Layer(attention=observe_attention(attention, body), mlp=observe_mlp(layer.mlp), residual_dropout=dropout)
 
 
 def observe_attention(attention: Any, body: Any) -> Attention:

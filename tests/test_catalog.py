@@ -96,9 +96,7 @@ def test_names_people_type(name: str, model: str) -> None:
     assert find_model(name).id == model
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma-22b", "opt-1b3", "llama-318b", "llama", "", "7b", "mistral-7b-instruct"]
-)
+@pytest.mark.parametrize("name", ["gemma-22b", "opt-1b3", "llama-318b", "llama", "", "7b", "mistral-7b-instruct"])
 def test_a_doubtful_name_is_not_guessed(name: str) -> None:
     with pytest.raises(UnknownName) as caught:
         find_model(name)
@@ -107,9 +105,7 @@ def test_a_doubtful_name_is_not_guessed(name: str) -> None:
 
 
 def test_an_unknown_name_suggests_different_models() -> None:
-    with pytest.raises(
-        UnknownName, match="did you mean llama3-8b, llama31-8b, llama-7b, llama2-7b"
-    ) as caught:
+    with pytest.raises(UnknownName, match="did you mean llama3-8b, llama31-8b, llama-7b, llama2-7b") as caught:
         find_model("llama-8b")
     assert str(caught.value).startswith("unknown model 'llama-8b'")
 

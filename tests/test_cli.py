@@ -18,7 +18,7 @@ from tests import sample
 
 
 class FakeModel(ModuleType):
-    """Stands in for `peftplan.pipeline` and `peftplan.breakdown`: the sample's numbers for any job, or a chosen error."""
+    """Stands in for `peftplan.pipeline` and `peftplan.breakdown`: the sample's numbers, or an error."""
 
     Saving = sample.FakeSaving
 
@@ -154,9 +154,7 @@ def test_a_gpu_is_not_pretended(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("model")
-def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "peftplan.instruments.trace", raising=False)
     assert main(["profile", "--model", "x"]) == 3

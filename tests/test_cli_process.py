@@ -81,9 +81,7 @@ def test_an_estimates_json_given_back_gives_the_same_answer(tmp_path: Path) -> N
 
 def test_a_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -m peftplan.cli list models | head -n 1"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
 
@@ -114,9 +112,7 @@ def test_shell_completion_knows_options_models_gpus_and_methods() -> None:
         ("peftplan estimate --batching pa", "padded"),
         ("peftplan list g", "gpus"),
     ):
-        done = _peftplan(
-            _PEFTPLAN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1)
-        )
+        done = _peftplan(_PEFTPLAN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1))
         assert expected in done.stdout.split(), (words, done)
 
 
@@ -138,7 +134,5 @@ def test_the_built_wheel_installs_without_torch_and_answers(tmp_path: Path) -> N
         [scripts / "peftplan", *ESTIMATE, "--json"], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert json.loads(done.stdout)["memory"]["peak_bytes"] > 3 * 2**30
-    listed = subprocess.run(
-        [scripts / "python", "-m", "pip", "freeze"], check=True, capture_output=True, text=True
-    )
+    listed = subprocess.run([scripts / "python", "-m", "pip", "freeze"], check=True, capture_output=True, text=True)
     assert not {line.partition("==")[0] for line in listed.stdout.split()}.intersection(HEAVY)

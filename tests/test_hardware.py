@@ -46,11 +46,7 @@ def test_rows_are_plausible(gpu: Gpu) -> None:
     assert (memory.torch_total_bytes is None) == (memory.torch_total_source is None)
     if memory.driver_total_bytes is not None:
         assert 0.9 < memory.marketed_bytes / memory.driver_total_bytes < 1.05
-        assert (
-            0
-            <= memory.driver_total_bytes - (memory.torch_total_bytes or memory.driver_total_bytes)
-            < 1.1 * GIB
-        )
+        assert 0 <= memory.driver_total_bytes - (memory.torch_total_bytes or memory.driver_total_bytes) < 1.1 * GIB
     assert all(rate > 0 for rate in gpu.dense_tflops.values())
     if gpu.measured_bf16_tflops is not None:
         assert gpu.measured_bf16_tflops < gpu.dense_tflops["bf16"]

@@ -20,7 +20,5 @@ TOOLS = {
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_tree_is_clean(tool: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *TOOLS[tool]], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *TOOLS[tool]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -145,9 +145,7 @@ def test_each_kind_of_memory_meets_its_own_prediction() -> None:
 
 
 def test_known_extras_are_added_to_the_prediction() -> None:
-    value = Measured(
-        kind="allocated_peak", bytes=1, beyond_model_bytes=GIB, beyond_model_why="kept by the loop"
-    )
+    value = Measured(kind="allocated_peak", bytes=1, beyond_model_bytes=GIB, beyond_model_why="kept by the loop")
     assert predicted_bytes(estimate_of(record().to_job()), value) == 10 * GIB
 
 

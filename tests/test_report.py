@@ -209,9 +209,7 @@ def test_the_common_cards_are_in_the_catalog_by_their_own_name() -> None:
     assert len(sizes) == len(COMMON)
 
 
-@pytest.mark.parametrize(
-    ("what", "like", "says"), [("models", "llama-2-7b", "6.74 B"), ("gpus", "4090", "24 GB")]
-)
+@pytest.mark.parametrize(("what", "like", "says"), [("models", "llama-2-7b", "6.74 B"), ("gpus", "4090", "24 GB")])
 def test_catalog_lists_are_filtered_and_shown(what: str, like: str, says: str) -> None:
     rows = lists.rows(what, like)
     text = paper.render(tables.render(what, rows), Stream())

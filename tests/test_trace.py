@@ -241,9 +241,7 @@ def test_saved_bytes_hold_what_autograd_packs(case: str) -> None:
     assert outputs.loss.item() > 0
 
 
-@pytest.mark.parametrize(
-    "case", ["full", "lora", "lora padded recompute", "full padded eager", "lora amp dropout"]
-)
+@pytest.mark.parametrize("case", ["full", "lora", "lora padded recompute", "full padded eager", "lora amp dropout"])
 def test_flops_are_those_of_torchs_counter(case: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -298,8 +296,7 @@ def test_kept_gradients_are_static() -> None:
 
 def test_tied_weights_count_once() -> None:
     tied, untied = (
-        traced(tiny("qwen2", method="full", set={"model.tie_word_embeddings": flag}))
-        for flag in (True, False)
+        traced(tiny("qwen2", method="full", set={"model.tie_word_embeddings": flag})) for flag in (True, False)
     )
     assert untied.parameters["stored_bytes"] - tied.parameters["stored_bytes"] == 2 * 97 * 48
 
@@ -308,9 +305,7 @@ def test_packed_weights_are_as_large_as_bitsandbytes_says() -> None:
     from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(torch.randn(88, 48), compress_statistics=False, quant_type="nf4")
-    entries = [
-        e for e in traced(tiny(**CASES["nf4"])).events if e.phase == "static" and ".0.mlp.up_proj" in e.module
-    ]
+    entries = [e for e in traced(tiny(**CASES["nf4"])).events if e.phase == "static" and ".0.mlp.up_proj" in e.module]
     assert [e.bytes for e in entries] == [packed.nbytes, state.absmax.nbytes, state.code.nbytes]
 
 

@@ -124,9 +124,7 @@ class Config:
             return self.heads
         value = self.size("num_key_value_heads", default or self.heads)
         if self.heads % value:
-            raise self.wrong(
-                f"num_attention_heads ({self.heads}) must be a multiple of num_key_value_heads ({value})"
-            )
+            raise self.wrong(f"num_attention_heads ({self.heads}) must be a multiple of num_key_value_heads ({value})")
         return value
 
     def head_dim(self, default: int | None = None) -> int:

@@ -50,8 +50,7 @@ def _huggingface_hub() -> Any:
         import huggingface_hub.utils
     except ImportError:
         raise OutsideError(
-            "a model outside the catalog is read from the Hub, which needs huggingface_hub: "
-            "pip install 'peftplan[hub]'"
+            "a model outside the catalog is read from the Hub, which needs huggingface_hub: pip install 'peftplan[hub]'"
         ) from None
     return huggingface_hub
 
@@ -74,8 +73,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PeftplanError
 
     if isinstance(error, errors.GatedRepoError):
         return RequestError(
-            f"{repo} is gated on the Hub: accept its terms there and log in (`hf auth login`), "
-            "or give its config.json"
+            f"{repo} is gated on the Hub: accept its terms there and log in (`hf auth login`), or give its config.json"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return _not_found(repo)
@@ -86,9 +84,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PeftplanError
     if isinstance(error, errors.HFValidationError):
         return RequestError(f"{repo!r} is not a valid Hub id: {_first_line(error)}")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return OutsideError(
-            f"config.json of {repo} is not in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it"
-        )
+        return OutsideError(f"config.json of {repo} is not in the Hub cache, and HF_HUB_OFFLINE forbids to fetch it")
     return OutsideError(
         f"config.json of {repo} is not in the Hub cache, and {constants.ENDPOINT} did not serve it "
         f"({_first_line(error)})"
@@ -98,9 +94,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PeftplanError
 def _not_found(repo: str) -> UnknownName:
     from peftplan.arch.catalog import nearest
 
-    return UnknownName(
-        "model", repo, nearest(repo), hint="neither the catalog nor the Hub has it (or it is private)"
-    )
+    return UnknownName("model", repo, nearest(repo), hint="neither the catalog nor the Hub has it (or it is private)")
 
 
 def _first_line(error: BaseException) -> str:

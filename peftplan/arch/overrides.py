@@ -36,6 +36,4 @@ def _nested(old: object, path: str, value: Any) -> dict[str, Any]:
 def _unknown_key(key: str, family: Family) -> RequestError:
     near = difflib.get_close_matches(key, sorted(family.keys), n=3, cutoff=0.5)
     fix = f"; did you mean {' or '.join(near)}?" if near else ""
-    return RequestError(
-        f"model.{printable(key)}: {'/'.join(family.model_types)} configs have no such key{fix}"
-    )
+    return RequestError(f"model.{printable(key)}: {'/'.join(family.model_types)} configs have no such key{fix}")

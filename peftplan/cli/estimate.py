@@ -16,8 +16,8 @@ def command(job: Job, *, json: Json = False) -> str:
         from peftplan.cli.output import as_json
 
         return as_json(answer)
-    from peftplan.cli.output import as_text
     from peftplan.breakdown import savings
+    from peftplan.cli.output import as_text
     from peftplan.report import cards, screen
 
     return as_text(screen.render(answer, savings(job, answer), cards.common()))

@@ -16,9 +16,7 @@ KINDS = ("models", "gpus", "methods", "formats", "optimizers")
 def command(
     what: Annotated[
         str,
-        typer.Argument(
-            metavar="WHAT", help="One of " + ", ".join(KINDS) + ".", autocompletion=complete.listable
-        ),
+        typer.Argument(metavar="WHAT", help="One of " + ", ".join(KINDS) + ".", autocompletion=complete.listable),
     ],
     like: Annotated[str, typer.Argument(metavar="LIKE", help="Only names that hold this text.")] = "",
     *,

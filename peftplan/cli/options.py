@@ -17,9 +17,7 @@ from peftplan.job import Job, make_job
 
 MODEL, METHOD, TRAINING, MACHINE, FILES = "Model", "Method", "Training", "Machine", "Files and output"
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=FILES)
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=FILES)]
 
 
 def _option(
@@ -53,16 +51,14 @@ class JobOptions:
     dtype: Annotated[
         Text, _option("--dtype", MODEL, "DTYPE", "Element type the weights are loaded in.", complete.dtypes)
     ] = None
-    attention: Annotated[
-        Text, _option("--attention", MODEL, "NAME", "Attention implementation: sdpa, eager, ...")
-    ] = None
-    kernels: Annotated[
-        Text, _option("--kernels", MODEL, "NAME", "Kernel set for loss, norm and feed-forward.")
-    ] = None
+    attention: Annotated[Text, _option("--attention", MODEL, "NAME", "Attention implementation: sdpa, eager, ...")] = (
+        None
+    )
+    kernels: Annotated[Text, _option("--kernels", MODEL, "NAME", "Kernel set for loss, norm and feed-forward.")] = None
 
-    method: Annotated[
-        Text, _option("--method", METHOD, "NAME", "full, lora, qlora, dora, ...", complete.methods)
-    ] = None
+    method: Annotated[Text, _option("--method", METHOD, "NAME", "full, lora, qlora, dora, ...", complete.methods)] = (
+        None
+    )
     rank: Annotated[Text, _option("--rank", METHOD, "N", "Rank of the adapter.")] = None
     target_modules: Annotated[
         Text, _option("--target-modules", METHOD, "NAMES", "Modules to adapt: q_proj,v_proj or all-linear.")
@@ -82,33 +78,23 @@ class JobOptions:
         ),
     ] = None
 
-    task: Annotated[
-        Text, _option("--task", TRAINING, "NAME", "train, generate or serve.", complete.tasks)
-    ] = None
+    task: Annotated[Text, _option("--task", TRAINING, "NAME", "train, generate or serve.", complete.tasks)] = None
     precision: Annotated[
         Text, _option("--precision", TRAINING, "NAME", "bf16, bf16-mixed, fp32, ...", complete.precisions)
     ] = None
     optimizer: Annotated[
         Text, _option("--optimizer", TRAINING, "NAME", "Optimizer, such as adamw.", complete.optimizers)
     ] = None
-    micro_batch: Annotated[
-        Text, _option("--micro-batch", TRAINING, "N", "Sequences per GPU and forward pass.")
-    ] = None
+    micro_batch: Annotated[Text, _option("--micro-batch", TRAINING, "N", "Sequences per GPU and forward pass.")] = None
     seq_len: Annotated[Text, _option("--seq-len", TRAINING, "N", "Tokens per sequence.")] = None
-    grad_accum: Annotated[
-        Text, _option("--grad-accum", TRAINING, "N", "Micro-batches per optimizer step.")
-    ] = None
+    grad_accum: Annotated[Text, _option("--grad-accum", TRAINING, "N", "Micro-batches per optimizer step.")] = None
     batching: Annotated[
         Text,
-        _option(
-            "--batching", TRAINING, "NAME", "padded, packed or exact (equal lengths).", complete.batchings
-        ),
+        _option("--batching", TRAINING, "NAME", "padded, packed or exact (equal lengths).", complete.batchings),
     ] = None
     recompute: Annotated[
         Text,
-        _option(
-            "--recompute", TRAINING, "NAME", "Activation checkpointing: none or full.", complete.recomputes
-        ),
+        _option("--recompute", TRAINING, "NAME", "Activation checkpointing: none or full.", complete.recomputes),
     ] = None
     tokens: Annotated[
         Text, _option("--tokens", TRAINING, "N", "Tokens to train on, for the cost of the whole run.")
@@ -117,9 +103,9 @@ class JobOptions:
     gpu: Annotated[Text, _option("--gpu", MACHINE, "NAME", "GPU model to fit on.", complete.gpus)] = None
     gpus: Annotated[Text, _option("--gpus", MACHINE, "N", "GPUs per node.")] = None
     nodes: Annotated[Text, _option("--nodes", MACHINE, "N", "Nodes.")] = None
-    layout: Annotated[
-        Text, _option("--layout", MACHINE, "LAYOUT", "Parallel layout: zero3, fsdp, tp=2,dp=4, ...")
-    ] = None
+    layout: Annotated[Text, _option("--layout", MACHINE, "LAYOUT", "Parallel layout: zero3, fsdp, tp=2,dp=4, ...")] = (
+        None
+    )
     offload: Annotated[Text, _option("--offload", MACHINE, "NAME", "What is kept in host memory.")] = None
     backend: Annotated[
         Text,

@@ -20,9 +20,7 @@ class PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not read", event.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not read", event.start_mark)
         return super().compose_node(parent, index)
 
 

@@ -32,9 +32,7 @@ def command(
     ] = "meta",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="Also write the whole trace to this file.", rich_help_panel=FILES
-        ),
+        typer.Option("--out", metavar="FILE", help="Also write the whole trace to this file.", rich_help_panel=FILES),
     ] = None,
     json: Json = False,
 ) -> str:

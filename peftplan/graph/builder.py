@@ -126,7 +126,9 @@ class Builder:
         if not t.is_param:
             return self.cast(t, target)
         n = self.name(t.name.rsplit(".", 1)[-1] + "_cast")
-        return self._emit(WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part))
+        return self._emit(
+            WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part)
+        )
 
     # -- elementwise --------------------------------------------------------------------------------------------
 
@@ -186,9 +188,7 @@ class Builder:
         out = Tensor(n, x.shape, dtype)
         guard = out.nbytes + out.numel if guarded and on_cuda else 0
         return self._emit(
-            Softmax(
-                name=n, ins=(x,), out=out, product=on_cuda, temporary_bytes=guard, site=self._site, part=self._part
-            )
+            Softmax(name=n, ins=(x,), out=out, product=on_cuda, temporary_bytes=guard, site=self._site, part=self._part)
         )
 
     def rotate_half(self, x: Tensor, label: str = "rotate_half") -> Tensor:

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from peftplan.graph.core import Graph, Op, Region, Tensor
 from peftplan.graph.ops import Hold
 
-MODULE_SITES = frozenset(
-    {"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"}
-)
+MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +75,7 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
 
 def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ...]:
     """`ops` with the value `produced` renamed to `target`, wherever it is written or read."""
+
     def renamed(t: Tensor) -> Tensor:
         if t.name == produced.name:
             return t._replace(name=target.name)
@@ -96,8 +95,7 @@ def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
             return t if t.trainable is flag else t._replace(trainable=flag)
 
         ops = tuple(
-            replace(op, ins=tuple(map(flip, op.ins))) if any(t.is_param for t in op.ins) else op
-            for op in region.ops
+            replace(op, ins=tuple(map(flip, op.ins))) if any(t.is_param for t in op.ins) else op for op in region.ops
         )
         return replace(region, ops=ops)
 

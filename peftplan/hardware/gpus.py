@@ -128,16 +128,12 @@ def usable_bytes(gpu: Gpu) -> UsableMemory:
     """
     memory = gpu.memory
     if memory.torch_total_bytes is not None:
-        return UsableMemory(
-            bytes=memory.torch_total_bytes, source=f"torch's total: {memory.torch_total_source}"
-        )
+        return UsableMemory(bytes=memory.torch_total_bytes, source=f"torch's total: {memory.torch_total_source}")
     if memory.unified:
         return UsableMemory(
             bytes=None,
             source=f"{gpu.name} shares its memory with the CPU; a process's part depends on the machine",
         )
     if memory.driver_total_bytes is not None:
-        return UsableMemory(
-            bytes=memory.driver_total_bytes, source=f"driver's total: {memory.driver_total_source}"
-        )
+        return UsableMemory(bytes=memory.driver_total_bytes, source=f"driver's total: {memory.driver_total_source}")
     return UsableMemory(bytes=memory.marketed_bytes, source="marketed size, read as decimal GB")

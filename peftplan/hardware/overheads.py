@@ -105,9 +105,7 @@ def cuda_context(capability: Capability | None) -> Figure:
     return _CONTEXT_ADA if capability == (8, 9) else _CONTEXT_OTHER
 
 
-def workspace_bytes(
-    capability: Capability | None, *, biased_linears: bool, recomputes: bool = True
-) -> int:
+def workspace_bytes(capability: Capability | None, *, biased_linears: bool, recomputes: bool = True) -> int:
     """Library workspaces inside memory_allocated during training: one per handle of each library in use.
 
     Biases are added in forward passes only, so the autograd thread has a cuBLASLt handle only where it recomputes.

@@ -88,9 +88,7 @@ def phase_peaks(events: list[Event]) -> dict[str, int]:
 
 def alive_at_peak(events: list[Event]) -> list[int]:
     """The ids of the storages alive when the step first reaches its peak."""
-    heights = [
-        level if event.phase in PHASES else -1 for event, level in zip(events, levels(events), strict=True)
-    ]
+    heights = [level if event.phase in PHASES else -1 for event, level in zip(events, levels(events), strict=True)]
     alive: dict[int, None] = {}
     for event in events[: heights.index(max(heights)) + 1]:
         if event.action == "alloc":

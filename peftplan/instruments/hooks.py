@@ -107,6 +107,8 @@ def as_if_real(recorder: Recorder, *, padded: bool) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' warnings and log lines off stderr."""
+    import transformers  # noqa: F401  (its import sets its logger's level)
+
     loggers = [logging.getLogger(name) for name in NOISY]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():

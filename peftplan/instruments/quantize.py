@@ -74,9 +74,7 @@ def _pack(module: Any, source: Any, job: Job) -> None:
 def _blocksize(job: Job, default: int) -> int:
     size = int(job.knobs("format").get("blocksize", default))
     if size not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-        raise RequestError(
-            f"format.blocksize={size}: bitsandbytes packs blocks of a power of 2 from 32 to 4096"
-        )
+        raise RequestError(f"format.blocksize={size}: bitsandbytes packs blocks of a power of 2 from 32 to 4096")
     return size
 
 
@@ -178,9 +176,7 @@ def recognised() -> Iterator[None]:
         found = _dequantized(module.weight, getattr(getattr(module, "state", None), "SCB", None))
         return of_module(module) if found is None else found
 
-    with _replaced(
-        {"dequantize_bnb_weight": from_weight, "dequantize_module_weight": from_module}, integrations
-    ):
+    with _replaced({"dequantize_bnb_weight": from_weight, "dequantize_module_weight": from_module}, integrations):
         yield
 
 

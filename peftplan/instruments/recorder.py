@@ -193,9 +193,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._refs[number] = weakref.ref(storage, functools.partial(self._died, key, number))
         self.alive[number] = size
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        self.born[number] = Storage(
-            number, size, kind, shape, dtype, self.phase, self._op, place.module, place.source
-        )
+        self.born[number] = Storage(number, size, kind, shape, dtype, self.phase, self._op, place.module, place.source)
         self.events.append(Event("alloc", number, size, self.phase, self._op, place.module))
         return number
 

@@ -100,9 +100,7 @@ class Step:
             for name, buffer in module._buffers.items():
                 lasting = name not in module._non_persistent_buffers_set
                 if buffer is not None:
-                    self.recorder.add(
-                        buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}"
-                    )
+                    self.recorder.add(buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}")
         for name, _, _, tensor in fakes.loose_tensors(self.model):
             self.recorder.add(tensor, "buffer_non_persistent", name)
 
@@ -209,9 +207,7 @@ def adamw_switches(job: Job) -> dict[str, bool]:
     """The arguments of torch.optim.AdamW that choose its implementation. Raises Unsupported for others."""
     name = (job.optimizer or "adamw").replace("-", "_").lower()
     if name not in OPTIMIZERS:
-        raise Unsupported(
-            f"--optimizer: the trace cannot run {job.optimizer!r}; it can: {', '.join(OPTIMIZERS)}"
-        )
+        raise Unsupported(f"--optimizer: the trace cannot run {job.optimizer!r}; it can: {', '.join(OPTIMIZERS)}")
     impl = str(job.knobs("optimizer").get("impl", OPTIMIZERS[name]))
     if impl not in IMPLEMENTATIONS:
         raise RequestError(f"optimizer.impl={impl!r}: use one of {', '.join(IMPLEMENTATIONS)}")

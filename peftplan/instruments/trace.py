@@ -68,9 +68,7 @@ def _run(choices: Choices, model: torch.nn.Module, mode: Mode, counts: dict[str,
     except PeftplanError:
         raise
     except Exception as error:  # any library below may fail in any way
-        raise OutsideError(
-            f"the real model fails in this step: {type(error).__name__}: {_line(error)}"
-        ) from error
+        raise OutsideError(f"the real model fails in this step: {type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

@@ -222,7 +222,9 @@ class Lora(Method):
         found = {o.name for o in originals}
         if not found:
             names = sorted({m.path for r in graph.regions for _, _, m in modules(r)})
-            raise RequestError(f"modules_to_save {', '.join(wanted)!r} matches nothing; this model has {', '.join(names)}")
+            raise RequestError(
+                f"modules_to_save {', '.join(wanted)!r} matches nothing; this model has {', '.join(names)}"
+            )
         still_used = {t.name for r in regions for op in r.ops for t in op.ins}
         unused = tuple(o for o in originals if o.name not in still_used)
         return replace(graph, regions=regions, unused=(*graph.unused, *unused))

@@ -45,10 +45,7 @@ class Targets:
         """Whether the module `path` (its full name in the model) is adapted."""
         if self.excluded is not None and _matches(self.excluded, path):
             return False
-        if self.wanted == ALL_LINEAR:
-            found = site not in ("head", "embed")
-        else:
-            found = _matches(self.wanted, path)
+        found = site not in ("head", "embed") if self.wanted == ALL_LINEAR else _matches(self.wanted, path)
         if found and self.layers is not None:
             found = layer in self.layers
         return found
@@ -80,7 +77,9 @@ def targets(
         wanted = (wanted,)
     chosen = (layers,) if isinstance(layers, int) else tuple(layers) if layers is not None else None
     if chosen is not None and isinstance(wanted, str):
-        raise RequestError(f"layers_to_transform needs --target-modules as a list of names, not {wanted!r} (PEFT's rule)")
+        raise RequestError(
+            f"layers_to_transform needs --target-modules as a list of names, not {wanted!r} (PEFT's rule)"
+        )
     return Targets(wanted=wanted, excluded=excluded, layers=chosen)
 
 

@@ -40,9 +40,7 @@ def _saving(saving: Saving) -> dict[str, Any]:
 def render(estimate: Estimate, terms: Sequence[Term], savings: Sequence[Saving]) -> RenderableType:
     """Terms grouped by kind, largest first, with numbered sources; then FLOPs, assumptions and changes."""
     sources = list(dict.fromkeys(term.source for term in terms))
-    title = Text.assemble(
-        ("Where the bytes come from", "bold"), (f"  {words.headline(estimate.job)}", "bright_black")
-    )
+    title = Text.assemble(("Where the bytes come from", "bold"), (f"  {words.headline(estimate.job)}", "bright_black"))
     sections = [
         Group(title, _terms(terms, sources), _sums(estimate, terms)),
         _flops(estimate),
@@ -97,9 +95,7 @@ def _flops(estimate: Estimate) -> RenderableType:
     for name in ("forward", "backward", "recompute", "optimizer", "total"):
         amount = getattr(flops, name)
         rows.add_row(name, words.flop(amount), f"{amount:,}")
-    return Group(
-        screen.heading("Where the FLOPs come from", "per micro-batch of one replica, 1 MAC = 2"), rows
-    )
+    return Group(screen.heading("Where the FLOPs come from", "per micro-batch of one replica, 1 MAC = 2"), rows)
 
 
 def _assumptions(estimate: Estimate) -> RenderableType:

@@ -219,11 +219,7 @@ def _cost(estimate: Estimate) -> Text:
         f"{cost.energy_kwh:,.1f} kWh" if cost.energy_kwh is not None else "",
     ]
     known = " · ".join(part for part in parts if part)
-    return (
-        Text(known)
-        if known
-        else _unknown(words.reason(estimate, "cost.usd_per_hour", "usd_per_hour", "cost"))
-    )
+    return Text(known) if known else _unknown(words.reason(estimate, "cost.usd_per_hour", "usd_per_hour", "cost"))
 
 
 # -- why, and what would change it ------------------------------------------------------------------
@@ -259,7 +255,5 @@ def changes(savings: Sequence[Saving]) -> RenderableType:
 def _fits_on(estimate: Estimate, cards: Sequence[Card]) -> RenderableType:
     needed = needed_bytes(estimate.memory)
     marks = [("✓", "#56b870") if card.holds(needed) else ("✗", "bright_black") for card in cards]
-    names = [
-        Text(f"{mark} {card.name}", style=style) for card, (mark, style) in zip(cards, marks, strict=True)
-    ]
+    names = [Text(f"{mark} {card.name}", style=style) for card, (mark, style) in zip(cards, marks, strict=True)]
     return Group(heading("Fits on"), Columns(names, padding=(0, 3)))

@@ -112,9 +112,7 @@ class _Account:
         self.grads = 0
         self.peaks: dict[str, PhasePeak] = {}
 
-    def see(
-        self, phase: str, region: str, mark: Watermark, base: int, saved_base: int, grads_base: int
-    ) -> None:
+    def see(self, phase: str, region: str, mark: Watermark, base: int, saved_base: int, grads_base: int) -> None:
         value = base + mark.bytes
         best = self.peaks.get(phase)
         if best is None or value > best.bytes:
@@ -286,7 +284,12 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(
-            "backward", part.region.name, walk.peak, outside + i * delta, saved_outside + i * saved, account.grads - grads_before + i * grads
+            "backward",
+            part.region.name,
+            walk.peak,
+            outside + i * delta,
+            saved_outside + i * saved,
+            account.grads - grads_before + i * grads,
         )
     account.total += part.count * delta
     account.saved += part.count * saved

@@ -55,9 +55,7 @@ def replay(
     """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step
     needs one before it, because the first makes the optimizer's states in segments that activations leave
     behind."""
-    recorded = {
-        id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs
-    }
+    recorded = {id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.hold("weight", around.weights)
     for number, graph in enumerate(graphs):

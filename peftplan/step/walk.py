@@ -315,8 +315,8 @@ class RegionWalk:
             final = to.numel * to.dtype.size
             if final != storage.request_bytes:
                 made[j] = (to, self._new(final, op.name))
-                self._release(storage, op.name)
-        self._release(incoming, op.name)
+                self._release(storage)
+        self._release(incoming)
         self._release_saved(op)
         for to, storage in made:
             self._hand_on(to, storage, grads, op.name)
@@ -329,23 +329,23 @@ class RegionWalk:
         if old is None:
             grads[to.name] = storage
         elif self.rules.adds_in_place and old.refs == 1:
-            self._release(storage, where)
+            self._release(storage)
         else:
             grads[to.name] = self._new(to.numel * to.dtype.size, where)
-            self._release(old, where)
-            self._release(storage, where)
+            self._release(old)
+            self._release(storage)
 
     def _accumulate_param(self, to: Tensor, storage: _Storage, where: str) -> None:
         size = self.rules.size(to.numel * to.dtype.size)
         if self.grads_exist or to.name in self.global_grads:
             if not self.rules.adds_in_place and to.name in self.global_grads:
                 self._touch(size, where)
-            self._release(storage, where)
+            self._release(storage)
             return
         if is_global(to.name):
             self.global_grads[to.name] = size
         if storage.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
-            self._release(storage, where)
+            self._release(storage)
             storage = self._new(storage.request_bytes, where)
         self.param_gradients.append(storage.key)
         self.grad_bytes += size
@@ -374,7 +374,7 @@ class RegionWalk:
         self._alloc(size, where, key)
         return _Storage(request_bytes, size, key)
 
-    def _release(self, storage: _Storage, where: str) -> None:
+    def _release(self, storage: _Storage) -> None:
         storage.refs -= 1
         if storage.refs == 0:
             self._free(storage.bytes, storage.key)

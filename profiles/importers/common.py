@@ -33,9 +33,7 @@ def printed(kind: MemoryKind, value: float, *, unit: int, digits: int) -> Measur
 
 def beyond(kind: MemoryKind, value_bytes: float, *, extra_bytes: float, why: str) -> Measured:
     """A value that counts `extra_bytes` which no job describes."""
-    return Measured(
-        kind=kind, bytes=round(value_bytes), beyond_model_bytes=round(extra_bytes), beyond_model_why=why
-    )
+    return Measured(kind=kind, bytes=round(value_bytes), beyond_model_bytes=round(extra_bytes), beyond_model_why=why)
 
 
 def without_none(job: Row) -> Row:

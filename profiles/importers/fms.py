@@ -43,9 +43,7 @@ def record(row: Row) -> Record:
     made = published(row, job=_job(row, early=early), measured=measured, gaps=_gaps(row))
     if not early:
         return made
-    return made.model_copy(
-        update={"notes": "GB of 1e9 bytes, as the pull request's CSV shows. " + made.notes}
-    )
+    return made.model_copy(update={"notes": "GB of 1e9 bytes, as the pull request's CSV shows. " + made.notes})
 
 
 def _job(row: Row, *, early: bool) -> Row:

@@ -128,6 +128,4 @@ def _why_off(row: Row) -> str | None:
 
 def _notes(row: Row) -> str:
     every = row["harness"]["empty_cache_every_steps"]
-    return (
-        f"empty_cache every {every} step(s); reserved over the whole run minus 2 MiB; inferred largest batch"
-    )
+    return f"empty_cache every {every} step(s); reserved over the whole run minus 2 MiB; inferred largest batch"

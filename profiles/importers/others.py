@@ -32,9 +32,7 @@ def wants(row: Row) -> bool:
 
 def record(row: Row) -> Record:
     family = row["id"].split("-", 1)[0]
-    job, measured, gaps = {"lithub": _lithub, "swift": _swift, "tpreflight": _preflight, "gh": _tune}[family](
-        row
-    )
+    job, measured, gaps = {"lithub": _lithub, "swift": _swift, "tpreflight": _preflight, "gh": _tune}[family](row)
     return published(row, job=job, measured=measured, gaps=gaps)
 
 

@@ -70,9 +70,7 @@ def jobs(draw: st.DrawFn, methods: tuple[str, ...] = ("full", "freeze", "lora", 
     if method in ("lora", "qlora"):
         fields["rank"] = draw(st.integers(1, 8))
         fields["target_modules"] = draw(chosen(fields))
-        fields["format"] = draw(
-            st.sampled_from((None, "nf4", "fp4", "int8") if method == "lora" else (None, "fp4"))
-        )
+        fields["format"] = draw(st.sampled_from((None, "nf4", "fp4", "int8") if method == "lora" else (None, "fp4")))
         fields["set"]["method.lora_dropout"] = draw(st.sampled_from((0.0, 0.1)))
     return fields
 

@@ -18,9 +18,7 @@ def read(config: Config) -> Arch:
     if config.stated("use_bidirectional_attention") and config.flag("use_bidirectional_attention", False):
         raise config.unsupported("use_bidirectional_attention is not modelled; only causal attention is")
     layer = Layer(attention=_attention(config), mlp=_mlp(config))
-    return config.decoder(
-        [layer] * config.depth, tied=True, max_positions=8192, norm="rms_plus_one", embed_scale=True
-    )
+    return config.decoder([layer] * config.depth, tied=True, max_positions=8192, norm="rms_plus_one", embed_scale=True)
 
 
 def _attention(config: Config) -> Attention:

@@ -52,10 +52,9 @@ def attend(
     """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed
     besides: eager attention's weights."""
     if site.use_cache:
-        # DynamicLayer.lazy_initialization takes the keys' dtype for both; torch.cat promotes the values to
-        # it.
+        # DynamicLayer.lazy_initialization takes the keys' dtype for both; torch.cat promotes the values to it.
         k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
-        if site.attention.window is not None:  # DynamicSlidingWindowLayer counts tokens in a tensor
+        if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
             b.plain("cache_length", dtype=DType.int64)
     if site.implementation.startswith("flash_attention"):
         return _flash_package(b, site, q, k, v), ()
@@ -115,9 +114,7 @@ def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tenso
 # ----------------------------------------------------------------------------------------------
 
 
-def _sdpa(
-    b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> Tensor:
+def _sdpa(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """scaled_dot_product_attention's fused kernels: q, k, v, out and the log-sum-exp stay for backward."""
     name = b.name("attention")
     rows = round_up(site.seq, 32) if kernel == "efficient" else site.seq  # kAlignLSE
@@ -151,9 +148,7 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
             "use --attention sdpa, or a half --dtype or --precision"
         )
     if site.padded:
-        q, k, v = (
-            b.copy(t, label=n, grad_copied=True) for t, n in ((q, "q_unpad"), (k, "k_unpad"), (v, "v_unpad"))
-        )
+        q, k, v = (b.copy(t, label=n, grad_copied=True) for t, n in ((q, "q_unpad"), (k, "k_unpad"), (v, "v_unpad")))
     name = b.name("attention")
     extras = [internal(name, "lse", (site.size, site.attention.heads, site.seq), FP32)]
     newer = site.implementation == "flash_attention_3"
@@ -165,9 +160,7 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
 
 def _generator_state(name: str) -> list[Tensor]:
     """Two scalars on the device even without dropout (flash_api.cpp, mha_fwd: rng_state, _unused)."""
-    return [
-        internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))
-    ]
+    return [internal(name, label, shape, DType.int64) for label, shape in (("rng_state", (2,)), ("unused", ()))]
 
 
 def _emit(
@@ -273,17 +266,13 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         key = b.scale(key, label="k_scaled")
         q_flat = b.copy(q_scaled, label="q_flat") if not a.rotary_concat else q_scaled
         dense = site.use_cache or site.repeats > 1
-        key, value_flat = (
-            t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat"))
-        )
+        key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
             scores = b.add(scores, bias, label="masked")
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
-        second = (
-            weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
-        )
+        second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
         mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
         out = b.cast(mixed, dtype, label="out")
         b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)

@@ -13,7 +13,7 @@ from peftplan.arch.core import Arch, Attention, Layer, Mlp
 from peftplan.graph.blocks.attention import Site, attend
 from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, returned_logits
 from peftplan.graph.builder import Builder, Numerics
-from peftplan.graph.core import ACTIVATION, INPUT, Graph, Region, Tensor
+from peftplan.graph.core import INPUT, Graph, Region, Tensor
 from peftplan.graph.ops import Embedding
 from peftplan.units import DType
 
@@ -189,9 +189,7 @@ def project(
         return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
 
 
-def _layer(
-    arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType, index: int, count: int
-) -> Region:
+def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType, index: int, count: int) -> Region:
     """LlamaDecoderLayer.forward."""
     b = Builder(setup.numerics)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
@@ -210,9 +208,7 @@ def _layer(
     b.hold(x, mid, *weights)
     cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
     returned = tuple(op.out.name for op in b.ops if op.out.name in cached)
-    return Region(
-        name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned
-    )
+    return Region(name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned)
 
 
 def module_order(name: str) -> tuple[int, bool, bool]:

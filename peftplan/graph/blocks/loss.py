@@ -38,9 +38,7 @@ def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor, hidden: Tensor, s
         b.ops.append(LogSoftmax(name="log_softmax", ins=(scores,), out=log_probs, site="loss"))
         loss = Tensor("loss", (), FP32, ACTIVATION)
         total = internal("loss", "total_weight", (), FP32)
-        b.ops.append(
-            NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss")
-        )
+        b.ops.append(NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss"))
         b.hold(logits32, scores, hidden, held)
     return loss
 
