@@ -241,8 +241,8 @@ class _Player:
             self._free_all(rest)
             return
         for key in rest:
-            old: Key = ("old", *key)
-            self._alive[old] = self._alive.pop(key)
+            renamed: Key = ("old", *key)
+            self._alive[renamed] = self._alive.pop(key)
 
     def _outputs(self) -> list[Key]:
         """The model's output; where it dies before backward, without what backward needs of it."""
