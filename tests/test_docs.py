@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import docs_blocks
+from tests import docs_blocks, docs_pages
 from tests.docs_blocks import PAGES, ROOT
 
 
@@ -31,10 +31,9 @@ def test_code_blocks_run_and_show_what_they_print(path: Path) -> None:
                 assert docs_blocks.agrees(command.shown, printed), (command.line, printed)
 
 
-def test_the_page_of_commands_is_current() -> None:
-    from peftplan.cli.reference import page
-
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page()
+@pytest.mark.parametrize("name", docs_pages.QUICK)
+def test_generated_pages_are_current(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == docs_pages.QUICK[name]()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)
