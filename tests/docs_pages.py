@@ -89,6 +89,17 @@ def accuracy_page() -> str:
     return page(ROOT / "profiles")
 
 
+def readme() -> str:
+    """README.md with the rows of docs/accuracy.md that say how far off peaks are."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8").splitlines()
+    head = next(i for i, row in enumerate(rows) if row.startswith("| source "))
+    summary = itertools.takewhile(lambda row: row.startswith("|"), rows[head + 2 :])
+    body = [row for row in summary if re.match(r"\| [^|]* \| (allocated_peak|reserved_peak|device) \|", row)]
+    table = "\n".join([*rows[head : head + 2], *body])
+    return re.sub(r"(<!-- accuracy: .*? -->\n).*?(<!-- end -->)", rf"\g<1>\n{table}\n\n\2", text, flags=re.S)
+
+
 QUICK: dict[str, Callable[[], str]] = {
     "methods.md": methods_page,
     "formats.md": formats_page,
@@ -225,6 +236,7 @@ def _page(*parts: str) -> str:
 def write(pages: dict[str, Callable[[], str]]) -> None:
     for name, page in pages.items():
         (ROOT / "docs" / name).write_text(page(), encoding="utf-8")
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ def test_generated_pages_are_current(name: str) -> None:
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == docs_pages.QUICK[name]()
 
 
+def test_the_readmes_errors_are_those_of_the_accuracy_page() -> None:
+    assert "| reserved_peak |" in docs_pages.readme()
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == docs_pages.readme()
+
+
 @pytest.mark.parametrize("path", PAGES, ids=_name)
 def test_links_lead_to_files(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
