@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
-from peftplan.step.walk import RegionWalk, Rules, Saved, Watermark, propagate_need
+from peftplan.step.walk import Plan, RegionWalk, Rules, Saved, Watermark, propagate_need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +86,7 @@ def segments(
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
+        plan = Plan(region, rules)
         while left:
             need = propagate_need(region, entry_needs=needs)
             leaves = region.exit.name in need
@@ -95,6 +96,7 @@ def segments(
                 region=region,
                 need=need,
                 rules=rules,
+                plan=plan,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
             )
