@@ -193,7 +193,7 @@ def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
     walk.start_phase()
     walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
     part.forward_delta = walk.current
-    part.forward_saved = walk.saved_bytes
+    part.forward_saved = walk.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
     base = account.total + repeats * max(0, part.forward_delta)
     saved_base = account.saved + repeats * part.forward_saved
@@ -282,7 +282,7 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
         part.pinned_bytes = walk.forget_pinned()
     delta = walk.current - start
     grads = walk.grad_bytes - grads_before
-    saved = walk.saved_bytes - saved_before
+    saved = walk.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(
