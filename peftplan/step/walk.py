@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from peftplan.graph.core import ADAPTER, BUFFER, INPUT, WEIGHT, Need, Op, Region, Tensor, is_global
+from peftplan.graph.core import ADAPTER, BUFFER, INPUT, WEIGHT, Op, Region, Tensor, is_global
 from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peftplan.graph.core import Need, Op, Region
+from peftplan.graph.core import Need, Op
 from peftplan.graph.ops import Add, FusedAttention, PackedLinear
 from peftplan.step.memory import Segment
 from peftplan.units import DType
