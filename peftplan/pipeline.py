@@ -27,7 +27,7 @@ from peftplan.result import (
     Parameters,
 )
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
-from peftplan.step.walk import Rules, recompute_flops, region_flops
+from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 
 VERSION = "0.1.0"
@@ -164,12 +164,12 @@ def _memory(static: dict[str, int], step: StepMemory) -> Memory:
 def _flops(case: Case, step: StepMemory) -> Flops:
     forward = backward = again = 0
     for part in step.segments:
-        ahead, back = region_flops(part.region, part.walk.need)
+        ahead, back = part.walk.flops()
         forward += ahead * part.count
         backward += back * part.count
         if part.checkpointed:
             early = not case.recompute.reentrant
-            again += recompute_flops(part.region, part.walk.need, stop_early=early) * part.count
+            again += part.walk.recompute_flops(stop_early=early) * part.count
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 

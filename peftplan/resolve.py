@@ -5,7 +5,7 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from peftplan import formats, methods, optimizers
@@ -19,6 +19,7 @@ from peftplan.graph.builder import Numerics
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Job
 from peftplan.methods import Host, Method
+from peftplan.methods.targets import DEFAULTS, Names
 from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
 from peftplan.result import Assumption
@@ -101,6 +102,7 @@ def resolve(job: Job) -> Case:
     dtype = fmt.dtype() or dtype
     knobs = _method_knobs(job)
     method = methods.make(method_name, knobs)
+    rank, targets = _adapter_shape(job, arch, method, notes)
     optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
     optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
     seq_len = notes.default(
@@ -150,6 +152,8 @@ def resolve(job: Job) -> Case:
     resolved = job.model_copy(
         update={
             "config": arch.model_dump() if job.config is None else job.config,
+            "rank": rank,
+            "target_modules": targets,
             "format": fmt_name,
             "dtype": dtype.label,
             "precision": precision,
@@ -219,6 +223,19 @@ def _method_knobs(job: Job) -> dict[str, Any]:
     if job.target_modules is not None:
         knobs["target_modules"] = job.target_modules
     return knobs
+
+
+def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple[int | None, Names]:
+    """The rank and the target modules that a method without a say of the job's uses; None where it has no such knob."""
+    knobs = {f.name for f in fields(method)}
+    rank: int | None = None
+    targets: Names = None
+    if "r" in knobs:
+        rank = notes.default(job.rank, "rank", method.knob("r"), "the method's own default")
+    if "target_modules" in knobs:
+        given = job.target_modules or method.knob("target_modules")
+        targets = notes.default(given, "target_modules", DEFAULTS.get(arch.family), f"PEFT's for {arch.family}")
+    return rank, targets
 
 
 def _precision(

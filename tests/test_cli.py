@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from peftplan.breakdown import Saving
 from peftplan.cli import main
 from peftplan.errors import OutsideError, RequestError
 from peftplan.job import Job
@@ -20,7 +21,7 @@ from tests import sample
 class FakeModel(ModuleType):
     """Stands in for `peftplan.pipeline` and `peftplan.breakdown`: the sample's numbers, or an error."""
 
-    Saving = sample.FakeSaving
+    Saving = Saving
 
     def __init__(self) -> None:
         super().__init__("peftplan.pipeline")

@@ -19,6 +19,7 @@ from peftplan.units import DType
 
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
+_PARAMS = frozenset({WEIGHT, ADAPTER})
 
 
 class Tensor(NamedTuple):
@@ -48,7 +49,7 @@ class Tensor(NamedTuple):
 
     @property
     def is_param(self) -> bool:
-        return self.kind in (WEIGHT, ADAPTER)
+        return self.kind in _PARAMS
 
     def view(self, *shape: int) -> Tensor:
         """The same value with another shape (reshape or transpose without a copy)."""
@@ -144,7 +145,7 @@ class Region:
         seen: set[str] = set()
         for op in self.ops:
             for t in op.ins:
-                if t.is_param and t.name not in seen:
+                if t.kind in _PARAMS and t.name not in seen:
                     seen.add(t.name)
                     yield t
 

@@ -94,10 +94,11 @@ def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
             flag = wanted(region, t)
             return t if t.trainable is flag else t._replace(trainable=flag)
 
-        ops = tuple(
-            replace(op, ins=tuple(map(flip, op.ins))) if any(t.is_param for t in op.ins) else op for op in region.ops
-        )
-        return replace(region, ops=ops)
+        def flipped(op: Op) -> Op:
+            ins = tuple(map(flip, op.ins))
+            return op if all(new is old for new, old in zip(ins, op.ins, strict=True)) else replace(op, ins=ins)
+
+        return replace(region, ops=tuple(map(flipped, region.ops)))
 
     return replace(graph, regions=tuple(map(in_region, graph.regions)))
 

@@ -75,7 +75,7 @@ class Lora(Method):
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check()
-        frozen = train(graph, lambda region, weight: self._trains_bias(region, weight, {}))
+        frozen = train(graph, _is_bias) if self.bias == "all" else graph
         choice = targets(
             host.arch.family,
             self.target_modules,
@@ -102,10 +102,6 @@ class Lora(Method):
                 raise Unsupported(f"method.{name} is not modelled yet; leave it out for plain LoRA")
 
     # -- which weights ------------------------------------------------------------------------------------------
-
-    def _trains_bias(self, region: Region, weight: Tensor, _: dict[str, int]) -> bool:
-        del region
-        return self.bias == "all" and weight.name.endswith(".bias")
 
     @staticmethod
     def _is_adapted_bias(region: Region, weight: Tensor, ranks: dict[int | str, tuple[tuple[str, int], ...]]) -> bool:
@@ -228,6 +224,11 @@ class Lora(Method):
         still_used = {t.name for r in regions for op in r.ops for t in op.ins}
         unused = tuple(o for o in originals if o.name not in still_used)
         return replace(graph, regions=regions, unused=(*graph.unused, *unused))
+
+
+def _is_bias(region: Region, weight: Tensor) -> bool:
+    del region
+    return weight.name.endswith(".bias")
 
 
 METHOD = Lora

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
-from peftplan.step.walk import RegionWalk, Rules, Saved, Watermark, propagate_need
+from peftplan.step.walk import Plan, RegionWalk, Rules, Saved, Watermark, propagate_need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +86,7 @@ def segments(
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
+        plan = Plan(region, rules)
         while left:
             need = propagate_need(region, entry_needs=needs)
             leaves = region.exit.name in need
@@ -95,6 +96,7 @@ def segments(
                 region=region,
                 need=need,
                 rules=rules,
+                plan=plan,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
             )
@@ -191,7 +193,7 @@ def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
     walk.start_phase()
     walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
     part.forward_delta = walk.current
-    part.forward_saved = walk.saved_bytes
+    part.forward_saved = walk.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
     base = account.total + repeats * max(0, part.forward_delta)
     saved_base = account.saved + repeats * part.forward_saved
@@ -280,7 +282,7 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
         part.pinned_bytes = walk.forget_pinned()
     delta = walk.current - start
     grads = walk.grad_bytes - grads_before
-    saved = walk.saved_bytes - saved_before
+    saved = walk.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(

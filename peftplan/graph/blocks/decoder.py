@@ -117,7 +117,7 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     """LlamaModel.forward up to the first layer: embedding, positions, mask, rotary tables."""
     b = Builder(setup.numerics)
     types, batch = setup.types, setup.batch
-    weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight", True)
+    weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight")
     out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
     b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
     hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
@@ -327,7 +327,7 @@ def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     b = Builder(setup.numerics)
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
-    weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight", True)
+    weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     loss = causal_lm_loss(b, logits, labels, h, setup.loss)
