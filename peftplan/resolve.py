@@ -218,10 +218,15 @@ def _format_reason(implied: str | None) -> str:
 
 def _method_knobs(job: Job) -> dict[str, Any]:
     knobs = job.knobs("method")
-    if job.rank is not None:
-        knobs["r"] = job.rank
-    if job.target_modules is not None:
-        knobs["target_modules"] = job.target_modules
+    known = methods.get(job.method).__dataclass_fields__
+    for option, key, value in (("--rank", "r", job.rank), ("--target-modules", "target_modules", job.target_modules)):
+        if value is None:
+            continue
+        if key not in known:
+            raise RequestError(f"{option} means nothing to method {job.method}; leave it out")
+        if knobs.get(key, value) != value:
+            raise RequestError(f"{option} {value} contradicts method.{key}={knobs[key]}; give one of them")
+        knobs[key] = value
     return knobs
 
 
