@@ -83,7 +83,9 @@ class Bnb4(Format, ABC):
             name = b.name("gemm_4bit")
             out = module.out._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
-            unpacked = self.double_quant and numerics.backend == "cpu"  # the block constants, in one go with the product
+            unpacked = (
+                self.double_quant and numerics.backend == "cpu"
+            )  # the block constants, in one go with the product
             constants = 4 * ceil_div(weight.numel, self.blocksize) if unpacked else 0
             b.ops.append(
                 PackedLinear(
