@@ -64,6 +64,7 @@ class Case:
     method: Method
     format: Format
     compute: DType
+    """What packed weights are computed in: autocast's dtype, or else the model's."""
     optimizer: Optimizer
     recompute: Recompute
     loop: Loop
@@ -100,6 +101,7 @@ def resolve(job: Job) -> Case:
     fmt_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(fmt_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
+    compute = autocast or dtype
     knobs = _method_knobs(job)
     method = methods.make(method_name, knobs)
     rank, targets = _adapter_shape(job, arch, method, notes)
@@ -131,7 +133,7 @@ def resolve(job: Job) -> Case:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
-    types = replace(_weight_types(dtype, fmt), opaque=fmt.opaque(numerics))
+    types = replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics))
     use_cache = arch.use_cache and not recompute.layers
     if use_cache and job.knobs("model").get("use_cache") is None:
         notes.add(
@@ -174,7 +176,7 @@ def resolve(job: Job) -> Case:
         host=host,
         method=method,
         format=fmt,
-        compute=dtype,
+        compute=compute,
         optimizer=optimizer,
         recompute=recompute,
         loop=_loop(job),
@@ -277,13 +279,13 @@ def _precision(
     return dtype, None, asked or {"bfloat16": "bf16", "float16": "fp16"}.get(dtype.label, "fp32")
 
 
-def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
+def _weight_types(dtype: DType, compute: DType, fmt: Format) -> WeightTypes:
     """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
     if not (fmt.packed and fmt.upcasts_rest):
-        return WeightTypes.all(dtype)
+        return replace(WeightTypes.all(dtype), bias=fmt.bias_dtype(compute, dtype))
     rest = DType.float32
     ends = rest if fmt.upcasts_ends else DType.bfloat16
-    return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest))
+    return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(compute, rest))
 
 
 def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:

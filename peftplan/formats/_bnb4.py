@@ -83,6 +83,10 @@ class Bnb4(Format, ABC):
             name = b.name("gemm_4bit")
             out = module.out._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
+            unpacked = (
+                self.double_quant and numerics.backend == "cpu"
+            )  # the block constants, in one go with the product
+            constants = 4 * ceil_div(weight.numel, self.blocksize) if unpacked else 0
             b.ops.append(
                 PackedLinear(
                     name=name,
@@ -90,7 +94,7 @@ class Bnb4(Format, ABC):
                     out=out,
                     site=module.site,
                     adapters_clone=True,
-                    forward_workspace_bytes=0 if numerics.backend == "cpu" else dequantized,
+                    forward_workspace_bytes=dequantized + constants,
                     backward_workspace_bytes=dequantized,
                 )
             )

@@ -19,7 +19,7 @@ from peftplan.units import DType
 
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
-_PARAMS = frozenset({WEIGHT, ADAPTER})
+PARAMS = frozenset({WEIGHT, ADAPTER})
 
 
 class Tensor(NamedTuple):
@@ -40,6 +40,11 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
     @property
+    def logical_bytes(self) -> int:
+        """Bytes of a plain tensor of this shape and dtype: what a gradient of it takes."""
+        return prod(self.shape) * self.dtype.size
+
+    @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.size if self.stored_bytes is None else self.stored_bytes
 
@@ -49,7 +54,7 @@ class Tensor(NamedTuple):
 
     @property
     def is_param(self) -> bool:
-        return self.kind in _PARAMS
+        return self.kind in PARAMS
 
     def view(self, *shape: int) -> Tensor:
         """The same value with another shape (reshape or transpose without a copy)."""
@@ -145,7 +150,7 @@ class Region:
         seen: set[str] = set()
         for op in self.ops:
             for t in op.ins:
-                if t.kind in _PARAMS and t.name not in seen:
+                if t.kind in PARAMS and t.name not in seen:
                     seen.add(t.name)
                     yield t
 

@@ -425,7 +425,9 @@ class Hold(Op):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedLinear(Op):
-    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps the packed weight only.
+    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps nothing that autograd knows of.
+
+    bitsandbytes puts the packed weight on the node itself, so a recomputation is not started for it.
 
     `forward_workspace_bytes` and `backward_workspace_bytes` are the dequantized copies each pass makes.
     `keeps_input` where the kernel stashes its input on its node (bitsandbytes int8).
@@ -442,10 +444,6 @@ class PackedLinear(Op):
 
     def grad_flops(self, need: Need) -> int:
         return self.flops() if self.ins[0].name in need else 0
-
-    def saved(self, need: Need) -> tuple[Tensor, ...]:
-        x, w = self.ins[0], self.ins[1]
-        return (w,) if x.name in need else ()
 
     def stashed(self, need: Need) -> tuple[Tensor, ...]:
         return (self.ins[0],) if self.keeps_input and _wants(need, *self.ins) else ()

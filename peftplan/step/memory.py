@@ -173,7 +173,8 @@ def run_step(
 
 
 def _returned_bytes(parts: list[Segment]) -> int:
-    total = 0
+    """The model's outputs: logits, cache, and the loss itself."""
+    total = parts[-1].walk.rules.size(parts[-1].region.exit.nbytes)
     for part in parts:
         names = {op.out.name: part.walk.rules.size(op.out.nbytes) for op in part.region.ops}
         keeps = part.region.returned if not part.checkpointed else ()

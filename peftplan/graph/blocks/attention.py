@@ -261,11 +261,12 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         q_scaled = b.scale(q32, label="q_scaled")
         if bias is None:
             bias = b.plain("causal", *square, dtype=FP32)
-        key, value = (_repeated(b, site, t, n) if t.shape[1] != a.heads else t
+        expanded, value = (_repeated(b, site, t, n) if t.shape[1] != a.heads else t
                       for t, n in ((k32, "k_repeat"), (v32, "v_repeat")))  # fmt: skip
-        key = b.scale(key, label="k_scaled")
-        q_flat = b.copy(q_scaled, label="q_flat") if not a.rotary_concat else q_scaled
-        dense = site.use_cache or site.repeats > 1
+        key = b.scale(expanded, label="k_scaled")
+        single = site.size == 1  # batch and heads are one dimension then, whatever their order
+        q_flat = q_scaled if a.rotary_concat or single else b.copy(q_scaled, label="q_flat")
+        dense = site.use_cache or site.repeats > 1 or single
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
@@ -275,5 +276,5 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
         mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
         out = b.cast(mixed, dtype, label="out")
-        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)
+        b.hold(q, k, v, q32, k32, v32, q_scaled, expanded, key, value, bias, weights, second)
     return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")

@@ -52,6 +52,8 @@ def _shifted_labels(b: Builder, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`pad(labels, (0, 1))[..., 1:].contiguous()`: the targets, and the padded labels that stay a local."""
     size, seq = labels.shape
     padded = b.plain("padded_labels", size, seq + 1, dtype=DType.int64, ins=(labels,))
+    if size == 1:  # one row without its first label is contiguous already
+        return padded.view(seq), padded
     return b.plain("shift_labels", size * seq, dtype=DType.int64, ins=(padded,)), padded
 
 
