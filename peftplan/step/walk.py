@@ -338,6 +338,7 @@ class RegionWalk:
             grads[exit_.name] = self._exit_gradient()
             grads[exit_.name].refs += root
         ops = self.region.ops
+        recomputed = False
         for i in range(len(ops) - 1, -1, -1):
             op = ops[i]
             incoming = grads.pop(op.out.name, None)
@@ -345,8 +346,9 @@ class RegionWalk:
                 continue
             if recompute and self._saves[i]:
                 recompute = False
+                recomputed = True
                 self.forward(stop_early=True, stash=False)
-            self._node(op, self._saves[i], incoming, grads)
+            self._node(op, self._saves[i], incoming, grads, recomputed=recomputed)
         entry = self.region.entry
         if entry is None or entry.name not in grads:
             return False
@@ -358,7 +360,11 @@ class RegionWalk:
         request = exit_.numel * exit_.dtype.size
         return _Storage(request, self.rules.size(request), EXIT_GRADIENT)
 
-    def _node(self, op: Op, saves: tuple[Tensor, ...], incoming: _Storage, grads: dict[str, _Storage]) -> None:
+    def _node(
+        self, op: Op, saves: tuple[Tensor, ...], incoming: _Storage, grads: dict[str, _Storage], *, recomputed: bool
+    ) -> None:
+        """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
+        (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         made: list[tuple[Tensor, _Storage]] = []
         for grad in op.backward(self.need):
             if grad.raw_bytes:
@@ -368,13 +374,16 @@ class RegionWalk:
             else:
                 incoming.refs += 1
                 made.append((grad.to, incoming))
+        if recomputed:
+            self._release_saved(saves)
         for j, (to, storage) in enumerate(made):
             final = to.numel * to.dtype.size
             if final != storage.request_bytes:
                 made[j] = (to, self._new(final, op.name))
                 self._release(storage)
         self._release(incoming)
-        self._release_saved(saves)
+        if not recomputed:
+            self._release_saved(saves)
         for to, storage in made:
             self._hand_on(to, storage, grads, op.name)
 
