@@ -140,7 +140,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len),
+        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len + method.extra_tokens()),
         types=types,
         numerics=numerics,
         attention=attention,
