@@ -192,11 +192,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--judged", action="store_true", help="leave out what is not modelled or refused")
     parser.add_argument("--style", choices=["text", "markdown"], default="text")
     args = parser.parse_args(argv)
-    from peftplan.reserve import estimate_with_reserved
+    from peftplan.pipeline import estimate
 
     loaded = load(args.folder)
     chosen = [record for record in loaded if args.match in record.id]
-    rows = compare(chosen, estimate_with_reserved, every_value=args.every_value)
+    rows = compare(chosen, estimate, every_value=args.every_value)
     shown = [row for row in rows if row.error is not None] if args.judged else rows
     print(table(shown, style=args.style))
     for problem in loaded.problems:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from peftplan.hardware.common import common_gpus
 from peftplan.hardware.gpus import Gpu, usable_bytes
 from peftplan.result import Assumption, Fit, Verdict
@@ -14,55 +12,37 @@ MARGIN = 0.12
 replaced by the errors of `device` predictions over the records in profiles/."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """A Fit and the reasons for what it leaves open."""
-
-    fit: Fit
-    notes: tuple[Assumption, ...] = ()
-
-
-def judge_fit(gpu: Gpu | None, *, device_bytes: int | None, reserved_known: bool) -> Judged:
-    """The verdict for one card; None with a reason where no card is named or a size is unknown."""
-    if gpu is None:
-        return _open(None, None, "no GPU named; give --gpu")
-    usable = usable_bytes(gpu)
-    if usable.bytes is None:
-        return _open(gpu, None, usable.source)
-    if device_bytes is None:
-        return _open(gpu, usable.bytes, "the bytes on the device are unknown")
-    return Judged(
-        fit=Fit(
-            gpu=gpu.name,
-            usable_bytes=usable.bytes,
-            headroom_bytes=usable.bytes - device_bytes,
-            verdict=_verdict(device_bytes, usable.bytes),
-            confidence=_confidence(reserved_known=reserved_known),
-        )
-    )
-
-
-def _open(gpu: Gpu | None, usable: int | None, why: str) -> Judged:
-    fit = Fit(
-        gpu=gpu.name if gpu is not None else None,
+def judge_fit(gpu: Gpu | None, device_bytes: int | None) -> Fit:
+    """The verdict for one card; null where no card is named or a size is unknown (`fit_reasons` says which)."""
+    usable = usable_bytes(gpu).bytes if gpu is not None else None
+    if gpu is None or usable is None or device_bytes is None:
+        return Fit.unknown(gpu.name if gpu is not None else None).model_copy(update={"usable_bytes": usable})
+    return Fit(
+        gpu=gpu.name,
         usable_bytes=usable,
-        headroom_bytes=None,
-        verdict=None,
-        confidence=None,
+        headroom_bytes=usable - device_bytes,
+        verdict=_verdict(device_bytes, usable),
+        confidence="the step replayed through the allocator; the context measured or recalled",
     )
-    return Judged(fit=fit, notes=(Assumption(what="fit", value=None, why=why),))
+
+
+def fit_reasons(gpu: Gpu | None, *, on_device: bool) -> tuple[Assumption, ...]:
+    """Why there will be no verdict, known before any byte is."""
+    if gpu is None:
+        why = "no GPU named; give --gpu"
+    elif not on_device:
+        why = "the bytes on the device are unknown"
+    elif usable_bytes(gpu).bytes is None:
+        why = usable_bytes(gpu).source
+    else:
+        return ()
+    return (Assumption(what="fit", value=None, why=why),)
 
 
 def _verdict(needed: int, usable: int) -> Verdict:
     if needed > usable:
         return "does_not_fit"
     return "tight" if usable - needed < MARGIN * needed else "fits"
-
-
-def _confidence(*, reserved_known: bool) -> str:
-    if reserved_known:
-        return "reserved bytes modelled; context measured or recalled"
-    return "allocated bytes only: fragmentation is left to the margin"
 
 
 def smallest_gpus(device_bytes: int, *, count: int = 3) -> tuple[str, ...]:

@@ -5,26 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from peftplan.assemble import build_graph, trained
 from peftplan.cost import price
-from peftplan.device import has_biased_linears, on_device
-from peftplan.fit import judge_fit
-from peftplan.graph.blocks.decoder import decoder, module_order
-from peftplan.graph.core import ADAPTER, Graph, is_global
+from peftplan.fit import fit_reasons, judge_fit
+from peftplan.graph.core import ADAPTER, Graph
+from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
-from peftplan.hardware.overheads import workspace_bytes
+from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Job, make_job
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
+from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
 from peftplan.result import (
     Assumption,
     Estimate,
     Flops,
+    Held,
+    Late,
     Memory,
     Parameters,
 )
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
-from peftplan.step.walk import Rules, recompute_flops, region_flops
+from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 
 VERSION = "0.1.0"
@@ -70,11 +73,10 @@ def read(job: Job) -> Reading:
     )
     _optimizer_phase(case, step, weights, rules)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, _memory(static, step), gpu)
+    memory, device_notes = _on_device(case, graph, static, _memory(static, step), gpu)
     flops = _flops(case, step)
     paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
-    judged = judge_fit(gpu, device_bytes=memory.device_bytes, reserved_known=memory.reserved_bytes is not None)
     answer = Estimate(
         version=VERSION,
         job=case.job,
@@ -83,34 +85,21 @@ def read(job: Job) -> Reading:
         flops=flops,
         time=paced.time,
         cost=priced.cost,
-        fit=judged.fit,
-        assumptions=(*case.assumptions, *device_notes, *paced.notes, *priced.notes, *judged.notes),
-    )
+        assumptions=(
+            *case.assumptions,
+            *device_notes,
+            *paced.notes,
+            *priced.notes,
+            *fit_reasons(gpu, on_device=case.job.backend == "cuda"),
+        ),
+    ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes)))
     return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
-
-
-def build_graph(case: Case) -> Graph:
-    """Architecture -> graph -> format -> method: bases are packed when loaded, adapters come on top."""
-    graph = decoder(case.arch, case.setup)
-    graph = case.format.apply(graph, case.compute, case.setup.numerics)
-    return case.method.apply(graph, case.host)
 
 
 def _rules(case: Case) -> Rules:
     if case.job.backend == "cpu":
         return Rules(size=exact_size)
     return Rules()
-
-
-def trained(graph: Graph) -> list[Trained]:
-    """Trainable weights in the order an optimizer sees them, neighbours in a layer as neighbours."""
-    found: list[Trained] = []
-    seen: set[str] = set()
-    for region in graph.regions:
-        mine = [t for t in region.params() if t.trainable and t.name not in seen]
-        seen.update(t.name for t in mine if is_global(t.name))
-        found.extend(Trained(t.numel, t.dtype, region.count) for t in sorted(mine, key=lambda t: module_order(t.name)))
-    return found
 
 
 def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> dict[str, int]:
@@ -136,6 +125,11 @@ def _workspaces(case: Case, graph: Graph) -> int:
     )
 
 
+def has_biased_linears(graph: Graph) -> bool:
+    """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
+    return any(isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops)
+
+
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained], rules: Rules) -> None:
     transient = case.optimizer.step_bytes(weights, case.job.backend)
     del rules
@@ -159,8 +153,6 @@ def _memory(static: dict[str, int], step: StepMemory) -> Memory:
     kinds["temporary"] = peak.bytes - sum(kinds.values())
     return Memory(
         peak_bytes=peak.bytes,
-        reserved_bytes=None,
-        device_bytes=None,
         static_bytes=step.static_bytes,
         saved_for_backward_bytes=step.saved_for_backward_bytes,
         at_peak={k: v for k, v in kinds.items() if v},
@@ -172,18 +164,26 @@ def _memory(static: dict[str, int], step: StepMemory) -> Memory:
 def _flops(case: Case, step: StepMemory) -> Flops:
     forward = backward = again = 0
     for part in step.segments:
-        ahead, back = region_flops(part.region, part.walk.need)
+        ahead, back = part.walk.flops()
         forward += ahead * part.count
         backward += back * part.count
         if part.checkpointed:
             early = not case.recompute.reentrant
-            again += recompute_flops(part.region, part.walk.need, stop_early=early) * part.count
+            again += part.walk.recompute_flops(stop_early=early) * part.count
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 
-def _on_device(case: Case, memory: Memory, gpu: Gpu | None) -> tuple[Memory, tuple[Assumption, ...]]:
+def _on_device(
+    case: Case, graph: Graph, static: dict[str, int], memory: Memory, gpu: Gpu | None
+) -> tuple[Memory, tuple[Assumption, ...]]:
     """The memory section with what must fit on the card; null on the cpu backend."""
     if case.job.backend == "cpu":
         return memory, (Assumption(what="memory.device_bytes", value=None, why="the cpu backend uses no device"),)
-    found = on_device(peak_bytes=memory.peak_bytes, reserved_bytes=memory.reserved_bytes, gpu=gpu)
-    return memory.model_copy(update={"device_bytes": found.bytes}), found.notes
+    context = cuda_context(gpu.capability if gpu is not None else None)
+
+    def held() -> Held:
+        reserved = usage(case, graph, static.get("workspace", 0)).peak_reserved_bytes
+        return Held(reserved, reserved + context.bytes)
+
+    note = Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
+    return memory.holding(Late(held)), (note,)

@@ -5,7 +5,7 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from peftplan import formats, methods, optimizers
@@ -19,6 +19,7 @@ from peftplan.graph.builder import Numerics
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Job
 from peftplan.methods import Host, Method
+from peftplan.methods.targets import DEFAULTS, Names
 from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
 from peftplan.result import Assumption
@@ -37,6 +38,8 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 RECOMPUTE = ("none", "full")
+NO_NEW_DTYPE = ("full", "freeze", "ln_tuning", "bitfit")
+"""Methods that train weights in the dtype they have."""
 PREFIXES = (
     "method",
     "format",
@@ -103,6 +106,7 @@ def resolve(job: Job) -> Case:
     compute = autocast or dtype
     knobs = _method_knobs(job)
     method = methods.make(method_name, knobs)
+    rank, targets = _adapter_shape(job, arch, method, notes)
     optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
     optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
     seq_len = notes.default(
@@ -138,7 +142,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len),
+        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len + method.extra_tokens()),
         types=types,
         numerics=numerics,
         attention=attention,
@@ -147,11 +151,13 @@ def resolve(job: Job) -> Case:
     )
     adapter_dtype = None if job.adapter_dtype == "auto" else parse_dtype(job.adapter_dtype)
     host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
-    if adapter_dtype is None and dtype.is_half and method_name not in ("full", "freeze"):
+    if adapter_dtype is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
         notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
     resolved = job.model_copy(
         update={
             "config": arch.model_dump() if job.config is None else job.config,
+            "rank": rank,
+            "target_modules": targets,
             "format": fmt_name,
             "dtype": dtype.label,
             "precision": precision,
@@ -216,11 +222,29 @@ def _format_reason(implied: str | None) -> str:
 
 def _method_knobs(job: Job) -> dict[str, Any]:
     knobs = job.knobs("method")
-    if job.rank is not None:
-        knobs["r"] = job.rank
-    if job.target_modules is not None:
-        knobs["target_modules"] = job.target_modules
+    known = methods.get(job.method).__dataclass_fields__
+    for option, key, value in (("--rank", "r", job.rank), ("--target-modules", "target_modules", job.target_modules)):
+        if value is None:
+            continue
+        if key not in known:
+            raise RequestError(f"{option} means nothing to method {job.method}; leave it out")
+        if knobs.get(key, value) != value:
+            raise RequestError(f"{option} {value} contradicts method.{key}={knobs[key]}; give one of them")
+        knobs[key] = value
     return knobs
+
+
+def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple[int | None, Names]:
+    """The rank and the target modules that a method without a say of the job's uses; None where it has no such knob."""
+    knobs = {f.name for f in fields(method)}
+    rank: int | None = None
+    targets: Names = None
+    if "r" in knobs:
+        rank = notes.default(job.rank, "rank", method.knob("r"), "the method's own default")
+    if "target_modules" in knobs:
+        given = job.target_modules or method.knob("target_modules")
+        targets = notes.default(given, "target_modules", DEFAULTS.get(arch.family), f"PEFT's for {arch.family}")
+    return rank, targets
 
 
 def _precision(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    computed_field,
+    model_validator,
+)
 
 from peftplan.job import Job
 
+T = TypeVar("T")
 Verdict = Literal["fits", "tight", "does_not_fit"]
 
 
@@ -34,12 +44,40 @@ class RankMemory(_Frozen):
     static_bytes: int
 
 
-class Memory(_Frozen):
-    """All in bytes; see docs/memory.md for what each one counts."""
+class Held(NamedTuple):
+    """What only a replay of the allocator tells."""
 
-    peak_bytes: int
     reserved_bytes: int | None
     device_bytes: int | None
+
+
+class Late(Generic[T]):
+    """A value computed when first asked for. Two of them are equal: what they compute follows from the rest."""
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._known: list[T] = []
+
+    def __call__(self) -> T:
+        if not self._known:
+            self._known.append(self._compute())
+        return self._known[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Late)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class Memory(_Frozen):
+    """All in bytes; see docs/memory.md for what each one counts.
+
+    `reserved_bytes` and `device_bytes` replay the step through a model of the caching allocator: tens of milliseconds,
+    spent when one of them is first read.
+    """
+
+    peak_bytes: int
     static_bytes: int
     saved_for_backward_bytes: int
     at_peak: dict[str, int]
@@ -47,6 +85,36 @@ class Memory(_Frozen):
     phases: dict[str, int]
     kv_cache_bytes: int | None = None
     per_rank: tuple[RankMemory, ...] = ()
+    _held: Late[Held] = PrivateAttr(default_factory=lambda: Late(lambda: Held(None, None)))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def reserved_bytes(self) -> int | None:
+        """What the CUDA caching allocator holds at the peak of a steady step."""
+        return self._held().reserved_bytes
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def device_bytes(self) -> int | None:
+        """Reserved, the CUDA context and what libraries take outside the allocator: what must fit on the card."""
+        return self._held().device_bytes
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_held(cls, data: Any, handler: ModelWrapValidatorHandler[Memory]) -> Memory:
+        """A memory section with its late values given, as in an answer read back from JSON."""
+        if not isinstance(data, dict) or not data.keys() & {"reserved_bytes", "device_bytes"}:
+            return handler(data)
+        held = Held(data.get("reserved_bytes"), data.get("device_bytes"))
+        made = handler({k: v for k, v in data.items() if k not in ("reserved_bytes", "device_bytes")})
+        made._held = Late(lambda: held)
+        return made
+
+    def holding(self, held: Late[Held]) -> Memory:
+        """This with its late values."""
+        made = self.model_copy()
+        made._held = held
+        return made
 
 
 class Flops(_Frozen):
@@ -86,6 +154,10 @@ class Fit(_Frozen):
     verdict: Verdict | None
     confidence: str | None
 
+    @staticmethod
+    def unknown(gpu: str | None) -> Fit:
+        return Fit(gpu=gpu, usable_bytes=None, headroom_bytes=None, verdict=None, confidence=None)
+
 
 class Assumption(_Frozen):
     """One default or approximation that moved the answer, or the reason for a null."""
@@ -115,8 +187,30 @@ class Estimate(_Frozen):
     flops: Flops
     time: Time
     cost: Cost
-    fit: Fit
     assumptions: tuple[Assumption, ...]
+    _fit: Late[Fit] = PrivateAttr(default_factory=lambda: Late(lambda: Fit.unknown(None)))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def fit(self) -> Fit:
+        """The verdict; reads `memory.device_bytes`, so the first look costs a replay of the allocator."""
+        return self._fit()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_fit(cls, data: Any, handler: ModelWrapValidatorHandler[Estimate]) -> Estimate:
+        if not isinstance(data, dict) or "fit" not in data:
+            return handler(data)
+        given = Fit.model_validate(data["fit"])
+        made = handler({k: v for k, v in data.items() if k != "fit"})
+        made._fit = Late(lambda: given)
+        return made
+
+    def judged(self, fit: Late[Fit]) -> Estimate:
+        """This with its verdict."""
+        made = self.model_copy()
+        made._fit = fit
+        return made
 
     def to_json(self, indent: int | None = 2) -> str:
         return self.model_dump_json(indent=indent, by_alias=True)

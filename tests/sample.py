@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from peftplan.breakdown import Saving
 from peftplan.job import Job, make_job
 from peftplan.report.cards import Card
 from peftplan.result import Estimate, Term
@@ -26,16 +26,6 @@ CARDS = (
     Card(name="A100 40GB", usable_bytes=39 * GIB),
     Card(name="H100 80GB", usable_bytes=79 * GIB),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FakeSaving:
-    """Shaped like `peftplan.breakdown.Saving`."""
-
-    change: str
-    job: Job
-    saved_bytes: int
-    peak_bytes: int
 
 
 def job(**fields: Any) -> Job:
@@ -88,11 +78,11 @@ def estimate(**changes: Any) -> Estimate:
     return Estimate.model_validate(sections)
 
 
-def savings() -> tuple[FakeSaving, ...]:
+def savings() -> tuple[Saving, ...]:
     return (
-        FakeSaving(change="recompute full", job=job(recompute="full"), saved_bytes=2_800_000_000, peak_bytes=GIB),
-        FakeSaving(change="micro-batch 4", job=job(micro_batch=4), saved_bytes=1_763_704_832, peak_bytes=2 * GIB),
-        FakeSaving(change="fused loss", job=job(kernels="liger"), saved_bytes=402_653_184, peak_bytes=3 * GIB),
+        Saving(change="recompute full", job=job(recompute="full"), saved_bytes=2_800_000_000, peak_bytes=GIB),
+        Saving(change="micro-batch 4", job=job(micro_batch=4), saved_bytes=1_763_704_832, peak_bytes=2 * GIB),
+        Saving(change="fused loss", job=job(kernels="liger"), saved_bytes=402_653_184, peak_bytes=3 * GIB),
     )
 
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from peftplan.device import has_biased_linears, on_device
-from peftplan.fit import MARGIN, judge_fit, smallest_gpus
+from peftplan.fit import MARGIN, fit_reasons, judge_fit, smallest_gpus
 from peftplan.hardware import find_gpu, usable_bytes
 from peftplan.hardware.common import COMMON
 from peftplan.hardware.overheads import cuda_context
 from peftplan.job import make_job
-from peftplan.pipeline import estimate, read
+from peftplan.pipeline import estimate, has_biased_linears, read
 from peftplan.units import GIB
 
 T4 = find_gpu("t4")
@@ -30,26 +29,24 @@ USABLE = usable_bytes(T4).bytes or 0
     ],
 )
 def test_verdicts(needed: int, verdict: str) -> None:
-    fit = judge_fit(T4, device_bytes=needed, reserved_known=True).fit
+    fit = judge_fit(T4, needed)
     assert (fit.verdict, fit.headroom_bytes, fit.gpu) == (verdict, USABLE - needed, "NVIDIA T4")
 
 
 def test_no_verdict_without_a_reason() -> None:
     shared = find_gpu("apple-m1")
     for gpu, needed in ((None, GIB), (T4, None), (shared, GIB)):
-        judged = judge_fit(gpu, device_bytes=needed, reserved_known=False)
-        assert judged.fit.verdict is None
-        assert judged.fit.headroom_bytes is None
-        assert [note.what for note in judged.notes] == ["fit"]
+        fit = judge_fit(gpu, needed)
+        assert fit.verdict is None
+        assert fit.headroom_bytes is None
+        assert [note.what for note in fit_reasons(gpu, on_device=needed is not None)] == ["fit"]
 
 
 def test_the_context_comes_on_top_of_what_the_allocator_holds() -> None:
-    context = cuda_context((7, 5)).bytes
-    known = on_device(peak_bytes=GIB, reserved_bytes=2 * GIB, gpu=T4)
-    assert known.bytes == 2 * GIB + context
-    unknown = on_device(peak_bytes=GIB, reserved_bytes=None, gpu=T4)
-    assert unknown.bytes == GIB + context
-    assert any("errs low" in note.why for note in unknown.notes)
+    memory = estimate(model="tinyllama-1.1b", gpu="t4", dtype="fp16", seq_len=64).memory
+    assert memory.reserved_bytes is not None
+    assert memory.reserved_bytes >= memory.peak_bytes
+    assert memory.device_bytes == memory.reserved_bytes + cuda_context((7, 5)).bytes
 
 
 def test_capabilities() -> None:

@@ -12,7 +12,7 @@ from peftplan.accuracy import compare, predicted_bytes, summarize, table
 from peftplan.errors import BadFile, RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.records import MAX_LINE_BYTES, Measured, Record, load, parse, save
-from peftplan.result import Cost, Estimate, Fit, Flops, Memory, Parameters, Time
+from peftplan.result import Cost, Estimate, Flops, Held, Late, Memory, Parameters, Time
 from peftplan.units import GIB
 
 PUBLISHED = Path(__file__).parents[1] / "profiles" / "published"
@@ -36,14 +36,12 @@ def record(identity: str = "a", **changes: Any) -> Record:
 def estimate_of(job: Job, *, peak: int = 9 * GIB, reserved: int | None = 11 * GIB) -> Estimate:
     memory = Memory(
         peak_bytes=peak,
-        reserved_bytes=reserved,
-        device_bytes=12 * GIB,
         static_bytes=4 * GIB,
         saved_for_backward_bytes=0,
         at_peak={"weight": peak},
         at_peak_phase="backward",
         phases={"forward": 7 * GIB, "loss": 8 * GIB, "backward": peak, "optimizer": 5 * GIB},
-    )
+    ).holding(Late(lambda: Held(reserved, 12 * GIB)))
     return Estimate(
         version="test",
         job=job,
@@ -52,7 +50,6 @@ def estimate_of(job: Job, *, peak: int = 9 * GIB, reserved: int | None = 11 * GI
         flops=Flops(forward=1, backward=1, recompute=0, optimizer=0, total=2),
         time=Time(step_seconds=None, tokens_per_second=None, mfu=None, breakdown=None),
         cost=Cost(usd_per_hour=None, usd_per_million_tokens=None, usd_total=None, energy_kwh=None),
-        fit=Fit(gpu=None, usable_bytes=None, headroom_bytes=None, verdict=None, confidence=None),
         assumptions=(),
         schema="peftplan.estimate/1",
     )

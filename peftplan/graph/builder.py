@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
-from peftplan.graph.core import ACTIVATION, BUFFER, Op, Tensor
+from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.ops import (
     Activate,
     Add,
@@ -85,8 +85,8 @@ class Builder:
         self._names[full] = seen + 1
         return f"{full}#{seen}" if seen else full
 
-    def weight(self, label: str, *shape: int, dtype: DType, kind: str = "weight", trainable: bool = True) -> Tensor:
-        return Tensor(self._prefix + label, shape, dtype, kind, trainable)
+    def weight(self, label: str, *shape: int, dtype: DType, kind: str = "weight") -> Tensor:
+        return Tensor(self._prefix + label, shape, dtype, kind, kind == ADAPTER)
 
     def _emit(self, op: Op) -> Tensor:
         self.ops.append(op)

@@ -19,6 +19,7 @@ from peftplan.units import DType
 
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
+PARAMS = frozenset({WEIGHT, ADAPTER})
 
 
 class Tensor(NamedTuple):
@@ -39,6 +40,11 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
     @property
+    def logical_bytes(self) -> int:
+        """Bytes of a plain tensor of this shape and dtype: what a gradient of it takes."""
+        return prod(self.shape) * self.dtype.size
+
+    @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.size if self.stored_bytes is None else self.stored_bytes
 
@@ -48,7 +54,7 @@ class Tensor(NamedTuple):
 
     @property
     def is_param(self) -> bool:
-        return self.kind in (WEIGHT, ADAPTER)
+        return self.kind in PARAMS
 
     def view(self, *shape: int) -> Tensor:
         """The same value with another shape (reshape or transpose without a copy)."""
@@ -126,7 +132,9 @@ class Region:
     """Ops that run together: the embedding, one decoder layer, the head with its loss.
 
     `entry` is the hidden state that comes in (None for the first region), `exit` the one handed on. `returned` names
-    values that are part of the model's output (logits, KV cache) and live as long as that does.
+    values that are part of the model's output (logits, KV cache) and live as long as that does; `held` names values
+    that a caller of the model made, and holds until the model's forward returns. `leaf` is the embedding's output,
+    which checkpointing makes a leaf that requires a gradient, where that is not the exit.
     """
 
     name: str
@@ -136,6 +144,8 @@ class Region:
     count: int = 1
     """How many equal regions follow each other."""
     returned: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    leaf: str | None = None
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
 
@@ -144,7 +154,7 @@ class Region:
         seen: set[str] = set()
         for op in self.ops:
             for t in op.ins:
-                if t.is_param and t.name not in seen:
+                if t.kind in PARAMS and t.name not in seen:
                     seen.add(t.name)
                     yield t
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from peftplan.arch.core import Arch
 from peftplan.graph.builder import Numerics
@@ -32,6 +33,14 @@ class Host:
 @dataclass(frozen=True)
 class Method(ABC):
     """A frozen set of knobs, named as in the library people use it from, and one transform."""
+
+    def knob(self, name: str) -> Any:
+        """The value of one of its settings."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}[name]
+
+    def extra_tokens(self) -> int:
+        """How many positions this method puts before the tokens of every sequence."""
+        return 0
 
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:

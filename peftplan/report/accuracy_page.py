@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from peftplan.accuracy import Row, compare, summarize, table
+from peftplan.pipeline import estimate
 from peftplan.records import load
-from peftplan.reserve import estimate_with_reserved
 
 FAR = 0.03
 """From this error on a row must say why."""
@@ -38,7 +38,7 @@ that no job can state (the record names what is missing).
 
 def page(folder: Path | str) -> str:
     """The whole page as Markdown, from the records under `folder`."""
-    rows = compare(load(folder), estimate_with_reserved, every_value=True)
+    rows = compare(load(folder), estimate, every_value=True)
     judged = [row for row in rows if row.error is not None]
     parts = [
         _HEAD,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
-from peftplan.step.walk import RegionWalk, Rules, Saved, Watermark, propagate_need
+from peftplan.step.walk import Plan, RegionWalk, Rules, Saved, Watermark, propagate_need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +86,10 @@ def segments(
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
+        plan = Plan(region, rules)
         while left:
-            need = propagate_need(region, entry_needs=needs)
+            leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
+            need = propagate_need(region, entry_needs=needs, also=leaf)
             leaves = region.exit.name in need
             is_layer = region.first_index is not None
             count = left if leaves == needs or not is_layer else 1
@@ -95,6 +97,7 @@ def segments(
                 region=region,
                 need=need,
                 rules=rules,
+                plan=plan,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
             )
@@ -193,7 +196,7 @@ def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
     walk.start_phase()
     walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
     part.forward_delta = walk.current
-    part.forward_saved = walk.saved_bytes
+    part.forward_saved = walk.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
     base = account.total + repeats * max(0, part.forward_delta)
     saved_base = account.saved + repeats * part.forward_saved
@@ -208,19 +211,36 @@ def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
 
 def _made_for_layers(parts: list[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
-    return [op.out for op in parts[0].region.ops if is_global(op.out.name)]
+    first = parts[0].region
+    return [op.out for op in first.ops if is_global(op.out.name) and op.out.name not in first.held]
 
 
 def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
-    """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays."""
-    kept = {s.tensor.storage for part in parts for s in part.walk.saved}
+    """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays, and
+    what the caller holds."""
+    held = parts[0].region.held
+    kept = {*held, *(s.tensor.storage for part in parts for s in part.walk.saved)}
     if any(part.checkpointed for part in parts):
         kept.update(t.storage for t in _made_for_layers(parts))
     for part in parts:
         for op in part.region.ops:
             if is_global(op.out.name) and op.out.name not in kept:
                 account.total -= part.walk.rules.size(op.out.nbytes)
-    account.total -= _embedding_held(parts[1])
+    if parts[0].region.exit.storage not in held:
+        account.total -= _embedding_held(parts[1])
+
+
+def _end_of_caller(parts: list[Segment], account: _Account) -> None:
+    """Whoever called the model returns: a method's own forward, and what it made."""
+    for part in parts:
+        before = part.walk.current
+        part.walk.drop_held()
+        change = part.walk.current - before
+        part.forward_delta += change
+        account.total += part.count * change
+    first = parts[0].region
+    if first.exit.storage in first.held:
+        account.total -= _embedding_held(parts[1])
 
 
 def _end_of_forward(
@@ -248,6 +268,7 @@ def _end_of_forward(
                     result.kept_global_bytes += part.walk.rules.size(t.nbytes)
             result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
     account.total -= previous_outputs
+    _end_of_caller(parts, account)
     for part in parts:  # autocast ends, and with it its cache
         account.total -= part.count * part.walk.cached_bytes
         part.walk.current -= part.walk.cached_bytes
@@ -282,7 +303,7 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
         part.pinned_bytes = walk.forget_pinned()
     delta = walk.current - start
     grads = walk.grad_bytes - grads_before
-    saved = walk.saved_bytes - saved_before
+    saved = walk.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from peftplan.graph.core import INPUT, Need, Op, Region, Tensor, is_global
+from peftplan.graph.core import ADAPTER, BUFFER, INPUT, PARAMS, WEIGHT, Op, Region, Tensor, is_global
 from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 
@@ -67,10 +67,8 @@ class _Storage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """How the engine adds up gradients. Under a dispatch mode (every trace) it never adds in place
-    (isTensorSubclassLike is true for all), on a device it adds in place where it holds the only reference."""
+    """How bytes are counted."""
 
-    adds_in_place: bool = True
     size: Callable[[int], int] = block_size
     """Bytes that a request of so many bytes counts for."""
 
@@ -89,11 +87,46 @@ def propagate_need(region: Region, *, entry_needs: bool, also: Iterable[str] = (
     return need
 
 
+_NOT_OWNED = frozenset({WEIGHT, ADAPTER, INPUT, BUFFER})
+
+
 def _owned(t: Tensor) -> bool:
-    return not (t.is_param or t.kind in (INPUT, "buffer"))
+    return t.kind not in _NOT_OWNED
 
 
-@dataclass
+class Plan:
+    """What the walks of one region share: sizes, and where each value is used last."""
+
+    def __init__(self, region: Region, rules: Rules) -> None:
+        size = rules.size
+        self.out_bytes: list[int] = []
+        """Per op: bytes its output takes, 0 for views."""
+        self.request_bytes: dict[str, int] = {}
+        self.scratch_bytes = [op.scratch_bytes() for op in region.ops]
+        last: dict[str, int] = {}
+        for i, op in enumerate(region.ops):
+            for t in op.ins:
+                if t.kind not in _NOT_OWNED:
+                    storage = t.base or t.name
+                    if storage[0] != "@":
+                        last[storage] = i
+            out = op.out
+            if out.base:
+                self.out_bytes.append(0)
+                continue
+            request = out.nbytes
+            self.request_bytes[out.name] = request
+            self.out_bytes.append(size(request))
+            if out.name[0] != "@":
+                last.setdefault(out.name, i)
+        self.last_use: list[list[str]] = [[] for _ in region.ops]
+        """Per op: the storages it uses last."""
+        for storage, i in last.items():
+            self.last_use[i].append(storage)
+        self.weight_casts = tuple(op for op in region.ops if isinstance(op, WeightCast))
+
+
+@dataclass(slots=True)
 class RegionWalk:
     """The state of one region: forward keeps storages, backward gives them back.
 
@@ -105,6 +138,7 @@ class RegionWalk:
     region: Region
     need: set[str]
     rules: Rules
+    plan: Plan
     owns_entry: bool = True
     grads_exist: bool = False
     current: int = 0
@@ -127,9 +161,12 @@ class RegionWalk:
     _made: int = 0
     _returned: dict[str, int] = field(default_factory=dict)
     _pinned: dict[str, int] = field(default_factory=dict)
-    _request: dict[str, int] = field(default_factory=dict)
+    _saves: list[tuple[Tensor, ...]] = field(default_factory=list)
     _kept: dict[str, int] = field(default_factory=dict)
     _kept_bytes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._saves = [op.saved(self.need) for op in self.region.ops]
 
     # -- forward ------------------------------------------------------------------------------------------------
 
@@ -138,15 +175,16 @@ class RegionWalk:
         non-reentrant recomputation stops: at the last op that saves something, before running it if what it saves
         are its inputs (torch/utils/checkpoint.py, _StopRecomputationError)."""
         ops = self.region.ops
-        stop, run_last = stopping_point(ops, self.need) if stop_early else (len(ops), False)
-        last_use = self._last_use(ops)
+        stop, run_last = _stopping_point(ops, self._saves) if stop_early else (len(ops), False)
+        last_use, out_bytes, scratch = self.plan.last_use, self.plan.out_bytes, self.plan.scratch_bytes
         live: dict[str, int] = {}
         entry = self.region.entry
         if entry is not None and self.owns_entry:
             live[entry.storage] = self.rules.size(entry.nbytes)
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
-        cached = {op.out.name for op in ops if isinstance(op, WeightCast) and op.cached}
+        held = self._held_now()
+        cached = {op.out.name for op in self.plan.weight_casts if op.cached}
         if stop_early:  # the graph of the recomputation holds what its nodes stash until it is thrown away
             cached |= {t.storage for op in ops for t in op.stashed(self.need)}
         for i, op in enumerate(ops[: stop + 1] if stop_early else ops):
@@ -155,16 +193,21 @@ class RegionWalk:
                 self.before_loss = self.peak
                 self.start_phase()
             if executed:
-                self._alloc_output(op, live)
-            if keep:
-                self._keep(op, live)
+                size = out_bytes[i]
+                if not op.out.base:
+                    live[op.out.name] = size
+                    self._alloc(size, op.name, op.out.name)
+                if scratch[i]:
+                    self._touch(scratch[i], op.name)
+            if keep and self._saves[i]:
+                self._keep(op, self._saves[i], live)
             if stash:
                 for t in op.stashed(self.need):
                     self._pin(t, live)
-            for storage in last_use.get(i, ()):
+            for storage in last_use[i]:
                 if storage == exit_storage and not stop_early:
                     continue
-                if storage in cached:
+                if storage in cached or storage in held:
                     continue
                 size = live.pop(storage, 0)
                 if storage in returned:
@@ -178,20 +221,17 @@ class RegionWalk:
         else:
             self.cached_names = tuple(name for name in cached if name in live and name not in self._kept)
             self.cached_bytes = sum(live[name] for name in self.cached_names)
+            self._count_leaf()
 
-    def _alloc_output(self, op: Op, live: dict[str, int]) -> None:
-        out = op.out
-        if not out.base:
-            self._request[out.name] = out.nbytes
-            size = self.rules.size(out.nbytes)
-            live[out.name] = size
-            self._alloc(size, op.name, out.name)
-        scratch = op.scratch_bytes()
-        if scratch:
-            self._touch(scratch, op.name)
+    def _count_leaf(self) -> None:
+        """A leaf that accumulates a gradient lives as long as the graph, which counts as kept for backward."""
+        for op in self.region.ops:
+            if op.out.name == self._accumulating:
+                self.saved_bytes += self.rules.size(op.out.nbytes)
+                self.saved.append(Saved(op=op.name, tensor=op.out, bytes=op.out.nbytes))
 
-    def _keep(self, op: Op, live: dict[str, int]) -> None:
-        for t in op.saved(self.need):
+    def _keep(self, op: Op, saves: tuple[Tensor, ...], live: dict[str, int]) -> None:
+        for t in saves:
             if not _owned(t):
                 if t.kind == INPUT and t.storage not in self._kept:
                     self._kept[t.storage] = 0
@@ -212,7 +252,7 @@ class RegionWalk:
             if storage in self._pinned:
                 continue
             self.saved_bytes += size
-            self.saved.append(Saved(op=op.name, tensor=t, bytes=self._request.get(storage, t.nbytes)))
+            self.saved.append(Saved(op=op.name, tensor=t, bytes=self.plan.request_bytes.get(storage, t.nbytes)))
 
     def _pin(self, t: Tensor, live: dict[str, int]) -> None:
         """A stashed value: alive until `drop_pinned`, whatever backward releases."""
@@ -223,7 +263,7 @@ class RegionWalk:
         self._pinned[storage] = size
         if storage not in self._kept and (size or self.owns_entry):
             self.saved_bytes += size
-            self.saved.append(Saved(op="stash", tensor=t, bytes=self._request.get(storage, t.nbytes)))
+            self.saved.append(Saved(op="stash", tensor=t, bytes=self.plan.request_bytes.get(storage, t.nbytes)))
 
     def forget_pinned(self) -> int:
         """Stop tracking what is pinned: the bytes stay in the account until whoever asks frees them."""
@@ -250,6 +290,22 @@ class RegionWalk:
         """Whether backward needs, or needed, a storage of this region."""
         return storage in self._kept
 
+    def _held_now(self) -> tuple[str, ...]:
+        """Values that others hold beyond this region; a leaf is held by the node that accumulates its gradient."""
+        leaf = self._accumulating
+        return self.region.held if leaf is None else (*self.region.held, leaf)
+
+    @property
+    def _accumulating(self) -> str | None:
+        leaf = self.region.leaf
+        return leaf if leaf in self.need else None
+
+    def drop_held(self) -> None:
+        """The model's forward has returned to the caller that held these; what autograd keeps of them stays."""
+        for storage in self.region.held:
+            if storage not in self._kept and storage != self.region.exit.storage:
+                self._free(self.rules.size(self.plan.request_bytes[storage]), storage)
+
     def drop_returned(self) -> None:
         """The model's output goes out of scope; what autograd keeps of it stays."""
         for storage, size in self._returned.items():
@@ -257,21 +313,20 @@ class RegionWalk:
                 self._free(size, storage)
         self._returned.clear()
 
-    @staticmethod
-    def _last_use(ops: tuple[Op, ...]) -> dict[int, list[str]]:
-        last: dict[str, int] = {}
-        for i, op in enumerate(ops):
-            for t in op.ins:
-                if _owned(t) and not is_global(t.storage):
-                    last[t.storage] = i
-            if not op.out.base and not is_global(op.out.name):
-                last.setdefault(op.out.name, i)
-        grouped: dict[int, list[str]] = {}
-        for storage, i in last.items():
-            grouped.setdefault(i, []).append(storage)
-        return grouped
-
     # -- backward -----------------------------------------------------------------------------------------------
+
+    def recomputed_ops(self, *, stop_early: bool = True) -> int:
+        """How many ops a recomputation runs, from the first."""
+        stop, run_last = _stopping_point(self.region.ops, self._saves) if stop_early else (len(self.region.ops), False)
+        return stop + run_last
+
+    def flops(self) -> tuple[int, int]:
+        """(forward, backward) FLOPs of the region."""
+        return sum(op.flops() for op in self.region.ops), sum(op.grad_flops(self.need) for op in self.region.ops)
+
+    def recompute_flops(self, *, stop_early: bool) -> int:
+        """FLOPs of running the forward again for the backward."""
+        return sum(op.flops() for op in self.region.ops[: self.recomputed_ops(stop_early=stop_early)])
 
     def backward(self, *, root: bool = False, recompute: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
@@ -282,14 +337,18 @@ class RegionWalk:
         if exit_.name in self.need:
             grads[exit_.name] = self._exit_gradient()
             grads[exit_.name].refs += root
-        for op in reversed(self.region.ops):
+        ops = self.region.ops
+        recomputed = False
+        for i in range(len(ops) - 1, -1, -1):
+            op = ops[i]
             incoming = grads.pop(op.out.name, None)
-            if incoming is None:
+            if incoming is None or op.out.name == self._accumulating:
                 continue
-            if recompute and op.saved(self.need):
+            if recompute and self._saves[i]:
                 recompute = False
+                recomputed = True
                 self.forward(stop_early=True, stash=False)
-            self._node(op, incoming, grads)
+            self._node(op, self._saves[i], incoming, grads, recomputed=recomputed)
         entry = self.region.entry
         if entry is None or entry.name not in grads:
             return False
@@ -298,10 +357,14 @@ class RegionWalk:
 
     def _exit_gradient(self) -> _Storage:
         exit_ = self.region.exit
-        request = exit_.numel * exit_.dtype.size
+        request = exit_.logical_bytes
         return _Storage(request, self.rules.size(request), EXIT_GRADIENT)
 
-    def _node(self, op: Op, incoming: _Storage, grads: dict[str, _Storage]) -> None:
+    def _node(
+        self, op: Op, saves: tuple[Tensor, ...], incoming: _Storage, grads: dict[str, _Storage], *, recomputed: bool
+    ) -> None:
+        """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
+        (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         made: list[tuple[Tensor, _Storage]] = []
         for grad in op.backward(self.need):
             if grad.raw_bytes:
@@ -311,35 +374,36 @@ class RegionWalk:
             else:
                 incoming.refs += 1
                 made.append((grad.to, incoming))
+        if recomputed:
+            self._release_saved(saves)
         for j, (to, storage) in enumerate(made):
-            final = to.numel * to.dtype.size
+            final = to.logical_bytes
             if final != storage.request_bytes:
                 made[j] = (to, self._new(final, op.name))
                 self._release(storage)
         self._release(incoming)
-        self._release_saved(op)
+        if not recomputed:
+            self._release_saved(saves)
         for to, storage in made:
             self._hand_on(to, storage, grads, op.name)
 
     def _hand_on(self, to: Tensor, storage: _Storage, grads: dict[str, _Storage], where: str) -> None:
-        if to.is_param:
+        if to.kind in PARAMS:
             self._accumulate_param(to, storage, where)
             return
         old = grads.get(to.name)
         if old is None:
             grads[to.name] = storage
-        elif self.rules.adds_in_place and old.refs == 1:
+        elif old.refs == 1:  # input_buffer.cpp, accumulate: in place where nobody else holds it
             self._release(storage)
         else:
-            grads[to.name] = self._new(to.numel * to.dtype.size, where)
+            grads[to.name] = self._new(to.logical_bytes, where)
             self._release(old)
             self._release(storage)
 
     def _accumulate_param(self, to: Tensor, storage: _Storage, where: str) -> None:
-        size = self.rules.size(to.numel * to.dtype.size)
+        size = self.rules.size(to.logical_bytes)
         if self.grads_exist or to.name in self.global_grads:
-            if not self.rules.adds_in_place and to.name in self.global_grads:
-                self._touch(size, where)
             self._release(storage)
             return
         if is_global(to.name):
@@ -350,8 +414,8 @@ class RegionWalk:
         self.param_gradients.append(storage.key)
         self.grad_bytes += size
 
-    def _release_saved(self, op: Op) -> None:
-        for t in op.saved(self.need):
+    def _release_saved(self, saves: tuple[Tensor, ...]) -> None:
+        for t in saves:
             if not _owned(t):
                 continue
             storage = t.storage
@@ -406,24 +470,10 @@ class RegionWalk:
         self.peak = Watermark(self.current, self.saved_bytes, self.grad_bytes, self.region.name)
 
 
-def region_flops(region: Region, need: Need) -> tuple[int, int]:
-    """(forward, backward) FLOPs of one region."""
-    return sum(op.flops() for op in region.ops), sum(op.grad_flops(need) for op in region.ops)
-
-
-def recompute_flops(region: Region, need: Need, *, stop_early: bool) -> int:
-    """FLOPs of running the region's forward again for its backward."""
-    if not stop_early:
-        return sum(op.flops() for op in region.ops)
-    stop, run_last = stopping_point(region.ops, need)
-    return sum(op.flops() for op in region.ops[: stop + run_last])
-
-
-def stopping_point(ops: tuple[Op, ...], need: Need) -> tuple[int, bool]:
+def _stopping_point(ops: tuple[Op, ...], saves: list[tuple[Tensor, ...]]) -> tuple[int, bool]:
     """Where a non-reentrant recomputation stops: (index of the last op that saves something, whether it runs)."""
     for i in range(len(ops) - 1, -1, -1):
-        saved = ops[i].saved(need)
-        if saved:
+        if saves[i]:
             inputs = {t.name for t in ops[i].ins}
-            return i, any(t.name not in inputs for t in saved)
+            return i, any(t.name not in inputs for t in saves[i])
     return 0, False

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peftplan.graph.core import Need, Op, Region
+from peftplan.graph.core import Need, Op
 from peftplan.graph.ops import Add, FusedAttention, PackedLinear
 from peftplan.step.memory import Segment
-from peftplan.step.walk import stopping_point
 from peftplan.units import DType
 
 
@@ -57,16 +56,11 @@ def passes(segments: Iterable[Segment], *, reentrant: bool, cache_bytes: int) ->
             ahead = known[id(region)] = [_forward(op) for op in region.ops]
         found.append(_pass("forward", part.count, ahead, cache_bytes))
         if part.checkpointed:
-            again = ahead if reentrant else ahead[: _recomputed(region, need)]
+            again = ahead[: part.walk.recomputed_ops(stop_early=not reentrant)]
             found.append(_pass("recompute", part.count, again, cache_bytes))
         back = [_backward(op, k, need) for op, k in zip(region.ops, ahead, strict=True)]
         found.append(_pass("backward", part.count, back, cache_bytes))
     return found
-
-
-def _recomputed(region: Region, need: Need) -> int:
-    stop, run_last = stopping_point(region.ops, need)
-    return stop + run_last
 
 
 def _pass(name: str, count: int, kernels: Sequence[Kernel | None], cache_bytes: int) -> Pass:

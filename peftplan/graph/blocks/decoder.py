@@ -117,7 +117,7 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     """LlamaModel.forward up to the first layer: embedding, positions, mask, rotary tables."""
     b = Builder(setup.numerics)
     types, batch = setup.types, setup.batch
-    weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight", True)
+    weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight")
     out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
     b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
     hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
@@ -305,7 +305,7 @@ def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
         gate, up = (b.slice(both, batch.size, batch.seq, m.size, label=n) for n in ("gate", "up"))
         product = b.mul(up, b.activate(gate), label="glu")
         d = project(b, product, hidden, label="down_proj", site="down", types=types)
-        b.hold(product)
+        b.hold(both, product)
         return d
     gate = project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias)
     act = b.activate(gate)
@@ -328,7 +328,7 @@ def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     b = Builder(setup.numerics)
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
-    weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight", True)
+    weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     loss = causal_lm_loss(b, logits, labels, h, setup.loss)
