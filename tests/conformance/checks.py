@@ -8,11 +8,12 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from peftplan import formats, methods, optimizers, plugins
+from peftplan.assemble import build_graph
 from peftplan.errors import RequestError
 from peftplan.graph.blocks.decoder import decoder
 from peftplan.graph.core import Graph, verify
 from peftplan.optimizers.base import Trained
-from peftplan.pipeline import build_graph, estimate
+from peftplan.pipeline import estimate
 from peftplan.resolve import Case, resolve
 from peftplan.units import DType
 from tests.conformance import zoo
@@ -123,11 +124,7 @@ def composes(member: Member) -> Grade:
     other = {"method": "format", "format": "method", "optimizer": "method"}[member.kind]
     refused = []
     for name in KINDS[other].names():
-        asked = {
-            **_targets(member.name if member.kind == "method" else name),
-            **member.asked(member.examples[0]),
-            other: name,
-        }
+        asked = _both(member, found(other, name))
         try:
             if not estimate(zoo.job("grouped", asked)).memory.peak_bytes > 0:
                 return Grade(FAIL, name)

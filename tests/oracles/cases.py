@@ -99,8 +99,17 @@ DIMENSIONS: dict[str, dict[str, Fields]] = {
     "optimizer": {name: {"optimizer": name} for name in ("adamw", "adamw_foreach", "adamw_fused")},
     "adapter": {"adapter-auto": {}, "adapter-bf16": {"adapter_dtype": "bf16"}},
 }
-NEAR: frozenset[Row] = frozenset()
-"""Cases whose peak is within 1 %, not equal: what a reentrant checkpoint's backward holds for a moment in softmax."""
+NEAR: frozenset[Row] = frozenset(
+    tuple(names.split())
+    for names in (
+        "full bf16 mistral-window fp16 reentrant sdpa_math 2x8 "
+        "exact uncached whole until-next adamw_fused adapter-auto",
+        "freeze-head bf16 llama bf16 reentrant eager 1x33 padded cached whole until-loss adamw adapter-auto",
+        "lora-dropout fp16 smollm3 fp32 reentrant sdpa_math 1x33 exact cached whole until-step adamw adapter-auto",
+    )
+)
+"""Cases whose peak is within 1 %, not equal: the model says 0.2 to 0.9 % less than a reentrant checkpoint's backward
+holds for a moment where it computes a softmax's gradient."""
 _NAMES = tuple(DIMENSIONS)
 _VALUES = tuple(tuple(values) for values in DIMENSIONS.values())
 
