@@ -38,6 +38,8 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 RECOMPUTE = ("none", "full")
+NO_NEW_DTYPE = ("full", "freeze", "ln_tuning", "bitfit")
+"""Methods that train weights in the dtype they have."""
 PREFIXES = (
     "method",
     "format",
@@ -140,7 +142,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len),
+        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len + method.extra_tokens()),
         types=types,
         numerics=numerics,
         attention=attention,
@@ -149,7 +151,7 @@ def resolve(job: Job) -> Case:
     )
     adapter_dtype = None if job.adapter_dtype == "auto" else parse_dtype(job.adapter_dtype)
     host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
-    if adapter_dtype is None and dtype.is_half and method_name not in ("full", "freeze"):
+    if adapter_dtype is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
         notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
     resolved = job.model_copy(
         update={

@@ -132,7 +132,9 @@ class Region:
     """Ops that run together: the embedding, one decoder layer, the head with its loss.
 
     `entry` is the hidden state that comes in (None for the first region), `exit` the one handed on. `returned` names
-    values that are part of the model's output (logits, KV cache) and live as long as that does.
+    values that are part of the model's output (logits, KV cache) and live as long as that does; `held` names values
+    that a caller of the model made, and holds until the model's forward returns. `leaf` is the embedding's output,
+    which checkpointing makes a leaf that requires a gradient, where that is not the exit.
     """
 
     name: str
@@ -142,6 +144,8 @@ class Region:
     count: int = 1
     """How many equal regions follow each other."""
     returned: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    leaf: str | None = None
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
 

@@ -168,7 +168,8 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     # born there. Other methods read what they draw (BOFT, AdaLoRA), which works only on the CPU.
     with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
         adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
-    cast_adapter(adapted, choices.adapter_dtype)
+    if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
+        cast_adapter(adapted, choices.adapter_dtype)
     return adapted
 
 

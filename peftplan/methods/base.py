@@ -38,6 +38,10 @@ class Method(ABC):
         """The value of one of its settings."""
         return {f.name: getattr(self, f.name) for f in fields(self)}[name]
 
+    def extra_tokens(self) -> int:
+        """How many positions this method puts before the tokens of every sequence."""
+        return 0
+
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:
         """The graph with this method's parameters added and everything else frozen or trained as it says."""

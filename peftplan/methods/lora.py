@@ -17,8 +17,9 @@ from typing import Any, Literal, final
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
-from peftplan.graph.edit import Module, modules, rewrite, split_runs, train, writing
+from peftplan.graph.edit import Module, rewrite, split_runs, train, writing
 from peftplan.graph.ops import PackedLinear
+from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
 from peftplan.methods.targets import Names, chosen_paths, full_path, targets
 
@@ -90,7 +91,7 @@ class Lora(Method):
         out = replace(split, regions=adapted)
         if self.bias == "lora_only":
             out = train(out, lambda region, w: w.trainable or self._is_adapted_bias(region, w, ranks))
-        return self._save_modules(out, host)
+        return save_modules(out, self.modules_to_save)
 
     def _check(self) -> None:
         if self.r < 1:
@@ -187,43 +188,6 @@ class Lora(Method):
                 out = b.cast(total, base.dtype, label="out")
                 b.hold(x, module.x)
         return (*ops, *writing(b.ops, out, module.out))
-
-    # -- modules_to_save ----------------------------------------------------------------------------------------
-
-    def _save_modules(self, graph: Graph, host: Host) -> Graph:
-        """PEFT's ModulesToSaveWrapper: a trainable copy runs, the frozen original stays beside it."""
-        if not self.modules_to_save:
-            return graph
-        del host
-        wanted = self.modules_to_save
-        originals: list[Tensor] = []
-
-        def copy(region: Region, op: Op, t: Tensor) -> Tensor:
-            if not t.is_param or t.kind == ADAPTER:
-                return t
-            own = "lm_head" if op.site == "head" else t.name.removeprefix("@").rsplit(".", 1)[0]
-            path = full_path(region, own, 0)
-            if not any(path == w or path.endswith("." + w) for w in wanted):
-                return t
-            if region.first_index is not None:
-                raise Unsupported(f"modules_to_save inside the layers ({path}) is not modelled yet")
-            if t.name not in {o.name for o in originals}:
-                originals.append(t._replace(trainable=False))
-            return t._replace(name=f"@{own}.saved.{t.name.rsplit('.', 1)[1]}", trainable=True, kind=ADAPTER)
-
-        regions = tuple(
-            replace(r, ops=tuple(replace(op, ins=tuple(copy(r, op, t) for t in op.ins)) for op in r.ops))
-            for r in graph.regions
-        )
-        found = {o.name for o in originals}
-        if not found:
-            names = sorted({m.path for r in graph.regions for _, _, m in modules(r)})
-            raise RequestError(
-                f"modules_to_save {', '.join(wanted)!r} matches nothing; this model has {', '.join(names)}"
-            )
-        still_used = {t.name for r in regions for op in r.ops for t in op.ins}
-        unused = tuple(o for o in originals if o.name not in still_used)
-        return replace(graph, regions=regions, unused=(*graph.unused, *unused))
 
 
 def _is_bias(region: Region, weight: Tensor) -> bool:

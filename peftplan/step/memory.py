@@ -88,7 +88,8 @@ def segments(
         left = region.count
         plan = Plan(region, rules)
         while left:
-            need = propagate_need(region, entry_needs=needs)
+            leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
+            need = propagate_need(region, entry_needs=needs, also=leaf)
             leaves = region.exit.name in need
             is_layer = region.first_index is not None
             count = left if leaves == needs or not is_layer else 1
@@ -209,19 +210,36 @@ def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
 
 def _made_for_layers(parts: list[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
-    return [op.out for op in parts[0].region.ops if is_global(op.out.name)]
+    first = parts[0].region
+    return [op.out for op in first.ops if is_global(op.out.name) and op.out.name not in first.held]
 
 
 def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
-    """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays."""
-    kept = {s.tensor.storage for part in parts for s in part.walk.saved}
+    """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays, and
+    what the caller holds."""
+    held = parts[0].region.held
+    kept = {*held, *(s.tensor.storage for part in parts for s in part.walk.saved)}
     if any(part.checkpointed for part in parts):
         kept.update(t.storage for t in _made_for_layers(parts))
     for part in parts:
         for op in part.region.ops:
             if is_global(op.out.name) and op.out.name not in kept:
                 account.total -= part.walk.rules.size(op.out.nbytes)
-    account.total -= _embedding_held(parts[1])
+    if parts[0].region.exit.storage not in held:
+        account.total -= _embedding_held(parts[1])
+
+
+def _end_of_caller(parts: list[Segment], account: _Account) -> None:
+    """Whoever called the model returns: a method's own forward, and what it made."""
+    for part in parts:
+        before = part.walk.current
+        part.walk.drop_held()
+        change = part.walk.current - before
+        part.forward_delta += change
+        account.total += part.count * change
+    first = parts[0].region
+    if first.exit.storage in first.held:
+        account.total -= _embedding_held(parts[1])
 
 
 def _end_of_forward(
@@ -249,6 +267,7 @@ def _end_of_forward(
                     result.kept_global_bytes += part.walk.rules.size(t.nbytes)
             result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
     account.total -= previous_outputs
+    _end_of_caller(parts, account)
     for part in parts:  # autocast ends, and with it its cache
         account.total -= part.count * part.walk.cached_bytes
         part.walk.current -= part.walk.cached_bytes

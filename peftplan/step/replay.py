@@ -136,6 +136,7 @@ class _Player:
         if first:
             self.hold("forward workspace", around.workspaces[::2])
         entries = self._play_forward()
+        self._end_of_caller()
         self._free_all(key for key in self._alive if key[0] == "old")
         if self._loop.outputs_until == "loss":
             self._free_all(self._outputs())
@@ -184,13 +185,26 @@ class _Player:
         return self._key(0, 0, self._tracks[0].part.region.exit.storage)
 
     def _end_of_backbone(self) -> None:
-        kept = {s.tensor.storage for track in self._tracks for s in track.part.walk.saved}
+        first = self._tracks[0].part.region
+        kept = {*first.held, *(s.tensor.storage for track in self._tracks for s in track.part.walk.saved)}
         checkpointed = any(track.part.checkpointed for track in self._tracks)
         if not checkpointed:
             self._free_all(key for key in self._alive if key[0] == "@" and key[1] not in kept)
         held = self._embedding()
-        if held is not None:
+        if held is not None and first.exit.storage not in first.held:
             self._free(held)
+
+    def _end_of_caller(self) -> None:
+        """What a method's own forward made and held dies with it, unless backward needs it."""
+        for i, j, track in self._places():
+            walk, region = track.part.walk, track.part.region
+            for name in region.held:
+                if name == region.exit.storage:
+                    embedding = self._embedding()
+                    if embedding is not None:
+                        self._free(embedding)
+                elif not walk.keeps(name):
+                    self._free(self._key(i, j, name))
 
     def _play_backward(self, entries: dict[tuple[int, int], Key]) -> None:
         gradient: Key = ("loss gradient",)

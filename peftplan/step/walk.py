@@ -183,6 +183,7 @@ class RegionWalk:
             live[entry.storage] = self.rules.size(entry.nbytes)
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
+        held = self._held_now()
         cached = {op.out.name for op in self.plan.weight_casts if op.cached}
         if stop_early:  # the graph of the recomputation holds what its nodes stash until it is thrown away
             cached |= {t.storage for op in ops for t in op.stashed(self.need)}
@@ -206,7 +207,7 @@ class RegionWalk:
             for storage in last_use[i]:
                 if storage == exit_storage and not stop_early:
                     continue
-                if storage in cached:
+                if storage in cached or storage in held:
                     continue
                 size = live.pop(storage, 0)
                 if storage in returned:
@@ -220,6 +221,14 @@ class RegionWalk:
         else:
             self.cached_names = tuple(name for name in cached if name in live and name not in self._kept)
             self.cached_bytes = sum(live[name] for name in self.cached_names)
+            self._count_leaf()
+
+    def _count_leaf(self) -> None:
+        """A leaf that accumulates a gradient lives as long as the graph, which counts as kept for backward."""
+        for op in self.region.ops:
+            if op.out.name == self._accumulating:
+                self.saved_bytes += self.rules.size(op.out.nbytes)
+                self.saved.append(Saved(op=op.name, tensor=op.out, bytes=op.out.nbytes))
 
     def _keep(self, op: Op, saves: tuple[Tensor, ...], live: dict[str, int]) -> None:
         for t in saves:
@@ -281,6 +290,22 @@ class RegionWalk:
         """Whether backward needs, or needed, a storage of this region."""
         return storage in self._kept
 
+    def _held_now(self) -> tuple[str, ...]:
+        """Values that others hold beyond this region; a leaf is held by the node that accumulates its gradient."""
+        leaf = self._accumulating
+        return self.region.held if leaf is None else (*self.region.held, leaf)
+
+    @property
+    def _accumulating(self) -> str | None:
+        leaf = self.region.leaf
+        return leaf if leaf in self.need else None
+
+    def drop_held(self) -> None:
+        """The model's forward has returned to the caller that held these; what autograd keeps of them stays."""
+        for storage in self.region.held:
+            if storage not in self._kept and storage != self.region.exit.storage:
+                self._free(self.rules.size(self.plan.request_bytes[storage]), storage)
+
     def drop_returned(self) -> None:
         """The model's output goes out of scope; what autograd keeps of it stays."""
         for storage, size in self._returned.items():
@@ -313,15 +338,17 @@ class RegionWalk:
             grads[exit_.name] = self._exit_gradient()
             grads[exit_.name].refs += root
         ops = self.region.ops
+        recomputed = False
         for i in range(len(ops) - 1, -1, -1):
             op = ops[i]
             incoming = grads.pop(op.out.name, None)
-            if incoming is None:
+            if incoming is None or op.out.name == self._accumulating:
                 continue
             if recompute and self._saves[i]:
                 recompute = False
+                recomputed = True
                 self.forward(stop_early=True, stash=False)
-            self._node(op, self._saves[i], incoming, grads)
+            self._node(op, self._saves[i], incoming, grads, recomputed=recomputed)
         entry = self.region.entry
         if entry is None or entry.name not in grads:
             return False
@@ -333,7 +360,11 @@ class RegionWalk:
         request = exit_.logical_bytes
         return _Storage(request, self.rules.size(request), EXIT_GRADIENT)
 
-    def _node(self, op: Op, saves: tuple[Tensor, ...], incoming: _Storage, grads: dict[str, _Storage]) -> None:
+    def _node(
+        self, op: Op, saves: tuple[Tensor, ...], incoming: _Storage, grads: dict[str, _Storage], *, recomputed: bool
+    ) -> None:
+        """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
+        (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         made: list[tuple[Tensor, _Storage]] = []
         for grad in op.backward(self.need):
             if grad.raw_bytes:
@@ -343,13 +374,16 @@ class RegionWalk:
             else:
                 incoming.refs += 1
                 made.append((grad.to, incoming))
+        if recomputed:
+            self._release_saved(saves)
         for j, (to, storage) in enumerate(made):
             final = to.logical_bytes
             if final != storage.request_bytes:
                 made[j] = (to, self._new(final, op.name))
                 self._release(storage)
         self._release(incoming)
-        self._release_saved(saves)
+        if not recomputed:
+            self._release_saved(saves)
         for to, storage in made:
             self._hand_on(to, storage, grads, op.name)
 

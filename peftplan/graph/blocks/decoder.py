@@ -305,7 +305,7 @@ def _mlp(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
         gate, up = (b.slice(both, batch.size, batch.seq, m.size, label=n) for n in ("gate", "up"))
         product = b.mul(up, b.activate(gate), label="glu")
         d = project(b, product, hidden, label="down_proj", site="down", types=types)
-        b.hold(product)
+        b.hold(both, product)
         return d
     gate = project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias)
     act = b.activate(gate)

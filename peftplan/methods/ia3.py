@@ -1,0 +1,133 @@
+"""IA3: keys, values and feed-forward activations times learned vectors (Liu 2022, arXiv:2205.05638, section 3.3).
+
+Trains: one vector per adapted linear layer, `in` long for feed-forward modules, `out` long for the others; plus copies
+of `modules_to_save`.
+Keeps for backward: the layer's output (its input, in the vector's dtype, for feed-forward modules) and the vector.
+Not modelled: packed bases where PEFT's forward hands on fp32 in place of the model's dtype; embeddings.
+Mirrors peft/tuners/ia3/layer.py Linear.forward and peft/tuners/ia3/bnb.py Linear8bitLt and Linear4bit.forward, peft
+0.21.2; defaults from peft/utils/constants.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import final
+
+from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ADAPTER, Graph, Op, Tensor
+from peftplan.graph.edit import Module, writing
+from peftplan.graph.ops import PackedLinear
+from peftplan.methods._linears import adapt, packed, plan, sees_autocast
+from peftplan.methods._saved import save_modules
+from peftplan.methods.base import Host, Method
+from peftplan.methods.targets import Names, targets
+from peftplan.units import DType
+
+DEFAULTS = {
+    "llama": ("k_proj", "v_proj", "down_proj"),
+    "mistral": ("k_proj", "v_proj", "down_proj"),
+    "qwen2": ("q_proj", "v_proj", "down_proj"),
+    "qwen3": ("q_proj", "v_proj", "down_proj"),
+    "gemma": ("q_proj", "v_proj", "down_proj"),
+}
+"""TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING; the feed-forward one of each is down_proj."""
+HARMLESS = frozenset(
+    {
+        "fan_in_fan_out", "init_ia3_weights", "task_type", "inference_mode", "peft_type", "auto_mapping",
+        "peft_version", "base_model_name_or_path", "revision",
+    }
+)  # fmt: skip
+
+
+@final
+@dataclass(frozen=True)
+class Ia3(Method):
+    """PEFT's IA3Config."""
+
+    target_modules: Names = None
+    exclude_modules: Names = None
+    feedforward_modules: Names = None
+    modules_to_save: tuple[str, ...] | None = None
+
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        family = host.arch.family
+        wanted = DEFAULTS.get(family) if self.target_modules is None else self.target_modules
+        choice = targets(family, wanted, excluded=self.exclude_modules)
+        feedforward = self._feedforward(family)
+        planned = plan(graph, choice, lambda path: _is_feedforward(feedforward, path))
+
+        def branch(module: Module, at_input: bool) -> tuple[Op, ...]:
+            kernel = packed(module)
+            if kernel is not None:
+                return _packed(module, kernel, host, at_input=at_input)
+            return _plain(module, host, at_input=at_input)
+
+        return save_modules(adapt(graph, planned, branch, name="IA3"), self.modules_to_save)
+
+    def _feedforward(self, family: str) -> str | tuple[str, ...]:
+        given = self.feedforward_modules
+        if given is None:
+            if family not in DEFAULTS:
+                raise RequestError(f"PEFT has no default feedforward_modules for {family}; set them, e.g. down_proj")
+            return ("down_proj",)
+        if isinstance(given, tuple) and isinstance(self.target_modules, tuple):
+            for name in given:
+                if name not in self.target_modules:
+                    raise RequestError(f"method.feedforward_modules: {name!r} is not among --target-modules")
+        return given
+
+
+def _is_feedforward(wanted: str | tuple[str, ...], path: str) -> bool:
+    """IA3Model._check_target_module_feedforward: a pattern for the whole name, or any of several endings."""
+    return re.fullmatch(wanted, path) is not None if isinstance(wanted, str) else path.endswith(wanted)
+
+
+def _scaling(b: Builder, module: Module, host: Host, *, at_input: bool) -> Tensor:
+    """`1 * ia3_l.flatten()`."""
+    shape = (1, module.in_features) if at_input else (module.out_features, 1)
+    vector = b.weight("ia3_l", *shape, dtype=host.new_dtype, kind=ADAPTER)
+    return b.scale(vector.view(vector.numel), label="ia3_scaling")
+
+
+def _plain(module: Module, host: Host, *, at_input: bool) -> tuple[Op, ...]:
+    b = Builder(host.numerics, f"{module.path}.")
+    x = module.x
+    with b.marked(module.site, "scale"):
+        scaling = _scaling(b, module, host, at_input=at_input)
+        if at_input:
+            wide = b.cast(x, host.new_dtype, label="ia3_x")
+            given = b.cast(b.mul(wide, scaling, label="ia3_scaled"), x.dtype, label="ia3_interm")
+            ahead, b.ops = tuple(b.ops), []
+            b.hold(scaling, wide, given, x)
+            return (*ahead, *writing(module.ops, x, given), *b.ops)
+        base = module.out._replace(name=f"{module.out.name}.base")
+        ahead, b.ops = tuple(b.ops), []
+        out = b.cast(b.mul(base, scaling, label="ia3_scaled"), base.dtype, label="out")
+        b.hold(base, scaling, x)
+    return (*ahead, *writing(module.ops, module.out, base), *writing(b.ops, out, module.out))
+
+
+def _packed(module: Module, kernel: PackedLinear, host: Host, *, at_input: bool) -> tuple[Op, ...]:
+    """bitsandbytes' modules: half-precision input is made fp32, and nothing is cast back."""
+    b = Builder(host.numerics, f"{module.path}.")
+    x = module.x
+    if x.dtype is not DType.float32 and not (sees_autocast(host) and host.new_dtype is x.dtype):
+        raise Unsupported(f"PEFT's IA3 turns {module.path} to fp32 on this packed base, which is not modelled")
+    with b.marked(module.site, "scale"):
+        scaling = _scaling(b, module, host, at_input=at_input)
+        given = b.mul(x, scaling, label="ia3_scaled") if at_input else x
+        base = module.out._replace(name=f"{module.out.name}.base")
+        ahead, b.ops = tuple(b.ops), []
+        b.hold(given)
+        out = base if at_input else b.mul(base, scaling, label="ia3_scaled")
+        out = b.copy(out, label="clone") if kernel.adapters_clone else out
+        b.hold(base if kernel.adapters_clone and at_input else out, scaling, x)
+    inner = writing(writing(module.ops, x, given), module.out, base)
+    return (*ahead, *inner, *writing(b.ops, out, module.out))
+
+
+METHOD = Ia3
+EXAMPLES = (Ia3(), Ia3(target_modules=("k_proj", "up_proj", "down_proj"), feedforward_modules=("down_proj",)))
+UNVERIFIED: dict[str, str] = {}

@@ -1,0 +1,46 @@
+"""Prompt tuning: trained embeddings in front of every sequence (Lester 2021, arXiv:2104.08691, section 2).
+
+Trains: num_virtual_tokens x hidden.
+Keeps for backward: nothing of its own; every activation of the model is that many positions longer, logits included.
+Not modelled: packed batches, a token_dim other than the model's.
+Mirrors peft/tuners/prompt_tuning/model.py PromptEmbedding and PeftModelForCausalLM.forward, peft 0.21.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from peftplan.graph.core import Graph
+from peftplan.methods import _prompts
+from peftplan.methods.base import Host, Method
+
+HARMLESS = _prompts.HARMLESS | {
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "num_attention_heads", "num_layers",
+}  # fmt: skip
+
+
+@final
+@dataclass(frozen=True)
+class PromptTuning(Method):
+    """PEFT's PromptTuningConfig, the knobs that change memory."""
+
+    num_virtual_tokens: int | None = None
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+
+    def extra_tokens(self) -> int:
+        return _prompts.checked_tokens(self.num_virtual_tokens)
+
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        tokens, hidden = self.extra_tokens(), host.arch.hidden
+        _prompts.check_shape(
+            token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
+        )
+        return _prompts.prepend(graph, host, tokens, lambda b, ids: _prompts.lookup(b, ids, tokens, hidden))
+
+
+METHOD = PromptTuning
+EXAMPLES = (PromptTuning(num_virtual_tokens=20),)
+UNVERIFIED: dict[str, str] = {}

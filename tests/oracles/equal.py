@@ -1,0 +1,69 @@
+"""Holding an estimate against the traced model: the same numbers, to the byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftplan.instruments.trace import trace
+from peftplan.job import make_job
+from peftplan.pipeline import read
+
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama_biased": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "qwen2": {},
+    "gemma": {"head_dim": 16},
+    "phi3": {"pad_token_id": 0},
+}
+"""What each tiny model's config says besides `SIZES`: awkward on purpose, so that wrong dimensions cannot hide."""
+
+Row = tuple[str, dict[str, Any]]
+"""A model's name and the fields of the job."""
+
+
+def assert_equal(family: str, fields: dict[str, Any]) -> None:
+    """Parameters, bytes kept for backward, FLOPs and peak: predicted and traced are the same numbers."""
+    config = {"model_type": family, **SIZES, **OWN[family]}
+    job = make_job(model=family, config=config, **{**COMMON, **fields})
+    real, guess = trace(job), read(job).estimate
+    predicted = {
+        "total": guess.parameters.total,
+        "trainable": guess.parameters.trainable,
+        "stored": guess.parameters.stored_bytes,
+        "static": guess.memory.static_bytes,
+        "saved": guess.memory.saved_for_backward_bytes,
+        **{kind: getattr(guess.flops, kind) for kind in ("forward", "backward", "recompute")},
+        "peak": guess.memory.peak_bytes,
+    }
+    traced = {
+        "total": real.parameters["total"],
+        "trainable": real.parameters["trainable"],
+        "stored": real.parameters["stored_bytes"],
+        "static": real.static_bytes,
+        "saved": real.saved_for_backward_bytes,
+        **{kind: real.flops[kind] for kind in ("forward", "backward", "recompute")},
+        "peak": real.peak_bytes,
+    }
+    assert predicted == traced
+
+
+COMMON: dict[str, Any] = {"micro_batch": 3, "seq_len": 17, "backend": "cpu", "attention": "sdpa"}
+PLAIN: dict[str, Any] = {"precision": "bf16", "batching": "exact", "recompute": "none"}
+WIDE: dict[str, Any] = {"precision": "fp32", "batching": "padded", "recompute": "none"}
+AGAIN: dict[str, Any] = {"precision": "bf16", "batching": "padded", "recompute": "full"}
+MIXED: dict[str, Any] = {**PLAIN, "precision": "bf16-mixed"}
+PACKED: dict[str, Any] = {**PLAIN, "format": "nf4", "dtype": "bf16"}
+
+
+def name(row: object) -> str | None:
+    """A readable test id."""
+    return row if isinstance(row, str) else None
