@@ -83,9 +83,10 @@ class Bnb4(Format, ABC):
             name = b.name("gemm_4bit")
             out = module.out._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
-            unpacked = (
-                self.double_quant and numerics.backend == "cpu"
-            )  # the block constants, in one go with the product
+            # Backward unpacks to the dtype that was packed, and casts that before it makes the gradient.
+            again = weight.numel * weight.dtype.size if weight.dtype is not compute else 0
+            # On the CPU the block constants are unpacked in one go with the product.
+            unpacked = self.double_quant and numerics.backend == "cpu"
             constants = 4 * ceil_div(weight.numel, self.blocksize) if unpacked else 0
             b.ops.append(
                 PackedLinear(
@@ -95,9 +96,9 @@ class Bnb4(Format, ABC):
                     site=module.site,
                     adapters_clone=True,
                     forward_workspace_bytes=dequantized + constants,
-                    backward_workspace_bytes=dequantized,
+                    backward_workspace_bytes=dequantized + max(0, again - x.numel * compute.size),
                 )
             )
             final = b.cast(out, module.x.dtype, label="out")
-            b.hold(x)
+            b.hold(x, module.x)
         return writing(b.ops, final, module.out)

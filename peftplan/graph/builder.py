@@ -111,8 +111,9 @@ class Builder:
             self.hold(given, x)
         return out
 
-    def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str) -> Tensor:
-        if self.numerics.autocast is not None:
+    def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str, autocast: bool = True) -> Tensor:
+        """(..., i, j) x (..., j, k). Without `autocast`, inside an operator that autocast has dealt with."""
+        if autocast and self.numerics.autocast is not None:
             a, b = self.autocast(a), self.autocast(b)
         n = self.name(label)
         out = Tensor(n, shape, a.dtype)

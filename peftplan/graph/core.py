@@ -10,7 +10,7 @@ Shape letters: B batch, S sequence, H hidden, F feed-forward width, N heads, D h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
@@ -192,3 +192,42 @@ class Graph:
 def is_global(name: str) -> bool:
     """Whether a value is one for the whole model rather than one per region: its name starts with `@`."""
     return name.startswith("@")
+
+
+def verify(graph: Graph) -> Iterator[str]:
+    """What is malformed, a line each: a name written twice, a value read before it is written, regions that do not fit.
+
+    Nothing for a well-formed graph. Methods and formats are checked with it; no estimate pays for it.
+    """
+    known = {t.name for t in (*graph.inputs, *graph.buffers)}
+    before: Tensor | None = None
+    for region in graph.regions:
+        yield from _misfits(region, before)
+        yield from _misorders(region, known)
+        known |= {op.out.name for op in region.ops if is_global(op.out.name)}
+        before = region.exit
+
+
+def _misfits(region: Region, before: Tensor | None) -> Iterator[str]:
+    """Whether a region takes what the one before, and for a run of layers the region itself, hands on."""
+    entry = region.entry
+    sources = [before, *([region.exit] if region.count > 1 else [])]
+    for source in sources if entry is not None else ():
+        if source is None or entry is None or (source.shape, source.dtype) != (entry.shape, entry.dtype):
+            yield f"{region.name}: takes {entry}, is given {source}"
+
+
+def _misorders(region: Region, known: set[str]) -> Iterator[str]:
+    """Static single assignment within a region: every value is written once, and before it is read."""
+    written = known | ({region.entry.name} if region.entry is not None else set())
+    for op in region.ops:
+        for t in op.ins:
+            if not t.is_param and t.name not in written:
+                yield f"{region.name}: {op.name} reads {t.name} before it is written"
+        if op.out.base and op.out.base not in written:
+            yield f"{region.name}: {op.name} views {op.out.base} before it is written"
+        if op.out.name in written and op.out.nbytes:  # who only holds names writes nothing
+            yield f"{region.name}: {op.name} writes {op.out.name} a second time"
+        written.add(op.out.name)
+    if region.exit.name not in written:
+        yield f"{region.name}: nothing writes its exit {region.exit.name}"

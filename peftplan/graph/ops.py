@@ -455,7 +455,7 @@ class PackedLinear(Op):
         x = self.ins[0]
         if x.name not in need:
             return ()
-        return (Grad(x, x.numel * self.out.dtype.size, self.backward_workspace_bytes),)
+        return (Grad(x, x.nbytes, self.backward_workspace_bytes),)
 
 
 def internal(op_name: str, label: str, shape: tuple[int, ...], dtype: DType) -> Tensor:

@@ -62,11 +62,13 @@ def attend(
         k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
     if site.implementation == "eager":
         return _eager(b, site, q, k, v, mask)
-    q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
+    given = q, k, v
+    q, k, v = (b.autocast(t) for t in given)
     kernel = sdpa_kernel(b, site, q, k, mask)
-    if kernel == "math":
-        return _math(b, site, q, k, v, mask), ()
-    return _sdpa(b, site, kernel, q, k, v, mask), ()
+    out = _math(b, site, q, k, v, mask) if kernel == "math" else _sdpa(b, site, kernel, q, k, v, mask)
+    if b.numerics.autocast is not None:
+        b.hold(*given)
+    return out, ()
 
 
 def _takes_groups(site: Site, mask: Tensor | None) -> bool:
@@ -268,13 +270,13 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         q_flat = q_scaled if a.rotary_concat or single else b.copy(q_scaled, label="q_flat")
         dense = site.use_cache or site.repeats > 1 or single
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
-        scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
+        scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores", autocast=False)
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
             scores = b.add(scores, bias, label="masked")
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
         second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
-        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed")
+        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed", autocast=False)
         out = b.cast(mixed, dtype, label="out")
         b.hold(q, k, v, q32, k32, v32, q_scaled, expanded, key, value, bias, weights, second)
     return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
