@@ -64,7 +64,7 @@ def _base(b: Builder, branch: Branch, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _norm(b: Builder, branch: Branch, x: Tensor, a: Tensor, up: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(norm of each row of W + scaling BA, the names that DoraLinearLayer.forward holds; the last is W in x's dtype)."""
+    """The norm of each row of W + scaling BA, and what DoraLinearLayer.forward holds, the last being W in x's dtype."""
     wide, out = a.shape[1], up.shape[0]
     eye = b.plain("eye", wide, wide, dtype=branch.a.dtype)
     given = b.cast(eye, a.dtype, label="eye_cast")

@@ -1,6 +1,7 @@
 """LoRA: y = Wx + (alpha/r) B(Ax), W frozen, A and B train (Hu 2021, arXiv:2106.09685, equation 3).
 
-Trains: r (in + out) per adapted linear layer, with `use_dora` out more; plus `bias`, `lora_bias` and copies of `modules_to_save`.
+Trains: r (in + out) per adapted linear layer, with `use_dora` out more; plus `bias`, `lora_bias` and copies of
+`modules_to_save`.
 Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base),
 the output of A, and a mask where there is dropout.
 Not modelled: aLoRA, VeLoRA, KaSA, BD-LoRA, QA-LoRA, Monte-CLoRA, Arrow, `layer_replication`,
