@@ -210,8 +210,12 @@ def _check_unmodelled(job: Job) -> None:
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
     """(method, format it implies, format settings it implies)."""
     name = canonical(job.method)
-    if name == "qlora":
-        return "lora", "nf4", {"double_quant": True} if job.format in (None, "nf4", "fp4") else {}
+    if name in ("qlora", "qdora"):
+        return (
+            "lora" if name == "qlora" else "dora",
+            "nf4",
+            {"double_quant": True} if job.format in (None, "nf4", "fp4") else {},
+        )
     methods.resolve_name(name)
     return name, None, {}
 

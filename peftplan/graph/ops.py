@@ -458,6 +458,21 @@ class PackedLinear(Op):
         return (Grad(x, x.nbytes, self.backward_workspace_bytes),)
 
 
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetachedLinear(Op):
+    """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
+
+    def flops(self) -> int:
+        return 2 * self.ins[0].numel * self.out.shape[-1]
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:  # noqa: ARG002
+        return ()
+
+    def differentiable(self) -> bool:
+        return False
+
+
 def internal(op_name: str, label: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
     """A tensor that only one op's kernel makes and keeps."""
     return Tensor(f"{op_name}.{label}", shape, dtype)
