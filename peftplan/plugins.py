@@ -60,6 +60,9 @@ def configure(cls: type[T], knobs: Mapping[str, Any], *, what: str, harmless: fr
                 raise RequestError(f"{what} has no settings; leave {key} out")
             raise UnknownName(f"setting of {what}", key, fields | harmless)
     given = {k: v for k, v in knobs.items() if k in fields}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if isinstance(given.get(f.name), bool) and not any(word in str(f.type) for word in ("bool", "Any")):
+            raise RequestError(f"{what}: {f.name}={given[f.name]}: give {f.type}, not true or false")
     if not given:
         return cls()
     try:

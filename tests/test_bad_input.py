@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--model llama-7b --micro-batch many", "--micro-batch", "integer"),
         ("--model llama-7b --micro-batch true", "--micro-batch", "integer"),
         ("--model llama-7b --seq-len nan", "--seq-len", "integer"),
-        ("--model llama-7b --usd-per-hour nan", "--usd-per-hour", "number"),
+        ("--model llama-7b --usd-per-hour nan", "--usd-per-hour", "finite number"),
         ("--model llama-7b --usd-per-hour inf", "--usd-per-hour", "number"),
         (f"--model llama-7b --micro-batch {10**30}", "--micro-batch", "less than or equal to"),
         (f"--model llama-7b --seq-len {10**400}", "--seq-len", "less than or equal to"),
@@ -90,9 +90,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--model llama-7b --set method.lora_droput=0.1", "lora_droput", "did you mean lora_dropout"),
         ("--model llama-7b --set metod.r=1", "metod", "did you mean method"),
         ("--model llama-7b --set method.lora_dropout=1", "lora_dropout=1", "below 1"),
-        ("--model llama-7b --set method.lora_dropout=.nan", "lora_dropout", "below 1"),
+        ("--model llama-7b --set method.lora_dropout=nan", "lora_dropout", "below 1"),
         ("--model llama-7b --set method.lora_dropout=high", "lora_dropout='high'", "number"),
-        ("--model llama-7b --set method.r=true", "r=True", "integer"),
+        ("--model llama-7b --set method.r=true", "r=True", "give int"),
         ("--model llama-7b --set method.bias=some", "bias='some'", "'all'"),
         ("--model llama-7b --format nf4 --set format.blocksize=48", "format.blocksize=48", "use one of"),
         ("--model llama-7b --format nf4 --set format.blocksize=0", "format.blocksize=0", "use one of"),
@@ -126,7 +126,7 @@ def test_one_line_names_the_offender_and_the_fix(
         ({"hidden_size": "48; import os"}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size"),
         ({"hidden_size": 1.5}, "hidden_size"),
-        ({"hidden_size": float("nan")}, "hidden_size"),
+        ({"hidden_size": float("nan")}, "NaN is not a JSON number"),
         ({"hidden_size": 10**40}, "hidden_size"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers"),
         ({"num_key_value_heads": 4}, "num_key_value_heads"),
@@ -154,13 +154,26 @@ def test_code_beside_a_config_is_not_run(capsys: pytest.CaptureFixture[str], tmp
     assert not ran.exists()
 
 
+def test_huge_sizes_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    most = ["--micro-batch", str(10**9), "--seq-len", str(10**9), "--attention", "eager"]
+    assert main(["estimate", "--model", "llama-7b", *most]) == 0
+    assert "more than any" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["micro_batch", "seq_len", "rank", "usd_per_hour", "tokens"])
+def test_a_truth_value_is_no_number(capsys: pytest.CaptureFixture[str], tmp_path: Path, field: str) -> None:
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps({"model": "llama-7b", field: True}))
+    assert "should not be true or false" in refused(capsys, "--job", str(path))
+
+
 def test_a_huge_config_is_not_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(HUGE)  # sparse: takes no space
-    assert "MiB" in refused(capsys, "--model", str(path))
-    assert "MiB" in refused(capsys, "--model", str(tmp_path))
-    assert "MiB" in refused(capsys, "--job", str(path))
+    assert "larger than 16 M" in refused(capsys, "--model", str(path))
+    assert "larger than 16 M" in refused(capsys, "--model", str(tmp_path))
+    assert "larger than 16 M" in refused(capsys, "--job", str(path))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "\x00\x01", '{"model_type": ' + "[" * 50_000])

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peftplan import plugins
-from tests.conformance.checks import CHECKS, FAIL, KINDS, MISSING, UNVERIFIED, Grade, Member
+from tests.conformance.checks import CHECKS, FAIL, KINDS, MISSING, UNVERIFIED, Grade, Member, found
 
 _HEAD = """# Report card
 
@@ -24,19 +23,19 @@ def members() -> Iterator[Member]:
     """Every file of every plug-in folder."""
     for kind, package in KINDS.items():
         for name in package.names():
-            yield Member(kind, name, plugins.load(package.__name__, kind, name))
+            yield found(kind, name)
 
 
 def grades(member: Member) -> dict[str, Grade]:
     """Each check's grade. What lacks examples cannot be tried; what a file calls unverified is not judged better."""
-    found: dict[str, Grade] = {}
+    row: dict[str, Grade] = {}
     unverified = getattr(member.module, "UNVERIFIED", {})
     for name, check in CHECKS.items():
         tried = name in ("describes itself", "declares") or member.examples
         grade = check(member) if tried else Grade(MISSING, "no EXAMPLES")
         doubted = name in unverified and grade.grade not in (FAIL, MISSING)
-        found[name] = Grade(UNVERIFIED, unverified[name]) if doubted else grade
-    return found
+        row[name] = Grade(UNVERIFIED, unverified[name]) if doubted else grade
+    return row
 
 
 def page() -> str:

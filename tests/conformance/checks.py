@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from peftplan import formats, methods, optimizers
+from peftplan import formats, methods, optimizers, plugins
 from peftplan.errors import RequestError
 from peftplan.graph.blocks.decoder import decoder
 from peftplan.graph.core import Graph, verify
@@ -36,6 +36,11 @@ class Member(NamedTuple):
     def asked(self, example: Any) -> dict[str, Any]:
         """The job fields that ask for an example."""
         return {self.kind: self.name, "set": zoo.settings(self.kind, example)}
+
+
+def found(kind: str, name: str) -> Member:
+    """The file `name` of a folder."""
+    return Member(kind, name, plugins.load(KINDS[kind].__name__, kind, name))
 
 
 class Grade(NamedTuple):
@@ -153,9 +158,10 @@ CHECKS: dict[str, Callable[[Member], Grade]] = {
 }
 
 
-def _targets(method: str) -> dict[str, Any]:
-    has = {field.name for field in dataclasses.fields(methods.get(method))}
-    return {"target_modules": ("o_proj", "down_proj")} if "target_modules" in has else {}
+def _both(one: Member, other: Member) -> dict[str, Any]:
+    """The job fields that ask for the first example of each."""
+    mine, theirs = (member.asked(member.examples[0]) for member in (one, other))
+    return {**mine, **theirs, "set": {**mine["set"], **theirs["set"]}}
 
 
 def _on_all(member: Member) -> Iterator[tuple[Any, str]]:
