@@ -126,6 +126,8 @@ def resolve(job: Job) -> Case:
         else "transformers' default",
     )
     recompute = _recompute(job, recompute_name)
+    if recompute.layers and not method.checkpoints:
+        raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
     attention = ATTENTION.get(canonical(notes.default(job.attention, "attention", "sdpa", "transformers' default")))
     if attention is None:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
@@ -138,7 +140,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len + method.extra_tokens()),
+        batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
         types=types,
         numerics=numerics,
         attention=attention,

@@ -253,6 +253,19 @@ class Activate(Op):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Squash(Op):
+    """tanh, sigmoid, relu: keeps its result; one kernel backward (tanh_backward, threshold_backward on `result`)."""
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.out,) if _wants(need, *self.ins) else ()
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        (x,) = self.ins
+        return (Grad(x, x.nbytes),) if x.name in need else ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dropout(Op):
     """Dropout in training. CUDA's fused kernel keeps a one-byte mask (native_dropout); the CPU path multiplies by
     noise of the input's dtype and keeps that (aten/src/ATen/native/Dropout.cpp)."""

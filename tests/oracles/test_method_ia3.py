@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from peftplan.errors import RequestError  # noqa: E402
-from peftplan.job import make_job  # noqa: E402
-from peftplan.pipeline import estimate  # noqa: E402
-from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name  # noqa: E402
+from peftplan.errors import RequestError
+from peftplan.job import make_job
+from peftplan.pipeline import estimate
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
