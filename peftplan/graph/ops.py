@@ -454,10 +454,12 @@ class PackedLinear(Op):
         return self.forward_workspace_bytes
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
-        x = self.ins[0]
-        if x.name not in need:
-            return ()
-        return (Grad(x, x.numel * self.out.dtype.size, self.backward_workspace_bytes),)
+        x, _, *bias = self.ins
+        rows = self.out.numel // self.out.shape[0]  # bitsandbytes sums over the batch; the engine over the rest
+        grads = [Grad(t, rows * t.dtype.size) for t in bias if t.name in need]
+        if x.name in need:
+            grads.append(Grad(x, x.nbytes, self.backward_workspace_bytes))
+        return tuple(grads)
 
 
 @final
