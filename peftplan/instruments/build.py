@@ -148,6 +148,12 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         return _freeze(model, choices.job)
     if choices.method == "bitfit":
         return _bitfit(model, choices.job)
+    if choices.method == "lora_fa":  # peft.optimizers.create_lorafa_optimizer
+        model = _adapt(model, dataclasses.replace(choices, method="lora"))
+        for name, param in model.named_parameters():
+            if ".lora_A." in name:
+                param.requires_grad_(False)
+        return model
     return _adapt(model, choices)
 
 
@@ -192,7 +198,7 @@ def peft_config(choices: Choices) -> Any:
 
     known = {kind.value.lower(): kind for kind in PeftType}
     if choices.method not in known:
-        raise UnknownName("method", choices.method, [*UNWRAPPED, "qlora", *known])
+        raise UnknownName("method", choices.method, [*UNWRAPPED, "lora_fa", "qlora", *known])
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known[choices.method]]
     fields = {field.name for field in dataclasses.fields(cls)}
     knobs = {"task_type": "CAUSAL_LM", **choices.job.knobs("method")}
