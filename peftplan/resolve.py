@@ -38,6 +38,9 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 RECOMPUTE = ("none", "full")
+TRAINS_BASE = ("full", "freeze", "bitfit")
+NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning")
+"""Methods that train weights in the dtype they have: the base's own, or copies of them."""
 PREFIXES = (
     "method",
     "format",
@@ -149,7 +152,7 @@ def resolve(job: Job) -> Case:
     )
     adapter_dtype = None if job.adapter_dtype == "auto" else parse_dtype(job.adapter_dtype)
     host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
-    if adapter_dtype is None and dtype.is_half and method_name not in ("full", "freeze"):
+    if adapter_dtype is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
         notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
     resolved = job.model_copy(
         update={
@@ -208,8 +211,12 @@ def _check_unmodelled(job: Job) -> None:
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
     """(method, format it implies, format settings it implies)."""
     name = canonical(job.method)
-    if name == "qlora":
-        return "lora", "nf4", {"double_quant": True} if job.format in (None, "nf4", "fp4") else {}
+    if name in ("qlora", "qdora"):
+        return (
+            "lora" if name == "qlora" else "dora",
+            "nf4",
+            {"double_quant": True} if job.format in (None, "nf4", "fp4") else {},
+        )
     methods.resolve_name(name)
     return name, None, {}
 
@@ -256,7 +263,7 @@ def _precision(
         raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
-        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in ("full", "freeze") else DType.float32)
+        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in TRAINS_BASE else DType.float32)
         if stated is None:
             why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
             notes.add("dtype", dtype.label, why)

@@ -16,6 +16,8 @@ from peftplan.graph.ops import (
     Cast,
     Concat,
     Copy,
+    DetachedLinear,
+    Div,
     Dropout,
     Hold,
     Linear,
@@ -134,7 +136,7 @@ class Builder:
 
     # -- elementwise --------------------------------------------------------------------------------------------
 
-    def _binary(self, cls: type[Mul] | type[Add], a: Tensor, b: Tensor, label: str) -> Tensor:
+    def _binary(self, cls: type[Mul] | type[Add] | type[Div], a: Tensor, b: Tensor, label: str) -> Tensor:
         n = self.name(label)
         shape = a.shape if len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape) else b.shape
         out = Tensor(n, shape, promote(a.dtype, b.dtype))
@@ -255,3 +257,14 @@ class Builder:
         n = self.name("hold")
         out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
         self.ops.append(Hold(name=n, ins=tensors, out=out, site=self._site, part=self._part))
+
+    # -- what single methods need -------------------------------------------------------------------------------
+
+    def div(self, a: Tensor, b: Tensor, label: str = "div") -> Tensor:
+        return self._binary(Div, a, b, label)
+
+    def detached_linear(self, x: Tensor, w: Tensor, label: str) -> Tensor:
+        """A linear layer whose result is only read detached; operands as they are."""
+        n = self.name(label)
+        out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
+        return self._emit(DetachedLinear(name=n, ins=(x, w), out=out, site=self._site, part=self._part))
