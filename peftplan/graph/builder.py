@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Op, Tensor
@@ -30,6 +31,7 @@ from peftplan.graph.ops import (
     Slice,
     Softmax,
     Square,
+    Squash,
     View,
     WeightCast,
 )
@@ -178,6 +180,10 @@ class Builder:
     def activate(self, x: Tensor, label: str = "act") -> Tensor:
         return self._unary(Activate, x, label)
 
+    def squash(self, x: Tensor, label: str = "squash") -> Tensor:
+        """tanh or relu."""
+        return self._unary(Squash, x, label)
+
     def softmax(self, x: Tensor, dtype: DType, label: str = "softmax", *, guarded: bool = False) -> Tensor:
         """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax).
 
@@ -229,7 +235,7 @@ class Builder:
 
     def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
         n = self.name(label)
-        out = Tensor(n, shape, parts[0].dtype)
+        out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
 
     # -- bookkeeping --------------------------------------------------------------------------------------------

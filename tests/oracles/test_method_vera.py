@@ -41,7 +41,6 @@ def test_vera_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"rank": 0}, "rank must be at least 1"),
         ({"set": {"method.vera_dropout": 1}}, "below 1"),
         ({"precision": "bf16-mixed", "dtype": "fp32"}, "float32 in place of bfloat16"),
     ],
