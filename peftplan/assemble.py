@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftplan.graph.blocks.decoder import decoder, module_order
-from peftplan.graph.core import Graph, is_global
+from peftplan.graph.core import Graph, Tensor, is_global
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case
 
@@ -22,5 +22,16 @@ def trained(graph: Graph) -> list[Trained]:
     for region in graph.regions:
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
-        found.extend(Trained(t.numel, t.dtype, region.count) for t in sorted(mine, key=lambda t: module_order(t.name)))
+        found.extend(Trained(t.numel, t.dtype, region.count) for t in _as_registered(mine))
     return found
+
+
+def _as_registered(weights: list[Tensor]) -> list[Tensor]:
+    """Weights in order of use as `model.parameters()` orders them: module by module, each weight before its bias,
+    which autocast casts first."""
+    first: dict[str, int] = {}
+    for i, t in enumerate(weights):
+        first.setdefault(t.name.rpartition(".")[0], i)
+    return sorted(
+        weights, key=lambda t: (*module_order(t.name), first[t.name.rpartition(".")[0]], t.name.endswith(".bias"))
+    )

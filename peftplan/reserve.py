@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from peftplan.assemble import build_graph, trained
-from peftplan.graph.blocks.decoder import module_order
+from peftplan.graph.blocks.decoder import Batch, module_order
 from peftplan.graph.core import ADAPTER, Graph, Tensor, is_global
 from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_workspace
 from peftplan.resolve import Case
@@ -34,8 +34,8 @@ def _steps(case: Case, graph: Graph) -> list[Graph]:
     before = case.job.knobs("allocator").get("seq_len_before")
     if before is None:
         return [graph, graph]
-    setup = case.setup
-    shorter = replace(setup, batch=replace(setup.batch, seq=int(before)))
+    batch = Batch.of(case.job.batching or "exact", size=case.job.micro_batch, seq=int(before))
+    shorter = replace(case.setup, batch=case.method.seen(batch))
     return [graph, build_graph(replace(case, setup=shorter)), graph]
 
 

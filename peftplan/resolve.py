@@ -38,8 +38,9 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 RECOMPUTE = ("none", "full")
-NO_NEW_DTYPE = ("full", "freeze", "ln_tuning", "bitfit")
-"""Methods that train weights in the dtype they have."""
+TRAINS_BASE = ("full", "freeze", "bitfit")
+NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning")
+"""Methods that train weights in the dtype they have: the base's own, or copies of them."""
 PREFIXES = (
     "method",
     "format",
@@ -130,6 +131,8 @@ def resolve(job: Job) -> Case:
         else "transformers' default",
     )
     recompute = _recompute(job, recompute_name)
+    if recompute.layers and not method.checkpoints:
+        raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
     attention = ATTENTION.get(canonical(notes.default(job.attention, "attention", "sdpa", "transformers' default")))
     if attention is None:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
@@ -142,7 +145,7 @@ def resolve(job: Job) -> Case:
             "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
         )
     setup = Setup(
-        batch=Batch.of(batching, size=job.micro_batch, seq=seq_len + method.extra_tokens()),
+        batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
         types=types,
         numerics=numerics,
         attention=attention,
@@ -210,8 +213,12 @@ def _check_unmodelled(job: Job) -> None:
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
     """(method, format it implies, format settings it implies)."""
     name = canonical(job.method)
-    if name == "qlora":
-        return "lora", "nf4", {"double_quant": True} if job.format in (None, "nf4", "fp4") else {}
+    if name in ("qlora", "qdora"):
+        return (
+            "lora" if name == "qlora" else "dora",
+            "nf4",
+            {"double_quant": True} if job.format in (None, "nf4", "fp4") else {},
+        )
     methods.resolve_name(name)
     return name, None, {}
 
@@ -263,7 +270,7 @@ def _precision(
         raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
-        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in ("full", "freeze") else DType.float32)
+        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in TRAINS_BASE else DType.float32)
         if stated is None:
             why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
             notes.add("dtype", dtype.label, why)

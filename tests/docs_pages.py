@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from peftplan import estimate, formats, methods, optimizers
+from peftplan import RequestError, estimate, formats, methods, optimizers
 from peftplan.optimizers.base import Trained
 from peftplan.units import DType, format_bytes
 from tests.docs_blocks import ROOT
@@ -32,7 +32,8 @@ def methods_page() -> str:
         "# Methods",
         _NOTE,
         "A method is `--method NAME`; its settings are `--set method.KEY=VALUE` and carry PEFT's own names. "
-        f"The table is {MODEL} with each method's defaults on one sequence of 1,024 tokens, nothing recomputed.",
+        f"The table is {MODEL} with each method's defaults (or the settings shown) on one sequence of 1,024 tokens, "
+        "nothing recomputed.",
         _table(
             ("method", "what it is", "trained parameters", "kept for backward", "peak"), map(_method, methods.names())
         ),
@@ -114,10 +115,23 @@ Row = tuple[str, ...]
 
 
 def _method(name: str) -> Row:
-    answer = estimate(model=MODEL, method=name, micro_batch=1, seq_len=1024, recompute="none")
+    settings = _needed_settings(name)
+    answer = estimate(model=MODEL, method=name, micro_batch=1, seq_len=1024, recompute="none", set=settings)
     memory = answer.memory
     sizes = (format_bytes(memory.saved_for_backward_bytes), format_bytes(memory.peak_bytes))
-    return (_link(name), _title(methods.get(name)), f"{answer.parameters.trainable:,}", *sizes)
+    given = "".join(f" ({key}={value})" for key, value in settings.items())
+    return (_link(name) + given, _title(methods.get(name)), f"{answer.parameters.trainable:,}", *sizes)
+
+
+def _needed_settings(name: str) -> dict[str, Any]:
+    """Nothing where the method's defaults say enough, else what its first example sets."""
+    try:
+        estimate(model=MODEL, method=name)
+    except RequestError:
+        example = _modules(methods.get(name))[0].EXAMPLES[0]
+        stated = [(f, getattr(example, f.name)) for f in dataclasses.fields(example)]
+        return {f"method.{field.name}": value for field, value in stated if value != field.default}
+    return {}
 
 
 def _format(name: str) -> Row:

@@ -181,6 +181,7 @@ class Config:
         max_positions: int,
         norm: NormKind = "rms",
         embed_scale: bool = False,
+        returns_cache: bool = False,
     ) -> Arch:
         """The Arch with these layers; `tied` and `max_positions` are what an absent key means."""
         dtype = self.dtype
@@ -199,6 +200,7 @@ class Config:
             dtype=dtype or DType.float32,
             max_positions=self.size("max_position_embeddings", max_positions, largest=LARGEST_POSITIONS),
             use_cache=self.flag("use_cache", True),
+            returns_cache=returns_cache,
             config=self._json(),
             notes=notes,
         )

@@ -77,6 +77,8 @@ class Arch:
     """The dtype the checkpoint states."""
     max_positions: int | None = None
     use_cache: bool = True
+    returns_cache: bool = False
+    """The model's output has the cache it was given even where `use_cache` is off (LlamaModel.forward)."""
     config: str = "{}"
     notes: tuple[str, ...] = ()
     """What a reader of the answer should know about where the sizes come from."""

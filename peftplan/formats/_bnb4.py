@@ -85,7 +85,7 @@ class Bnb4(Format, ABC):
             dequantized = weight.numel * compute.size
             # Backward unpacks to the dtype that was packed, and casts that before it makes the gradient.
             again = weight.numel * weight.dtype.size if weight.dtype is not compute else 0
-            # The CPU unpacks the block constants in one go with the product.
+            # On the CPU the block constants are unpacked in one go with the product.
             unpacked = self.double_quant and numerics.backend == "cpu"
             constants = 4 * ceil_div(weight.numel, self.blocksize) if unpacked else 0
             b.ops.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Op, Tensor
@@ -15,6 +16,8 @@ from peftplan.graph.ops import (
     Cast,
     Concat,
     Copy,
+    DetachedLinear,
+    Div,
     Dropout,
     Hold,
     Linear,
@@ -28,6 +31,7 @@ from peftplan.graph.ops import (
     Slice,
     Softmax,
     Square,
+    Squash,
     View,
     WeightCast,
 )
@@ -133,7 +137,7 @@ class Builder:
 
     # -- elementwise --------------------------------------------------------------------------------------------
 
-    def _binary(self, cls: type[Mul] | type[Add], a: Tensor, b: Tensor, label: str) -> Tensor:
+    def _binary(self, cls: type[Mul] | type[Add] | type[Div], a: Tensor, b: Tensor, label: str) -> Tensor:
         n = self.name(label)
         shape = a.shape if len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape) else b.shape
         out = Tensor(n, shape, promote(a.dtype, b.dtype))
@@ -175,6 +179,10 @@ class Builder:
 
     def activate(self, x: Tensor, label: str = "act") -> Tensor:
         return self._unary(Activate, x, label)
+
+    def squash(self, x: Tensor, label: str = "squash") -> Tensor:
+        """tanh or relu."""
+        return self._unary(Squash, x, label)
 
     def softmax(self, x: Tensor, dtype: DType, label: str = "softmax", *, guarded: bool = False) -> Tensor:
         """softmax(x, -1, dtype): CUDA fuses the cast to fp32 (aten/src/ATen/native/SoftMax.cpp, softmax).
@@ -227,7 +235,7 @@ class Builder:
 
     def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
         n = self.name(label)
-        out = Tensor(n, shape, parts[0].dtype)
+        out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
@@ -250,3 +258,14 @@ class Builder:
         n = self.name("hold")
         out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
         self.ops.append(Hold(name=n, ins=tensors, out=out, site=self._site, part=self._part))
+
+    # -- what single methods need -------------------------------------------------------------------------------
+
+    def div(self, a: Tensor, b: Tensor, label: str = "div") -> Tensor:
+        return self._binary(Div, a, b, label)
+
+    def detached_linear(self, x: Tensor, w: Tensor, label: str) -> Tensor:
+        """A linear layer whose result is only read detached; operands as they are."""
+        n = self.name(label)
+        out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
+        return self._emit(DetachedLinear(name=n, ins=(x, w), out=out, site=self._site, part=self._part))

@@ -253,6 +253,19 @@ class Activate(Op):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Squash(Op):
+    """tanh, sigmoid, relu: keeps its result; one kernel backward (tanh_backward, threshold_backward on `result`)."""
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.out,) if _wants(need, *self.ins) else ()
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        (x,) = self.ins
+        return (Grad(x, x.nbytes),) if x.name in need else ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dropout(Op):
     """Dropout in training. CUDA's fused kernel keeps a one-byte mask (native_dropout); the CPU path multiplies by
     noise of the input's dtype and keeps that (aten/src/ATen/native/Dropout.cpp)."""
@@ -452,10 +465,27 @@ class PackedLinear(Op):
         return self.forward_workspace_bytes
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
-        x = self.ins[0]
-        if x.name not in need:
-            return ()
-        return (Grad(x, x.nbytes, self.backward_workspace_bytes),)
+        x, _, *bias = self.ins
+        rows = self.out.numel // self.out.shape[0]  # bitsandbytes sums over the batch; the engine over the rest
+        grads = [Grad(t, rows * t.dtype.size) for t in bias if t.name in need]
+        if x.name in need:
+            grads.append(Grad(x, x.nbytes, self.backward_workspace_bytes))
+        return tuple(grads)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetachedLinear(Op):
+    """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
+
+    def flops(self) -> int:
+        return 2 * self.ins[0].numel * self.out.shape[-1]
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:  # noqa: ARG002
+        return ()
+
+    def differentiable(self) -> bool:
+        return False
 
 
 def internal(op_name: str, label: str, shape: tuple[int, ...], dtype: DType) -> Tensor:

@@ -25,6 +25,8 @@ DTYPES = {
     "float32": torch.float32,
 }
 QUANTIZED = ("nf4", "fp4", "int8")
+UNWRAPPED = ("full", "freeze", "bitfit")
+"""Methods that leave the model as it is, without PEFT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,14 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         return model.requires_grad_(True)
     if choices.method == "freeze":
         return _freeze(model, choices.job)
+    if choices.method == "bitfit":
+        return _bitfit(model, choices.job)
+    if choices.method == "lora_fa":  # peft.optimizers.create_lorafa_optimizer
+        model = _adapt(model, dataclasses.replace(choices, method="lora"))
+        for name, param in model.named_parameters():
+            if ".lora_A." in name:
+                param.requires_grad_(False)
+        return model
     return _adapt(model, choices)
 
 
@@ -158,6 +168,14 @@ def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
         layer.requires_grad_(True)
     for name in knobs.get("train", ()):
         model.get_submodule(name).requires_grad_(True)
+    return model
+
+
+def _bitfit(model: torch.nn.Module, job: Job) -> torch.nn.Module:
+    wanted = job.knobs("method").get("train")
+    endings = tuple(f".{name}.bias" for name in wanted) if wanted else (".bias",)
+    for name, param in model.named_parameters():
+        param.requires_grad_(f".{name}".endswith(endings))
     return model
 
 
@@ -180,7 +198,7 @@ def peft_config(choices: Choices) -> Any:
 
     known = {kind.value.lower(): kind for kind in PeftType}
     if choices.method not in known:
-        raise UnknownName("method", choices.method, ["full", "freeze", "qlora", *known])
+        raise UnknownName("method", choices.method, [*UNWRAPPED, "lora_fa", "qlora", *known])
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known[choices.method]]
     fields = {field.name for field in dataclasses.fields(cls)}
     knobs = {"task_type": "CAUSAL_LM", **choices.job.knobs("method")}

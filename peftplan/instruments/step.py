@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from peftplan.errors import RequestError, Unsupported
 from peftplan.instruments import fakes, quantize
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
-from peftplan.instruments.build import Choices, Mode
+from peftplan.instruments.build import UNWRAPPED, Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
 from peftplan.instruments.recorder import Recorder, Saved
 from peftplan.job import Job
@@ -114,7 +114,7 @@ class Step:
 
     @contextmanager
     def _phases(self) -> Iterator[None]:
-        base = self.model.get_base_model() if self.choices.method not in ("full", "freeze") else self.model
+        base = self.model.get_base_model() if self.choices.method not in UNWRAPPED else self.model
         loss_function = base.loss_function
 
         def loss(*args: Any, **kwargs: Any) -> Any:

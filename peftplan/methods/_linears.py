@@ -7,13 +7,21 @@ from dataclasses import replace
 from typing import TypeVar
 
 from peftplan.errors import Unsupported
-from peftplan.graph.core import Graph, Op, Region
-from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
+from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 
 S = TypeVar("S")
+COMMON = frozenset(
+    {
+        "task_type", "inference_mode", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+        "revision", "fan_in_fan_out", "layers_pattern",
+    }
+)  # fmt: skip
+"""Settings of every PEFT config that memory does not feel."""
 Plan = Mapping[int | str, Mapping[str, S]]
 """For each layer index, and each region outside the layers by name: what each adapted module (by path) is given."""
 
@@ -54,6 +62,30 @@ def adapt(graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op
 def packed(module: Module) -> PackedLinear | None:
     """The kernel on packed weights that stands in for the linear layer, if one does."""
     return next((op for op in module.ops if isinstance(op, PackedLinear)), None)
+
+
+def ended(b: Builder, out: Tensor, module: Module, *, name: str) -> tuple[Op, ...]:
+    """The ops of `b` with `out` as the module's own output. Raises Unsupported where its dtype would be another."""
+    if out.dtype is not module.out.dtype:
+        raise Unsupported(
+            f"PEFT's {name} makes the output of {module.path} {out.dtype.label} in place of {module.out.dtype.label} "
+            "here, which is not modelled; leave autocast out, or use a half-precision base"
+        )
+    return writing(b.ops, out, module.out)
+
+
+def train_biases(graph: Graph, planned: Plan[S], which: str) -> Graph:
+    """PEFT's `bias`: none, all, or those of the adapted layers (`..._only`)."""
+    if which == "none":
+        return graph
+
+    def wanted(region: Region, t: Tensor) -> bool:
+        if t.trainable or t.kind == ADAPTER or not t.name.endswith(".bias"):
+            return t.trainable
+        here = planned[region.name if region.first_index is None else region.first_index]
+        return which == "all" or t.name.removeprefix("@").removesuffix(".bias") in here
+
+    return train(graph, wanted)
 
 
 def sees_autocast(host: Host) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import writing
@@ -30,11 +31,24 @@ def checked_tokens(given: int | None) -> int:
     return given
 
 
-def check_shape(**knobs: tuple[int | None, int]) -> None:
-    """`name=(given, the model's)`: PEFT takes these from the model; others build a prompt that does not fit it."""
-    for name, (given, own) in knobs.items():
-        if given not in (None, own):
-            raise Unsupported(f"method.{name}={given} does not fit this model, which has {own}; leave it out")
+def longer(batch: Batch, tokens: int | None) -> Batch:
+    """The batch with virtual tokens in front of every sequence."""
+    if batch.documents > 1:
+        raise Unsupported("--batching packed does not go with virtual tokens: PEFT drops position_ids; use padded")
+    return replace(batch, seq=batch.seq + checked_tokens(tokens))
+
+
+def after_cache(batch: Batch, tokens: int | None) -> Batch:
+    """The batch after the keys and values of virtual tokens."""
+    longer(batch, tokens)
+    return replace(batch, past=checked_tokens(tokens))
+
+
+def check_shape(**knobs: tuple[int | None, ...]) -> None:
+    """`name=(given, the model's, as PEFT writes it)`: PEFT takes these from the model; others do not fit it."""
+    for name, (given, *own) in knobs.items():
+        if given is not None and given not in own:
+            raise Unsupported(f"method.{name}={given} does not fit this model, which has {own[0]}; leave it out")
 
 
 def prompt_ids(b: Builder, tokens: int, rows: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -55,14 +69,20 @@ def lookup(b: Builder, ids: Tensor, rows: int, width: int, *, copies: int = 1) -
     return out
 
 
+def linear(b: Builder, x: Tensor, width: int, label: str) -> Tensor:
+    """One nn.Linear of a prompt encoder."""
+    name = f"@prompt_encoder.{label}"
+    weight = Tensor(f"{name}.weight", (width, x.shape[-1]), FP32, ADAPTER, True)
+    return b.linear(x, weight, Tensor(f"{name}.bias", (width,), FP32, ADAPTER, True), label=label)
+
+
 def prepend(graph: Graph, host: Host, tokens: int, encode: Callable[[Builder, Tensor], Tensor]) -> Graph:
     """`graph`, laid out for `tokens` more positions, with those made by `encode(builder, ids)`: (1, tokens, hidden)."""
     given = {t.name: _shortened(t, tokens) for t in graph.inputs}
     size = given["@labels"].shape[0]
-    _check_positions(given)
     first, *middle, head = graph.regions
     b = Builder(host.numerics)
-    held = _long_mask(b, given, tokens)
+    held = long_mask(b, given, tokens)
     embed, rest = _split(first)
     embeds = _shortened(first.exit._replace(name="given_embeds"), tokens)
     b.ops += (_short(op, tokens) for op in writing(embed, first.exit, embeds))
@@ -84,11 +104,6 @@ def prepend(graph: Graph, host: Host, tokens: int, encode: Callable[[Builder, Te
     )
 
 
-def _check_positions(given: dict[str, Tensor]) -> None:
-    if "@positions" in given:
-        raise Unsupported("--batching packed is not possible with virtual tokens: PEFT drops position_ids; use padded")
-
-
 def _shortened(t: Tensor, tokens: int) -> Tensor:
     return t._replace(shape=(t.shape[0], t.shape[1] - tokens, *t.shape[2:]))
 
@@ -104,7 +119,7 @@ def _relabelled(head: Region, labels: Tensor) -> Region:
     return replace(head, ops=ops)
 
 
-def _long_mask(b: Builder, given: dict[str, Tensor], tokens: int) -> tuple[str, ...]:
+def long_mask(b: Builder, given: dict[str, Tensor], tokens: int) -> tuple[str, ...]:
     """torch.ones(B, n) before the mask: an fp32 mask, and so a float one for the whole batch."""
     mask = given.get("@attention_mask")
     if mask is None:

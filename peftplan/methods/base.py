@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from peftplan.arch.core import Arch
+from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph
 from peftplan.units import DType
@@ -38,9 +39,12 @@ class Method(ABC):
         """The value of one of its settings."""
         return {f.name: getattr(self, f.name) for f in fields(self)}[name]
 
-    def extra_tokens(self) -> int:
-        """How many positions this method puts before the tokens of every sequence."""
-        return 0
+    checkpoints: ClassVar[bool] = True
+    """Whether the libraries can run it with gradient checkpointing."""
+
+    def seen(self, batch: Batch) -> Batch:
+        """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
+        return batch
 
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:

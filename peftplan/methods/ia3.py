@@ -19,7 +19,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
-from peftplan.methods._linears import adapt, packed, plan, sees_autocast
+from peftplan.methods._linears import COMMON, adapt, packed, plan, sees_autocast
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
 from peftplan.methods.targets import Names, targets
@@ -33,12 +33,7 @@ DEFAULTS = {
     "gemma": ("q_proj", "v_proj", "down_proj"),
 }
 """TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING; the feed-forward one of each is down_proj."""
-HARMLESS = frozenset(
-    {
-        "fan_in_fan_out", "init_ia3_weights", "task_type", "inference_mode", "peft_type", "auto_mapping",
-        "peft_version", "base_model_name_or_path", "revision",
-    }
-)  # fmt: skip
+HARMLESS = COMMON | {"init_ia3_weights"}
 
 
 @final

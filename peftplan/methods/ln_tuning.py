@@ -15,6 +15,7 @@ from typing import final
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.core import ADAPTER, Graph, Region, Tensor
 from peftplan.graph.edit import modules, split_runs
+from peftplan.methods._linears import COMMON
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
 from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targets
@@ -22,9 +23,7 @@ from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targ
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 DEFAULTS = {"llama": _NORMS, "mistral": _NORMS, "gemma": _NORMS}
 """TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING."""
-HARMLESS = frozenset(
-    {"task_type", "inference_mode", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
-)
+HARMLESS = COMMON
 
 
 @final

@@ -1,9 +1,10 @@
 """LoRA: y = Wx + (alpha/r) B(Ax), W frozen, A and B train (Hu 2021, arXiv:2106.09685, equation 3).
 
-Trains: r (in + out) per adapted linear layer; plus `bias`, `lora_bias` and copies of `modules_to_save`.
+Trains: r (in + out) per adapted linear layer, with `use_dora` out more; plus `bias`, `lora_bias` and copies of
+`modules_to_save`.
 Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base),
 the output of A, and a mask where there is dropout.
-Not modelled: DoRA, aLoRA, VeLoRA, KaSA, BD-LoRA, QA-LoRA, Monte-CLoRA, Arrow, `layer_replication`,
+Not modelled: aLoRA, VeLoRA, KaSA, BD-LoRA, QA-LoRA, Monte-CLoRA, Arrow, `layer_replication`,
 `target_parameters`, `trainable_token_indices`, adapters on embeddings.
 Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2.
 """
@@ -18,7 +19,8 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, rewrite, split_runs, train, writing
-from peftplan.graph.ops import PackedLinear
+from peftplan.methods._dora import Branch, dora
+from peftplan.methods._linears import packed, sees_autocast
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
 from peftplan.methods.targets import Names, chosen_paths, full_path, targets
@@ -31,9 +33,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eva": {"init_lora_weights": "eva"},
     "corda": {"init_lora_weights": "corda"},
     "loftq": {"init_lora_weights": "loftq"},
+    "dora": {"use_dora": True},
     "qlora": {},
+    "qdora": {"use_dora": True},
 }
-"""Initialisation, scaling and learning rates only; `qlora` also implies a 4-bit base (see `resolve`)."""
+"""Initialisation, scaling and learning rates only, and DoRA; `q...` also implies a 4-bit base (see `resolve`)."""
 HARMLESS = frozenset(
     {
         "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "task_type", "inference_mode", "peft_type",
@@ -43,7 +47,7 @@ HARMLESS = frozenset(
     }
 )  # fmt: skip
 _UNMODELLED = (
-    "use_dora", "alora_invocation_tokens", "velora_config", "kasa_config", "use_bdlora", "use_qalora",
+    "alora_invocation_tokens", "velora_config", "kasa_config", "use_bdlora", "use_qalora",
     "monteclora_config", "arrow_config", "layer_replication", "target_parameters", "trainable_token_indices",
 )  # fmt: skip
 
@@ -63,6 +67,7 @@ class Lora(Method):
     layers_to_transform: tuple[int, ...] | int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     use_dora: bool = False
+    """Weight-decomposed: a trained magnitude per output feature; see `_dora`."""
     alora_invocation_tokens: Any = None
     velora_config: Any = None
     kasa_config: Any = None
@@ -94,6 +99,8 @@ class Lora(Method):
         return save_modules(out, self.modules_to_save)
 
     def _check(self) -> None:
+        if self.use_dora and self.lora_bias:
+            raise RequestError("method.lora_bias=true: PEFT has no bias on DoRA's branch; leave one of the two out")
         if self.r < 1:
             raise RequestError(f"--rank {self.r}: the rank must be at least 1")
         if not 0 <= self.lora_dropout < 1:
@@ -169,18 +176,25 @@ class Lora(Method):
         a = b.weight("lora_A.weight", rank, module.in_features, dtype=dtype, kind=ADAPTER)
         up = b.weight("lora_B.weight", module.out_features, rank, dtype=dtype, kind=ADAPTER)
         bias = b.weight("lora_B.bias", module.out_features, dtype=dtype, kind=ADAPTER) if self.lora_bias else None
-        packed = next((op for op in module.ops if isinstance(op, PackedLinear)), None)
-        # PEFT asks torch.is_autocast_enabled(), which answers for CUDA only.
-        casts = packed is None or host.numerics.autocast is None or host.numerics.backend != "cuda"
+        kernel = packed(module)
+        casts = kernel is None or not sees_autocast(host)
         with b.marked(module.site, "down"):
+            clone = kernel is not None and kernel.adapters_clone and self.use_dora
+            result = b.copy(base, label="clone") if clone else base
             x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
+        if self.use_dora:
+            sides = Branch(module=module, base=result, a=a, up=up, dropout=self.lora_dropout, kernel=kernel)
+            total = dora(b, sides, x)
+            out = b.cast(total, base.dtype, label="out") if casts else total
+            return (*ops, *writing(b.ops, out, module.out))
+        with b.marked(module.site, "down"):
             down = b.linear(b.dropout(x, self.lora_dropout), a, label="lora_A")
         with b.marked(module.site, "up"):
             delta = b.scale(b.linear(down, up, bias, label="lora_B"))
         with b.marked(module.site, "extra"):
-            if packed is not None:
+            if kernel is not None:
                 delta = b.cast(delta, base.dtype, label="delta") if casts else delta
-                result = b.copy(base, label="clone") if packed.adapters_clone else base
+                result = b.copy(base, label="clone") if kernel.adapters_clone else base
                 out = b.add(result, delta, label="sum")
                 b.hold(delta, x, module.x)
             else:

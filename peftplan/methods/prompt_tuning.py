@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.core import Graph
 from peftplan.methods import _prompts
 from peftplan.methods.base import Host, Method
@@ -30,11 +31,11 @@ class PromptTuning(Method):
     token_dim: int | None = None
     num_transformer_submodules: int | None = None
 
-    def extra_tokens(self) -> int:
-        return _prompts.checked_tokens(self.num_virtual_tokens)
+    def seen(self, batch: Batch) -> Batch:
+        return _prompts.longer(batch, self.num_virtual_tokens)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
-        tokens, hidden = self.extra_tokens(), host.arch.hidden
+        tokens, hidden = _prompts.checked_tokens(self.num_virtual_tokens), host.arch.hidden
         _prompts.check_shape(
             token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, final
 
 from peftplan.optimizers.base import Optimizer, State, Trained
@@ -61,9 +62,14 @@ def _foreach_bytes(weights: Sequence[Trained]) -> int:
 def _for_loop_bytes(weights: Sequence[Trained]) -> int:
     """`denom = (v.sqrt() / c).add_(eps)`: the root, the quotient, and the denominator of the weight before.
 
-    Weights of equal layers are taken as neighbours in the order the layers use them.
+    Weights of equal layers are neighbours in the order the layers use them, and the last one of a layer is the
+    neighbour of the first one of the next. Where runs of different layers are equally long, this may err high.
     """
     before = largest = 0
+    for copies, run in groupby(weights, key=lambda w: w.copies):
+        if copies > 1:
+            layer = list(run)
+            largest = max(largest, layer[-1].bytes + 2 * layer[0].bytes)
     for w in weights:
         largest = max(largest, before + 2 * w.bytes)
         before = w.bytes

@@ -19,8 +19,8 @@ _PLAIN = str.maketrans(
 
 
 def render(report: RenderableType, stream: IO[str], *, width: int | None = None) -> str:
-    """`report` as text for `stream`: coloured on a terminal (NO_COLOR respected), plain in a pipe; `width` columns wide,
-    or as the terminal is."""
+    """`report` as text for `stream`: coloured on a terminal (NO_COLOR respected), plain in a pipe; as wide as
+    `width`, or as the terminal."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
     console.width = min(console.width, MAX_WIDTH) if width is None else width
     with console.capture() as captured:

@@ -82,14 +82,16 @@ def segments(
     graph: Graph, recompute: Recompute, rules: Rules, loop: Loop, *, entry_requires_grad: bool
 ) -> Iterator[Segment]:
     """The graph's regions with their needs, runs split where the first layer differs from the rest."""
-    needs = False
+    needs = hands_on = False
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
         plan = Plan(region, rules)
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
-            need = propagate_need(region, entry_needs=needs, also=leaf)
+            taken = (t.name for t in region.taken) if hands_on else ()
+            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken))
+            hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             is_layer = region.first_index is not None
             count = left if leaves == needs or not is_layer else 1
@@ -113,6 +115,7 @@ class _Account:
         self.total = total
         self.saved = 0
         self.grads = 0
+        self.taken_grad_bytes = 0
         self.peaks: dict[str, PhasePeak] = {}
 
     def see(self, phase: str, region: str, mark: Watermark, base: int, saved_base: int, grads_base: int) -> None:
@@ -302,6 +305,9 @@ def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: b
         walk.backward(root=root)
         part.pinned_bytes = walk.forget_pinned()
     delta = walk.current - start
+    if part.region.handed:
+        account.total -= account.taken_grad_bytes
+    account.taken_grad_bytes += part.count * walk.taken_grad_bytes
     grads = walk.grad_bytes - grads_before
     saved = walk.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
     outside, saved_outside = start_total - start, account.saved - saved_before

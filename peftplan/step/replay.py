@@ -168,7 +168,9 @@ class _Player:
             entry = region.entry.storage if region.entry is not None else None
             for name, size in track.forward:
                 key = stream if name == entry else self._key(i, j, name)
-                if size > 0:
+                if size > 0 and name in region.handed:
+                    self._alloc_taken()
+                elif size > 0:
                     self._alloc(key, size)
                 elif key != held or i > 1:
                     self._free(key)
@@ -176,6 +178,12 @@ class _Player:
         for i, j, track in self._places():
             self._free_all(self._key(i, j, name) for name in track.part.walk.cached_names)
         return entries
+
+    def _alloc_taken(self) -> None:
+        """What every layer takes is a tensor of its own."""
+        for i, j, track in self._places():
+            for t in track.part.region.taken:
+                self._alloc(self._key(i, j, t.storage), t.nbytes)
 
     def _embedding(self) -> Key | None:
         """The embedding output, where it is a local of the backbone's forward and nothing else keeps it."""

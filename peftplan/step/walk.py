@@ -158,6 +158,8 @@ class RegionWalk:
     """The key of the entry's gradient, where backward has made one."""
     param_gradients: list[str] = field(default_factory=list)
     """Keys of the parameter gradients that this region's backward leaves."""
+    taken_grad_bytes: int = 0
+    """Gradients of what the region took, alive until the backward of the region that handed it on."""
     _made: int = 0
     _returned: dict[str, int] = field(default_factory=dict)
     _pinned: dict[str, int] = field(default_factory=dict)
@@ -181,6 +183,7 @@ class RegionWalk:
         entry = self.region.entry
         if entry is not None and self.owns_entry:
             live[entry.storage] = self.rules.size(entry.nbytes)
+        live |= {t.storage: self.rules.size(t.nbytes) for t in self.region.taken}
         exit_storage = self.region.exit.storage
         returned = () if stop_early else self.region.returned
         held = self._held_now()
@@ -292,8 +295,8 @@ class RegionWalk:
 
     def _held_now(self) -> tuple[str, ...]:
         """Values that others hold beyond this region; a leaf is held by the node that accumulates its gradient."""
-        leaf = self._accumulating
-        return self.region.held if leaf is None else (*self.region.held, leaf)
+        region, leaf = self.region, self._accumulating
+        return (*region.held, *region.handed) if leaf is None else (*region.held, *region.handed, leaf)
 
     @property
     def _accumulating(self) -> str | None:
@@ -337,6 +340,9 @@ class RegionWalk:
         if exit_.name in self.need:
             grads[exit_.name] = self._exit_gradient()
             grads[exit_.name].refs += root
+        for name in self.region.handed:  # its parts' gradients meet in one
+            if name in self.need:
+                grads[name] = self._new(self.plan.request_bytes[name], name)
         ops = self.region.ops
         recomputed = False
         for i in range(len(ops) - 1, -1, -1):
@@ -349,6 +355,7 @@ class RegionWalk:
                 recomputed = True
                 self.forward(stop_early=True, stash=False)
             self._node(op, self._saves[i], incoming, grads, recomputed=recomputed)
+        self.taken_grad_bytes = sum(grads[t.name].bytes for t in self.region.taken if t.name in grads)
         entry = self.region.entry
         if entry is None or entry.name not in grads:
             return False
@@ -390,6 +397,9 @@ class RegionWalk:
     def _hand_on(self, to: Tensor, storage: _Storage, grads: dict[str, _Storage], where: str) -> None:
         if to.kind in PARAMS:
             self._accumulate_param(to, storage, where)
+            return
+        if to.name not in self.need:
+            self._release(storage)
             return
         old = grads.get(to.name)
         if old is None:

@@ -17,7 +17,7 @@ def read(config: Config) -> Arch:
     if hidden % heads:  # LlamaConfig.validate_architecture, head_dim given or not
         raise config.wrong(f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})")
     layer = Layer(attention=_attention(config), mlp=_mlp(config))
-    return config.decoder([layer] * config.depth, tied=False, max_positions=2048)
+    return config.decoder([layer] * config.depth, tied=False, max_positions=2048, returns_cache=True)
 
 
 def _attention(config: Config) -> Attention:

@@ -34,12 +34,23 @@ class Site:
     padded: bool
     """Whether the batch has a padding mask, which flash attention turns into ragged sequences."""
     use_cache: bool
+    past: int
+    """Tokens whose keys and values come as a cache."""
+    past_dtype: DType
     half: DType
     """What flash attention casts fp32 queries to outside autocast: the dtype of the linear layers."""
 
     @property
+    def keys(self) -> int:
+        return self.past + self.seq
+
+    @property
     def full_shape(self) -> tuple[int, int, int, int]:
         return self.size, self.attention.heads, self.seq, self.attention.head_dim
+
+    @property
+    def full_keys(self) -> tuple[int, int, int, int]:
+        return self.size, self.attention.heads, self.keys, self.attention.head_dim
 
     @property
     def repeats(self) -> int:
@@ -51,7 +62,9 @@ def attend(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed
     besides: eager attention's weights."""
-    if site.use_cache:
+    if site.past:
+        k, v = _after_past(b, site, k, "key"), _after_past(b, site, v, "value")
+    elif site.use_cache:
         # DynamicLayer.lazy_initialization takes the keys' dtype for both; torch.cat promotes the values to it.
         k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
         if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
@@ -71,6 +84,13 @@ def attend(
     return out, ()
 
 
+def _after_past(b: Builder, site: Site, t: Tensor, what: str) -> Tensor:
+    """DynamicLayer.update: the cache is concatenated anew, and the old one goes."""
+    shape = (site.size, site.attention.kv_heads, site.past, site.attention.head_dim)
+    past = Tensor(f"self_attn.past_{what}", shape, site.past_dtype)
+    return b.concat((past, t), *shape[:2], site.keys, shape[3], label=f"{what[0]}_cache")
+
+
 def _takes_groups(site: Site, mask: Tensor | None) -> bool:
     """Whether K and V go in unrepeated: sdpa_attention.use_gqa_in_sdpa. Under `sdpa_efficient`, a kernel that
     refuses enable_gqa, they are repeated always."""
@@ -81,7 +101,7 @@ def _takes_groups(site: Site, mask: Tensor | None) -> bool:
 
 def _repeated(b: Builder, site: Site, t: Tensor, label: str) -> Tensor:
     """repeat_kv: a contiguous copy with every K or V head as often as queries share it."""
-    return t if site.repeats == 1 else b.copy(t, *site.full_shape, label=label, grad_copied=True)
+    return t if site.repeats == 1 else b.copy(t, *site.full_keys, label=label, grad_copied=True)
 
 
 # -- which kernel
@@ -180,7 +200,7 @@ def _emit(
         name=name,
         ins=ins,
         out=out,
-        kv_len=site.seq // (site.documents if site.implementation.startswith("flash_attention") else 1),
+        kv_len=site.keys // (site.documents if site.implementation.startswith("flash_attention") else 1),
         extras=extras,
         workspace_bytes=work,
         grad_workspace_bytes=back,
@@ -203,7 +223,7 @@ def _flash_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
     ragged = site.padded or site.documents > 1
     rows = seq + 128 * site.documents if ragged else round_up(seq, 128)
     columns = round_up(dim, 32 if dim <= 128 else 64)
-    expanded = 2 * q.nbytes if k.shape[1] != heads else 0
+    expanded = 2 * q.nbytes * site.keys // seq if k.shape[1] != heads else 0
     return 4 * size * rows * heads * (columns + 1) + expanded
 
 
@@ -212,7 +232,7 @@ def _flash3_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
     del b, q
     size, heads, seq, dim = site.full_shape
     rows, columns = round_up(seq, 128), round_up(dim, 64)
-    shared = 8 * size * site.attention.kv_heads * rows * columns if k.shape[1] != heads else 0
+    shared = 8 * size * site.attention.kv_heads * round_up(site.keys, 128) * columns if k.shape[1] != heads else 0
     return 4 * size * heads * rows * (columns + 2) + shared
 
 
@@ -225,9 +245,10 @@ def _efficient_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
     delta = 4 * size * heads * seq
     if not q.dtype.is_half:
         return delta
-    one = 4 * size * heads * round_up(seq, 128) * round_up(dim, 32)
+    row = 4 * size * heads * round_up(dim, 32)
     before_ampere = (b.numerics.capability or AMPERE) < AMPERE
-    return delta + one * (3 if before_ampere and dim > 64 else 1)
+    shared = 2 * row * round_up(site.keys, 128) if before_ampere and dim > 64 else 0
+    return delta + row * round_up(seq, 128) + shared
 
 
 # -- composite ops
@@ -239,14 +260,14 @@ def _eager(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
     a = site.attention
-    scores = b.matmul(q, k, site.size, a.heads, site.seq, site.seq, inner=a.head_dim, label="scores")
+    scores = b.matmul(q, k, site.size, a.heads, site.seq, site.keys, inner=a.head_dim, label="scores")
     scores = b.scale(scores, label="scaled")
     if mask is not None:
         scores = b.add(scores, mask, label="masked")
     weights = b.cast(b.softmax(scores, FP32), q.dtype, label="weights")
     b.hold(scores)  # the name is bound anew only when the cast is done
     weights = b.dropout(weights, a.dropout)
-    mixed = b.matmul(weights, v, *site.full_shape, inner=site.seq, label="mixed")
+    mixed = b.matmul(weights, v, *site.full_shape, inner=site.keys, label="mixed")
     out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
     b.hold(k, v)
     return out, (weights,)
@@ -256,7 +277,7 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
     """_scaled_dot_product_attention_math: everything in fp32, q and k scaled apart, scores and weights as
     tensors."""
     a, dtype = site.attention, q.dtype
-    square = (site.seq, site.seq)
+    square = (site.seq, site.keys)
     with b.scope("math"):
         bias = None if mask is None else b.plain("bias", *mask.shape, dtype=dtype, ins=(mask,))
         q32, k32, v32 = (b.cast(t, FP32, label=n) for t, n in ((q, "q32"), (k, "k32"), (v, "v32")))
@@ -268,7 +289,7 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         key = b.scale(expanded, label="k_scaled")
         single = site.size == 1  # batch and heads are one dimension then, whatever their order
         q_flat = q_scaled if a.rotary_concat or single else b.copy(q_scaled, label="q_flat")
-        dense = site.use_cache or site.repeats > 1 or single
+        dense = site.use_cache or site.past > 0 or site.repeats > 1 or single
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores", autocast=False)
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
@@ -276,7 +297,7 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
         second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
-        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.seq, label="mixed", autocast=False)
+        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.keys, label="mixed", autocast=False)
         out = b.cast(mixed, dtype, label="out")
         b.hold(q, k, v, q32, k32, v32, q_scaled, expanded, key, value, bias, weights, second)
     return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")

@@ -29,6 +29,13 @@ class Batch:
     seq: int
     masked: bool = False
     documents: int = 1
+    past: int = 0
+    """Tokens before the first whose keys and values come with the batch, as a cache."""
+
+    @property
+    def keys(self) -> int:
+        """How many tokens attention looks at."""
+        return self.past + self.seq
 
     @staticmethod
     def of(batching: str, *, size: int, seq: int) -> Batch:
@@ -141,18 +148,19 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
     batch = setup.batch
     windows = {layer.attention.window for layer, _ in arch.layers}
     rows = batch.size if batch.masked else 1  # without padding the mask is one square, seen B times
-    square = rows * batch.seq * batch.seq
+    square = rows * batch.seq * batch.keys
 
     def one(label: str, *, needed: bool) -> Tensor | None:
-        shape = (batch.size, 1, batch.seq, batch.seq)
+        shape = (batch.size, 1, batch.seq, batch.keys)
         if setup.attention == "eager":
             return b.make(label, *shape, dtype=setup.types.embedding, temporary_bytes=square)
         if needed and setup.attention.startswith("sdpa"):
-            mask = b.make(label, rows, 1, batch.seq, batch.seq, dtype=DType.boolean, temporary_bytes=batch.seq**2)
+            one_row = batch.seq * batch.keys
+            mask = b.make(label, rows, 1, batch.seq, batch.keys, dtype=DType.boolean, temporary_bytes=one_row)
             return mask.view(*shape)
         return None
 
-    always = batch.masked or batch.documents > 1
+    always = batch.masked or batch.documents > 1 or batch.past > 0
     full = one("causal_mask", needed=always) if None in windows else None
     widths = [w for w in windows if w is not None]
     reached = any(batch.seq >= w for w in widths)
@@ -207,8 +215,20 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType
     out = b.add(mid, d, label="residual_mlp")
     b.hold(x, mid, *weights)
     cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
-    returned = tuple(op.out.name for op in b.ops if op.out.name in cached)
-    return Region(name="layers", ops=tuple(b.ops), entry=x, exit=out, count=count, first_index=index, returned=returned)
+    lasts = setup.use_cache or arch.returns_cache
+    cache = tuple(op.out.name for op in b.ops if op.out.name in cached)
+    past = {t.name: t for op in b.ops for t in op.ins if t.name in ("self_attn.past_key", "self_attn.past_value")}
+    return Region(
+        name="layers",
+        ops=tuple(b.ops),
+        entry=x,
+        exit=out,
+        count=count,
+        first_index=index,
+        returned=cache if lasts else (),
+        held=() if lasts else cache,
+        taken=tuple(past.values()),
+    )
 
 
 def module_order(name: str) -> tuple[int, bool, bool]:
@@ -257,6 +277,8 @@ def _attention(
         documents=batch.documents,
         padded=batch.masked,
         use_cache=setup.use_cache,
+        past=batch.past,
+        past_dtype=types.embedding,
         half=types.linear,
     )
     out, weights = attend(b, site, q, k, v, mask)

@@ -1,0 +1,48 @@
+"""P-tuning against the traced PEFT model, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("bitsandbytes")
+
+from peftplan.errors import RequestError
+from peftplan.job import make_job
+from peftplan.pipeline import estimate
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
+
+pytestmark = pytest.mark.trace
+
+TOKENS = {"method.num_virtual_tokens": 5, "method.encoder_hidden_size": 21}
+ROWS: list[Row] = [
+    ("llama", PLAIN),
+    ("llama", {**PACKED, "recompute": "full", "batching": "padded"}),
+    ("llama", {**AGAIN, "set": {"loop.outputs_until": "loss"}}),
+    ("llama", {**WIDE, "attention": "eager"}),
+    ("qwen2", MIXED),
+    ("gemma", AGAIN),
+    ("gemma", PLAIN),
+    ("phi3", WIDE),
+]
+
+
+@pytest.mark.parametrize(("family", "fields"), ROWS, ids=name)
+def test_p_tuning_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
+    assert_equal(family, {"method": "p_tuning", **fields, "set": {**TOKENS, **fields.get("set", {})}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "num_virtual_tokens=None"),
+        ({"set": {**TOKENS, "method.token_dim": 7}}, "token_dim=7 does not fit"),
+        ({"set": {**TOKENS, "method.encoder_reparameterization_type": "LSTM"}}, "LSTM is not modelled"),
+        ({"set": TOKENS, "batching": "packed"}, "PEFT drops position_ids"),
+    ],
+)
+def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        estimate(make_job(model="llama-7b", method="p_tuning", **fields))
