@@ -1,6 +1,6 @@
 """The question: a Job holds every choice of a fine-tuning run; `None` means the default decides.
 
-Field names are the command line's options with `_` for `-`. A *resolved* job (see `estimate.resolve`) has every
+Field names are the command line's options with `_` for `-`. A *resolved* job (see `peftplan.resolve`) has every
 `None` that can be decided replaced, so that feeding it back gives the same answer.
 """
 
@@ -27,7 +27,7 @@ class Job(BaseModel):
     `format.blocksize`, `optimizer.foreach`, `layout.bucket_bytes`, `model.use_cache`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
     model: str
     config: dict[str, Any] | None = None

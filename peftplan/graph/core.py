@@ -120,9 +120,6 @@ class Op(ABC):
         """Bytes read and written by the forward kernel, for the roofline."""
         return self.out.nbytes + sum(t.nbytes for t in self.ins)
 
-    def scan_order(self) -> tuple[Tensor, ...]:
-        return self.ins
-
 
 Need = frozenset[str] | set[str]
 
@@ -177,7 +174,7 @@ class Graph:
     def params(self) -> Iterable[tuple[Tensor, int]]:
         """Each distinct parameter with how many equal copies of it exist (one per layer of a run).
 
-        A parameter whose name starts with `model.` is shared by name across regions (tied weights, shared adapters).
+        A parameter whose name starts with `@` is shared by name across regions (tied weights, shared adapters).
         """
         seen: set[str] = set()
         for region in self.regions:

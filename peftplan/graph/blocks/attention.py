@@ -161,6 +161,7 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
     """The flash-attention package as transformers calls it: (B, S, N, D) views without a mask; padded batches
     are gathered into one ragged sequence and scattered back (modeling_flash_attention_utils.py,
     _upad_input)."""
+    _check_flash(b, site)
     target = b.numerics.autocast or site.half
     if q.dtype is FP32:
         q, k, v = (b.cast(t, target, label=n) for t, n in ((q, "q_half"), (k, "k_half"), (v, "v_half")))
@@ -178,6 +179,19 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
     back = (_flash3_backward if newer else _flash_backward)(b, site, q, k)
     out = _emit(b, site, name, (q, k, v), tuple(extras), 0, back)
     return b.copy(out, label="pad_output", grad_copied=True) if site.padded else out
+
+
+def _check_flash(b: Builder, site: Site) -> None:
+    """What the packages say at the first call: FA2 needs Ampere or newer, FA3 Hopper, both heads of at most 256."""
+    capability, three = b.numerics.capability, site.implementation == "flash_attention_3"
+    if site.attention.head_dim > 256:
+        raise RequestError(
+            f"--attention {site.implementation} takes heads of at most 256, not {site.attention.head_dim}; use sdpa"
+        )
+    if capability is not None and (capability[0] != 9 if three else capability < AMPERE):
+        needs = "a Hopper GPU (9.0)" if three else "an Ampere GPU (8.0) or newer"
+        has = ".".join(map(str, capability))
+        raise RequestError(f"--attention {site.implementation} needs {needs}, this one is {has}; use --attention sdpa")
 
 
 def _generator_state(name: str) -> list[Tensor]:
