@@ -219,7 +219,7 @@ def _misfits(region: Region, before: Tensor | None) -> Iterator[str]:
 
 def _misorders(region: Region, known: set[str]) -> Iterator[str]:
     """Static single assignment within a region: every value is written once, and before it is read."""
-    written = known | ({region.entry.name} if region.entry is not None else set())
+    written = known | {t.name for t in (region.entry, *region.taken) if t is not None}
     for op in region.ops:
         for t in op.ins:
             if not t.is_param and t.name not in written:

@@ -124,14 +124,11 @@ def composes(member: Member) -> Grade:
     other = {"method": "format", "format": "method", "optimizer": "method"}[member.kind]
     refused = []
     for name in KINDS[other].names():
-        asked = _both(member, found(other, name))
-        try:
-            if not estimate(zoo.job("grouped", asked)).memory.peak_bytes > 0:
-                return Grade(FAIL, name)
-        except RequestError as error:
-            if ";" not in str(error):
-                return Grade(FAIL, f"refuses {name} without a way out: {error}")
-            refused.append(name)
+        lines = [_refusal(_both(member, found(other, name)), model) for model in zoo.MODELS]
+        said = [line for line in lines if line is not None]
+        if any(";" not in line for line in said):
+            return Grade(FAIL, f"refuses {name} without a way out: {said[0]}")
+        refused += [name] if len(said) == len(lines) else []
     if len(refused) == len(KINDS[other].names()):
         return Grade(FAIL, "works with nothing")
     return Grade(PASS, f"refuses {', '.join(refused)}" if refused else "")
@@ -153,6 +150,14 @@ CHECKS: dict[str, Callable[[Member], Grade]] = {
     "composes": composes,
     "costs": costs,
 }
+
+
+def _refusal(asked: dict[str, Any], model: str) -> str | None:
+    """Why there is no estimate, None if there is one."""
+    try:
+        return None if estimate(zoo.job(model, asked)).memory.peak_bytes > 0 else "no peak"
+    except RequestError as error:
+        return str(error)
 
 
 def _both(one: Member, other: Member) -> dict[str, Any]:
