@@ -135,6 +135,13 @@ class Builder:
             WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part)
         )
 
+    def kron(self, a: Tensor, b: Tensor, rows: int, columns: int, *, label: str = "kron") -> Tensor:
+        """Kronecker product of matrices: one elementwise product of their views (aten/src/ATen/native/LinearAlgebra.cpp,
+        KronImpl)."""
+        n = self.name(label)
+        out = Tensor(n, (rows, columns), promote(a.dtype, b.dtype))
+        return self._emit(Mul(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
+
     # -- elementwise --------------------------------------------------------------------------------------------
 
     def _binary(self, cls: type[Mul] | type[Add] | type[Div], a: Tensor, b: Tensor, label: str) -> Tensor:
