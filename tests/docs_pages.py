@@ -116,7 +116,10 @@ Row = tuple[str, ...]
 
 def _method(name: str) -> Row:
     settings = _needed_settings(name)
-    answer = estimate(model=MODEL, method=name, micro_batch=1, seq_len=1024, recompute="none", set=settings)
+    try:
+        answer = estimate(model=MODEL, method=name, micro_batch=1, seq_len=1024, recompute="none", set=settings)
+    except RequestError:  # a model without what the method trains
+        return _link(name), _title(methods.get(name)), "not on this model", "", ""
     memory = answer.memory
     sizes = (format_bytes(memory.saved_for_backward_bytes), format_bytes(memory.peak_bytes))
     given = "".join(f" ({key}={value})" for key, value in settings.items())

@@ -136,7 +136,7 @@ class Builder:
         )
 
     def kron(self, a: Tensor, b: Tensor, rows: int, columns: int, *, label: str = "kron") -> Tensor:
-        """Kronecker product of matrices: one elementwise product of their views (aten/src/ATen/native/LinearAlgebra.cpp,
+        """Kronecker product of matrices: one elementwise product of views (aten/src/ATen/native/LinearAlgebra.cpp,
         KronImpl)."""
         n = self.name(label)
         out = Tensor(n, (rows, columns), promote(a.dtype, b.dtype))
