@@ -17,7 +17,7 @@ from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
 from peftplan.hardware.find import find_gpu
-from peftplan.job import Job
+from peftplan.job import Batching, Job
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
@@ -37,6 +37,7 @@ ATTENTION = {
     "flash_attention_3": "flash_attention_3",
     "fa3": "flash_attention_3",
 }
+_SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
 TRAINS_BASE = ("full", "freeze", "bitfit")
 NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning")
@@ -95,96 +96,97 @@ def resolve(job: Job) -> Case:
     _check_unmodelled(job)
     _check_allocator(job)
     notes = _Notes()
-    overrides = job.knobs("model")
-    arch = load_arch(job.model, config=job.config, overrides=overrides)
+    arch = load_arch(job.model, config=job.config, overrides=job.knobs("model"))
     for text in arch.notes:
         notes.add("model", job.model, text)
     method_name, implied_format, format_knobs = _method_name(job)
     dtype, autocast, precision = _precision(job, arch, notes, method_name)
-    fmt_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
-    fmt = formats.make(fmt_name, {**format_knobs, **job.knobs("format")})
+    format_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
+    fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
-    compute = autocast or dtype
-    knobs = _method_knobs(job)
-    method = methods.make(method_name, knobs)
-    rank, targets = _adapter_shape(job, arch, method, notes)
+    method = methods.make(method_name, _method_knobs(job))
     optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
-    optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
-    seq_len = notes.default(
-        job.seq_len, "seq_len", min(1024, arch.max_positions or 1024), "TRL's default max_length, within the model's"
-    )
-    _check_length(seq_len, arch, notes)
-    batching = notes.default(
-        job.batching,
-        "batching",
-        "padded" if job.micro_batch > 1 else "exact",
-        "several sequences of different lengths are padded" if job.micro_batch > 1 else "one sequence needs no padding",
-    )
-    recompute_name = notes.default(
-        job.recompute,
-        "recompute",
-        "full" if fmt.upcasts_rest else "none",
-        "peft.prepare_model_for_kbit_training turns gradient checkpointing on"
-        if fmt.upcasts_rest
-        else "transformers' default",
-    )
-    recompute = _recompute(job, recompute_name)
-    if recompute.layers and not method.checkpoints:
-        raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
-    attention = ATTENTION.get(canonical(notes.default(job.attention, "attention", "sdpa", "transformers' default")))
-    if attention is None:
-        raise UnknownName("attention implementation", job.attention or "", ATTENTION)
+    rank, targets = _adapter_shape(job, arch, method, notes)
+    seq_len, batching = _batch(job, arch, notes)
+    recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
-    types = replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics))
-    use_cache = arch.use_cache and not recompute.layers
-    if use_cache and job.knobs("model").get("use_cache") is None:
-        notes.add(
-            "model.use_cache", True, "the model's config builds a KV cache in training too; set model.use_cache=false"
-        )
+    compute = autocast or dtype
     setup = Setup(
         batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
-        types=types,
+        types=replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
         numerics=numerics,
-        attention=attention,
-        use_cache=use_cache,
+        attention=_attention(job, notes),
+        use_cache=_use_cache(job, arch, recompute, notes),
         loss=_loss(job),
     )
-    adapter_dtype = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
-    host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
-    if adapter_dtype is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
-        notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
-    resolved = job.model_copy(
-        update={
-            "config": arch.model_dump() if job.config is None else job.config,
-            "rank": rank,
-            "target_modules": targets,
-            "format": fmt_name,
-            "dtype": dtype.label,
-            "precision": precision,
-            "optimizer": optimizer_name,
-            "seq_len": seq_len,
-            "batching": batching,
-            "recompute": recompute_name,
-            "attention": job.attention or "sdpa",
-            "layout": job.layout or "none",
-            "offload": job.offload or "none",
-            "kernels": job.kernels or "hf",
-        }
-    )
+    decided = {
+        "config": arch.model_dump() if job.config is None else job.config,
+        "rank": rank,
+        "target_modules": targets,
+        "format": format_name,
+        "dtype": dtype.label,
+        "precision": precision,
+        "optimizer": optimizer_name,
+        "seq_len": seq_len,
+        "batching": batching,
+        "recompute": recompute_name,
+        "attention": job.attention or "sdpa",
+        "layout": job.layout or "none",
+        "offload": job.offload or "none",
+        "kernels": job.kernels or "hf",
+    }
     return Case(
-        job=resolved,
+        job=job.model_copy(update=decided),
         arch=arch,
         setup=setup,
-        host=host,
+        host=_host(job, arch, numerics, dtype, method_name, notes),
         method=method,
         format=fmt,
         compute=compute,
-        optimizer=optimizer,
+        optimizer=optimizers.make(optimizer_name, job.knobs("optimizer")),
         recompute=recompute,
         loop=_loop(job),
         assumptions=tuple(notes.items),
     )
+
+
+def _batch(job: Job, arch: Arch, notes: _Notes) -> tuple[int, Batching]:
+    """(sequence length, batching)."""
+    default_length = min(1024, arch.max_positions or 1024)
+    seq_len: int = notes.default(job.seq_len, "seq_len", default_length, "TRL's default max_length, within the model's")
+    _check_length(seq_len, arch, notes)
+    several = job.micro_batch > 1
+    why = "several sequences of different lengths are padded" if several else "one sequence needs no padding"
+    batching: Batching = notes.default(job.batching, "batching", "padded" if several else "exact", why)
+    return seq_len, batching
+
+
+def _attention(job: Job, notes: _Notes) -> str:
+    """The canonical name of the attention implementation."""
+    asked = notes.default(job.attention, "attention", "sdpa", "transformers' default")
+    found = ATTENTION.get(canonical(asked))
+    if found is None:
+        raise UnknownName("attention implementation", asked, ATTENTION)
+    return found
+
+
+def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> bool:
+    """Whether the forward builds a KV cache: checkpointing turns it off (modeling_layers.py)."""
+    if not arch.use_cache or recompute.layers:
+        return False
+    if job.knobs("model").get("use_cache") is None:
+        why = "the model's config builds a KV cache in training too; set model.use_cache=false"
+        notes.add("model.use_cache", True, why)
+    return True
+
+
+def _host(job: Job, arch: Arch, numerics: Numerics, dtype: DType, method_name: str, notes: _Notes) -> Host:
+    """What the method may know, the dtype of its new parameters among it."""
+    asked = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
+    if asked is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
+        notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
+    return Host(arch=arch, numerics=numerics, adapter_dtype=asked, base_dtype=dtype)
 
 
 # -- what is asked ----------------------------------------------------------------------------------------------
@@ -271,7 +273,7 @@ def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType,
         )
     if mixed and base == "fp32":
         raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
-    _agree(job, base if asked and not mixed else None)
+    _agree(job)
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
         dtype = parse_dtype(stated) if stated else (arch.dtype if method not in TRAINS_BASE else DType.float32)
@@ -286,20 +288,20 @@ def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType,
     else:
         dtype = arch.dtype
         notes.add("dtype", dtype.label, "the dtype the checkpoint states (from_pretrained's default)")
-    return dtype, None, asked or {"bfloat16": "bf16", "float16": "fp16"}.get(dtype.label, "fp32")
+    if asked and parse_dtype(base) is not dtype:
+        why = f"weights of their own dtype compute in it; autocast would be --precision {base}-mixed"
+        notes.add("precision", _SHORT[dtype], why)
+    return dtype, None, _SHORT[dtype]
 
 
-def _agree(job: Job, precision: str | None) -> None:
-    """--dtype, an unpacked --format and a pure --precision say the same thing, or it is a mistake."""
-    plain = job.format is not None and not formats.get(job.format)().packed
-    said = [("--dtype", job.dtype), ("--format", job.format if plain else None)]
-    if plain or job.format is None:
-        said.append(("--precision", precision))
-    given = [(option, text, float_dtype(option, text)) for option, text in said if text is not None]
-    for option, text, dtype in given[1:]:
-        first, first_text, first_dtype = given[0]
-        if dtype is not first_dtype:
-            raise RequestError(f"{first} {first_text} contradicts {option} {text}; give one of them")
+def _agree(job: Job) -> None:
+    """--dtype and an unpacked --format say the same thing, or it is a mistake."""
+    if job.dtype is None:
+        return
+    stated = float_dtype("--dtype", job.dtype)
+    plain = formats.get(job.format)().dtype() if job.format is not None else None
+    if plain is not None and plain is not stated:
+        raise RequestError(f"--dtype {job.dtype} contradicts --format {job.format}; give one of them")
 
 
 def float_dtype(option: str, text: str) -> DType:
@@ -328,9 +330,17 @@ def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
         )
 
 
-def _recompute(job: Job, name: str) -> Recompute:
+def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: _Notes) -> tuple[str, Recompute]:
+    """(the policy's name, what it does)."""
+    prepared = fmt.upcasts_rest
+    why = (
+        "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
+    )
+    name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
     if name not in RECOMPUTE:
         raise UnknownName("recompute policy", name, RECOMPUTE)
+    if name != "none" and not method.checkpoints:
+        raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
     knobs = job.knobs("recompute")
     unknown = [k for k in knobs if k != "use_reentrant"]
     if unknown:
@@ -338,7 +348,7 @@ def _recompute(job: Job, name: str) -> Recompute:
     reentrant = knobs.get("use_reentrant", False)
     if not isinstance(reentrant, bool):
         raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
-    return Recompute(layers=name == "full", reentrant=reentrant)
+    return name, Recompute(layers=name == "full", reentrant=reentrant)
 
 
 def _check_allocator(job: Job) -> None:
