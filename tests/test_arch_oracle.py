@@ -74,6 +74,7 @@ def observe(model: Any, like: Arch) -> Arch:
         dtype=parse_dtype(str(model.dtype)),
         max_positions=config.max_position_embeddings,
         use_cache=config.use_cache,
+        returns_cache="past_key_values if use_cache" not in inspect.getsource(type(body)),
         config=like.config,
         notes=like.notes,
     )
