@@ -456,10 +456,6 @@ class PackedLinear(Op):
     def grad_flops(self, need: Need) -> int:
         return self.flops() if self.ins[0].name in need else 0
 
-    def saved(self, need: Need) -> tuple[Tensor, ...]:
-        x, w = self.ins[0], self.ins[1]
-        return (w,) if x.name in need else ()
-
     def stashed(self, need: Need) -> tuple[Tensor, ...]:
         return (self.ins[0],) if self.keeps_input and _wants(need, *self.ins) else ()
 
