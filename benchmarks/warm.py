@@ -1,8 +1,9 @@
-"""Wall time of one `estimate()` call in a warm process, over jobs of 32-layer models that all differ.
+"""Wall time of one `estimate()` call in a warm process, over jobs of 32-layer models that all differ; and of the
+first look at its `fit`, which replays the step through the caching allocator.
 
-    python benchmarks/warm.py [--calls 500]
+    python benchmarks/warm.py [--calls 400]
 
-No job comes twice, so no cache of answers can help. Exits 1 where the median is 2 ms or more.
+No job comes twice, so no cache of answers can help. Exits 1 where the median of `estimate()` is 2 ms or more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from peftplan import Job, estimate
 
@@ -39,21 +40,33 @@ def jobs() -> Iterator[Job]:
         )
 
 
+def measured(job: Job) -> tuple[float, float]:
+    """Seconds of `estimate()`, and of the first access to `.fit`."""
+    start = time.perf_counter()
+    answer = estimate(job)
+    done = time.perf_counter()
+    assert answer.fit.verdict is not None
+    return done - start, time.perf_counter() - done
+
+
+def spread(seconds: Sequence[float]) -> str:
+    ordered = sorted(seconds)
+    median, high = statistics.median(ordered), ordered[int(0.95 * len(ordered))]
+    return f"median {median * 1e3:6.2f} ms, 95 % under {high * 1e3:6.2f} ms"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--calls", type=int, default=400)
     calls = parser.parse_args().calls
-    taken = []
-    for job in itertools.islice(jobs(), calls):
-        start = time.perf_counter()
-        estimate(job)
-        taken.append(time.perf_counter() - start)
-    first, warm = taken[0], sorted(taken[len(MODELS) * len(METHODS) :])
-    median = statistics.median(warm)
-    p95 = warm[int(0.95 * len(warm))]
-    print(f"{len(warm)} different jobs: median {median * 1e3:.2f} ms, 95 % under {p95 * 1e3:.2f} ms")
-    print(f"the first call of the process: {first * 1e3:.1f} ms")
-    return 0 if median < ALLOWED_SECONDS else 1
+    taken = [measured(job) for job in itertools.islice(jobs(), calls)]
+    warm = taken[len(MODELS) * len(METHODS) :]
+    estimates, fits = zip(*warm, strict=True)
+    print(f"{len(warm)} different jobs")
+    print(f"estimate()      {spread(estimates)}")
+    print(f"first .fit      {spread(fits)}")
+    print(f"the first call of the process: estimate() {taken[0][0] * 1e3:.1f} ms, .fit {taken[0][1] * 1e3:.1f} ms")
+    return 0 if statistics.median(estimates) < ALLOWED_SECONDS else 1
 
 
 if __name__ == "__main__":

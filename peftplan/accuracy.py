@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -194,7 +195,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from peftplan.pipeline import estimate
 
-    loaded = load(args.folder)
+    try:
+        loaded = load(args.folder)
+    except PeftplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     chosen = [record for record in loaded if args.match in record.id]
     rows = compare(chosen, estimate, every_value=args.every_value)
     shown = [row for row in rows if row.error is not None] if args.judged else rows

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftplan.errors import RequestError
-from peftplan.graph.core import ADAPTER, Op, Region, Tensor
+from peftplan.graph.core import ADAPTER, Op, Tensor
 from peftplan.job import Job
 from peftplan.pipeline import Reading, read
 from peftplan.result import Estimate, Term
-from peftplan.step.memory import Segment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,22 +135,6 @@ def _moment(reading: Reading) -> Iterator[Term]:
     )
 
 
-def flops_by_site(reading: Reading) -> dict[str, int]:
-    """Forward FLOPs of one micro-batch by what computes them (`q`, `gate`, `attention`, `head`, ...)."""
-    found: dict[str, int] = {}
-    for part in reading.step.segments:
-        for site, value in _site_flops(part.region, part):
-            found[site] = found.get(site, 0) + value
-    return found
-
-
-def _site_flops(region: Region, part: Segment) -> Iterator[tuple[str, int]]:
-    for op in region.ops:
-        value = op.flops()
-        if value:
-            yield op.site or op.name, value * part.count
-
-
 # -- what would help --------------------------------------------------------------------------------------------
 
 
@@ -174,7 +157,7 @@ def _candidates(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
     if job.recompute == "none":
         yield "--recompute full", {"recompute": "full"}
     if job.micro_batch > 1:
-        half = job.micro_batch // 2
+        half = next(size for size in range(job.micro_batch // 2, 0, -1) if job.micro_batch % size == 0)
         yield (
             f"--micro-batch {half} --grad-accum {job.grad_accum * job.micro_batch // half}",
             {"micro_batch": half, "grad_accum": job.grad_accum * job.micro_batch // half},

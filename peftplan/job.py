@@ -1,6 +1,6 @@
 """The question: a Job holds every choice of a fine-tuning run; `None` means the default decides.
 
-Field names are the command line's options with `_` for `-`. A *resolved* job (see `estimate.resolve`) has every
+Field names are the command line's options with `_` for `-`. A *resolved* job (see `peftplan.resolve`) has every
 `None` that can be decided replaced, so that feeding it back gives the same answer.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from peftplan.errors import RequestError
 
 Batching = Literal["padded", "packed", "exact"]
 Backend = Literal["cuda", "cpu"]
 Task = Literal["train", "generate", "serve"]
+MOST = 10**9
+"""No size of a job is larger: what is, was meant otherwise."""
 
 
 class Job(BaseModel):
@@ -24,13 +27,13 @@ class Job(BaseModel):
     `format.blocksize`, `optimizer.foreach`, `layout.bucket_bytes`, `model.use_cache`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
     model: str
     config: dict[str, Any] | None = None
     """The model's config.json; given, it is used and `model` is only its label."""
     method: str = "lora"
-    rank: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1, le=MOST)
     target_modules: str | tuple[str, ...] | None = None
     settings: dict[str, Any] = Field(default_factory=dict, alias="set")
     format: str | None = None
@@ -38,24 +41,31 @@ class Job(BaseModel):
     precision: str | None = None
     adapter_dtype: str = "auto"
     optimizer: str | None = None
-    micro_batch: int = Field(default=8, ge=1)
-    seq_len: int | None = Field(default=None, ge=1)
-    grad_accum: int = Field(default=1, ge=1)
+    micro_batch: int = Field(default=8, ge=1, le=MOST)
+    seq_len: int | None = Field(default=None, ge=1, le=MOST)
+    grad_accum: int = Field(default=1, ge=1, le=MOST)
     batching: Batching | None = None
     recompute: str | None = None
     attention: str | None = None
     kernels: str | None = None
     gpu: str | None = None
-    gpus: int = Field(default=1, ge=1)
-    nodes: int = Field(default=1, ge=1)
+    gpus: int = Field(default=1, ge=1, le=MOST)
+    nodes: int = Field(default=1, ge=1, le=MOST)
     layout: str | None = None
     offload: str | None = None
     task: Task = "train"
     backend: Backend = "cuda"
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1, le=MOST**2)
     """Tokens to train on, for the cost and the energy of the whole run."""
-    usd_per_hour: float | None = Field(default=None, ge=0)
+    usd_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Price of one GPU; the catalog's median where not given."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError("bool", "input should not be true or false")
+        return value
 
     @field_validator("target_modules", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 
 from peftplan.assemble import build_graph, trained
 from peftplan.cost import price
+from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
 from peftplan.graph.core import ADAPTER, Graph
 from peftplan.graph.ops import Linear, PackedLinear
@@ -51,6 +52,8 @@ def estimate(job: Job | None = None, **fields: Any) -> Estimate:
     Takes a Job, or its fields: `estimate(model="llama-7b", method="qlora", gpu="rtx-4090")`. Raises RequestError
     where the request is wrong.
     """
+    if job is not None and fields:
+        raise RequestError(f"estimate() takes a Job or its fields, not both; put {', '.join(fields)} into the Job")
     return read(job if job is not None else make_job(**fields)).estimate
 
 
@@ -71,9 +74,9 @@ def read(job: Job) -> Reading:
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers,
     )
-    _optimizer_phase(case, step, weights, rules)
+    _optimizer_phase(case, step, weights)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, static, _memory(static, step), gpu)
+    memory, device_notes = _on_device(case, graph, static, _memory(static, step, existing), gpu)
     flops = _flops(case, step)
     paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
@@ -90,7 +93,7 @@ def read(job: Job) -> Reading:
             *device_notes,
             *paced.notes,
             *priced.notes,
-            *fit_reasons(gpu, on_device=case.job.backend == "cuda"),
+            *fit_reasons(gpu, on_device=_has_device(case, gpu)),
         ),
     ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes)))
     return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
@@ -130,9 +133,8 @@ def has_biased_linears(graph: Graph) -> bool:
     return any(isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops)
 
 
-def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained], rules: Rules) -> None:
+def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:
     transient = case.optimizer.step_bytes(weights, case.job.backend)
-    del rules
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )
@@ -147,17 +149,20 @@ def _parameters(graph: Graph) -> Parameters:
     return Parameters(total=total, trainable=trainable, stored_bytes=stored)
 
 
-def _memory(static: dict[str, int], step: StepMemory) -> Memory:
+def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) -> Memory:
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
     return Memory(
         peak_bytes=peak.bytes,
-        static_bytes=step.static_bytes,
+        static_bytes=step.static_bytes + kept_gradient_bytes,
         saved_for_backward_bytes=step.saved_for_backward_bytes,
         at_peak={k: v for k, v in kinds.items() if v},
         at_peak_phase=peak.phase,
-        phases={name: p.bytes for name, p in step.phases.items()},
+        phases={
+            "load": sum(size for kind, size in static.items() if kind in ("weight", "adapter", "buffer")),
+            **{name: p.bytes for name, p in step.phases.items()},
+        },
     )
 
 
@@ -173,17 +178,28 @@ def _flops(case: Case, step: StepMemory) -> Flops:
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 
+def _has_device(case: Case, gpu: Gpu | None) -> bool:
+    """Whether there is a device whose allocator is modelled: NVIDIA's, and AMD's as if it were."""
+    return case.job.backend == "cuda" and (gpu is None or gpu.vendor in ("NVIDIA", "AMD"))
+
+
 def _on_device(
     case: Case, graph: Graph, static: dict[str, int], memory: Memory, gpu: Gpu | None
 ) -> tuple[Memory, tuple[Assumption, ...]]:
     """The memory section with what must fit on the card; null on the cpu backend."""
-    if case.job.backend == "cpu":
-        return memory, (Assumption(what="memory.device_bytes", value=None, why="the cpu backend uses no device"),)
+    if not _has_device(case, gpu):
+        why = "the cpu backend uses no device"
+        if gpu is not None and case.job.backend == "cuda":
+            why = f"how {gpu.vendor} devices hold memory is not modelled; the bytes of tensors are"
+        return memory, (Assumption(what="memory.device_bytes", value=None, why=why),)
     context = cuda_context(gpu.capability if gpu is not None else None)
 
     def held() -> Held:
         reserved = usage(case, graph, static.get("workspace", 0)).peak_reserved_bytes
         return Held(reserved, reserved + context.bytes)
 
+    notes = [Assumption(what="allocator", value="CUDA", why="ROCm's allocator and context are taken for CUDA's")]
+    if gpu is None or gpu.vendor == "NVIDIA":
+        notes.clear()
     note = Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
-    return memory.holding(Late(held)), (note,)
+    return memory.holding(Late(held)), (note, *notes)

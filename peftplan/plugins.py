@@ -29,7 +29,7 @@ def names(package: str) -> tuple[str, ...]:
 def load(package: str, what: str, name: str, *, known: tuple[str, ...] = ()) -> ModuleType:
     """The module of one member; UnknownName with near matches where there is none."""
     if name not in names(package):
-        raise UnknownName(what, name, {*names(package), *known})
+        raise UnknownName(what, name, {*names(package), *known}, f"`peftplan list {what}s` shows all")
     return importlib.import_module(f"{package}.{name}")
 
 
@@ -56,8 +56,13 @@ def configure(cls: type[T], knobs: Mapping[str, Any], *, what: str, harmless: fr
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in knobs:
         if key not in fields and key not in harmless:
+            if not fields | harmless:
+                raise RequestError(f"{what} has no settings; leave {key} out")
             raise UnknownName(f"setting of {what}", key, fields | harmless)
     given = {k: v for k, v in knobs.items() if k in fields}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if isinstance(given.get(f.name), bool) and not any(word in str(f.type) for word in ("bool", "Any")):
+            raise RequestError(f"{what}: {f.name}={given[f.name]}: give {f.type}, not true or false")
     if not given:
         return cls()
     try:

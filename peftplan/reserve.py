@@ -49,6 +49,7 @@ def _around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     return Around(
         weights=[t.nbytes for t in _loaded(graph)],
         states=states,
+        gradients=each if case.loop.grads_exist else [],
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
         step_temporaries=each if step == sum(each) else [step],
     )

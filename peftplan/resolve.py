@@ -19,7 +19,7 @@ from peftplan.graph.builder import Numerics
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Job
 from peftplan.methods import Host, Method
-from peftplan.methods.targets import DEFAULTS, Names
+from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
 from peftplan.result import Assumption
@@ -67,6 +67,7 @@ class Case:
     method: Method
     format: Format
     compute: DType
+    """What packed weights are computed in: autocast's dtype, or else the model's."""
     optimizer: Optimizer
     recompute: Recompute
     loop: Loop
@@ -99,10 +100,11 @@ def resolve(job: Job) -> Case:
     for text in arch.notes:
         notes.add("model", job.model, text)
     method_name, implied_format, format_knobs = _method_name(job)
-    dtype, autocast, precision = _precision(job, arch, notes, method_name, implied_format)
+    dtype, autocast, precision = _precision(job, arch, notes, method_name)
     fmt_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(fmt_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
+    compute = autocast or dtype
     knobs = _method_knobs(job)
     method = methods.make(method_name, knobs)
     rank, targets = _adapter_shape(job, arch, method, notes)
@@ -118,8 +120,6 @@ def resolve(job: Job) -> Case:
         "padded" if job.micro_batch > 1 else "exact",
         "several sequences of different lengths are padded" if job.micro_batch > 1 else "one sequence needs no padding",
     )
-    if batching == "padded" and job.micro_batch == 1 and job.batching is None:
-        batching = "exact"
     recompute_name = notes.default(
         job.recompute,
         "recompute",
@@ -136,7 +136,7 @@ def resolve(job: Job) -> Case:
         raise UnknownName("attention implementation", job.attention or "", ATTENTION)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
-    types = replace(_weight_types(dtype, fmt), opaque=fmt.opaque(numerics))
+    types = replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics))
     use_cache = arch.use_cache and not recompute.layers
     if use_cache and job.knobs("model").get("use_cache") is None:
         notes.add(
@@ -150,7 +150,7 @@ def resolve(job: Job) -> Case:
         use_cache=use_cache,
         loss=_loss(job),
     )
-    adapter_dtype = None if job.adapter_dtype == "auto" else parse_dtype(job.adapter_dtype)
+    adapter_dtype = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
     host = Host(arch=arch, numerics=numerics, adapter_dtype=adapter_dtype, base_dtype=dtype)
     if adapter_dtype is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
         notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
@@ -179,7 +179,7 @@ def resolve(job: Job) -> Case:
         host=host,
         method=method,
         format=fmt,
-        compute=dtype,
+        compute=compute,
         optimizer=optimizer,
         recompute=recompute,
         loop=_loop(job),
@@ -206,6 +206,9 @@ def _check_unmodelled(job: Job) -> None:
         raise Unsupported(f"--offload {job.offload} is not modelled yet")
     if job.kernels not in (None, "hf"):
         raise Unsupported(f"--kernels {job.kernels} is not modelled yet; only transformers' own (hf) are")
+    for prefix in ("layout", "kernels", "precision"):
+        if knobs := job.knobs(prefix):
+            raise Unsupported(f"{prefix}.{next(iter(knobs))}: no setting of {prefix} is modelled yet; leave it out")
 
 
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
@@ -215,7 +218,7 @@ def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
         return (
             "lora" if name == "qlora" else "dora",
             "nf4",
-            {"double_quant": True} if job.format in (None, "nf4", "fp4") else {},
+            {"double_quant": True} if job.format is None or formats.canonical(job.format) in ("nf4", "fp4") else {},
         )
     methods.resolve_name(name)
     return name, None, {}
@@ -227,10 +230,15 @@ def _format_reason(implied: str | None) -> str:
 
 def _method_knobs(job: Job) -> dict[str, Any]:
     knobs = job.knobs("method")
-    if job.rank is not None:
-        knobs["r"] = job.rank
-    if job.target_modules is not None:
-        knobs["target_modules"] = job.target_modules
+    known = methods.get(job.method).__dataclass_fields__
+    for option, key, value in (("--rank", "r", job.rank), ("--target-modules", "target_modules", job.target_modules)):
+        if value is None:
+            continue
+        if key not in known:
+            raise RequestError(f"{option} means nothing to method {job.method}; leave it out")
+        if knobs.get(key, value) != value:
+            raise RequestError(f"{option} {value} contradicts method.{key}={knobs[key]}; give one of them")
+        knobs[key] = value
     return knobs
 
 
@@ -240,16 +248,18 @@ def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple
     rank: int | None = None
     targets: Names = None
     if "r" in knobs:
-        rank = notes.default(job.rank, "rank", method.knob("r"), "the method's own default")
+        given_rank = job.rank or job.knobs("method").get("r")
+        rank = notes.default(given_rank, "rank", method.knob("r"), "the method's own default")
     if "target_modules" in knobs:
         given = job.target_modules or method.knob("target_modules")
-        targets = notes.default(given, "target_modules", DEFAULTS.get(arch.family), f"PEFT's for {arch.family}")
+        default = method.default_targets(arch.family)
+        targets = (
+            given if default is None else notes.default(given, "target_modules", default, f"PEFT's for {arch.family}")
+        )
     return rank, targets
 
 
-def _precision(
-    job: Job, arch: Arch, notes: _Notes, method: str, implied_format: str | None
-) -> tuple[DType, DType | None, str]:
+def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType, DType | None, str]:
     """(weight dtype, autocast dtype or None, the precision's name)."""
     asked = (job.precision or "").lower().replace("_", "-")
     if asked in ("tf32", "fp32", "float32"):
@@ -261,13 +271,13 @@ def _precision(
         )
     if mixed and base == "fp32":
         raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
+    _agree(job, base if asked and not mixed else None)
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
         dtype = parse_dtype(stated) if stated else (arch.dtype if method not in TRAINS_BASE else DType.float32)
         if stated is None:
             why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
             notes.add("dtype", dtype.label, why)
-        del implied_format
         return dtype, parse_dtype(base), asked
     if stated is not None:
         dtype = parse_dtype(stated)
@@ -276,18 +286,37 @@ def _precision(
     else:
         dtype = arch.dtype
         notes.add("dtype", dtype.label, "the dtype the checkpoint states (from_pretrained's default)")
-    if not dtype.is_float or dtype.bits < 16:
-        raise Unsupported(f"--dtype {dtype.label} is not modelled; use bf16, fp16 or fp32")
     return dtype, None, asked or {"bfloat16": "bf16", "float16": "fp16"}.get(dtype.label, "fp32")
 
 
-def _weight_types(dtype: DType, fmt: Format) -> WeightTypes:
+def _agree(job: Job, precision: str | None) -> None:
+    """--dtype, an unpacked --format and a pure --precision say the same thing, or it is a mistake."""
+    plain = job.format is not None and not formats.get(job.format)().packed
+    said = [("--dtype", job.dtype), ("--format", job.format if plain else None)]
+    if plain or job.format is None:
+        said.append(("--precision", precision))
+    given = [(option, text, float_dtype(option, text)) for option, text in said if text is not None]
+    for option, text, dtype in given[1:]:
+        first, first_text, first_dtype = given[0]
+        if dtype is not first_dtype:
+            raise RequestError(f"{first} {first_text} contradicts {option} {text}; give one of them")
+
+
+def float_dtype(option: str, text: str) -> DType:
+    """The floating dtype, of at least 16 bits, that an option names."""
+    dtype = parse_dtype(text)
+    if not dtype.is_float or dtype.bits < 16:
+        raise Unsupported(f"{option} {text} is not modelled; use bf16, fp16 or fp32")
+    return dtype
+
+
+def _weight_types(dtype: DType, compute: DType, fmt: Format) -> WeightTypes:
     """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
     if not (fmt.packed and fmt.upcasts_rest):
-        return WeightTypes.all(dtype)
+        return replace(WeightTypes.all(dtype), bias=fmt.bias_dtype(compute, dtype))
     rest = DType.float32
     ends = rest if fmt.upcasts_ends else DType.bfloat16
-    return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(dtype, rest))
+    return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(compute, rest))
 
 
 def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
@@ -306,7 +335,10 @@ def _recompute(job: Job, name: str) -> Recompute:
     unknown = [k for k in knobs if k != "use_reentrant"]
     if unknown:
         raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
-    return Recompute(layers=name == "full", reentrant=bool(knobs.get("use_reentrant", False)))
+    reentrant = knobs.get("use_reentrant", False)
+    if not isinstance(reentrant, bool):
+        raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
+    return Recompute(layers=name == "full", reentrant=reentrant)
 
 
 def _check_allocator(job: Job) -> None:
@@ -314,6 +346,8 @@ def _check_allocator(job: Job) -> None:
     for key, value in job.knobs("allocator").items():
         if key not in ("empty_cache", "seq_len_before"):
             raise UnknownName("setting of allocator", key, ["empty_cache", "seq_len_before"])
+        if key == "empty_cache" and not isinstance(value, bool):
+            raise RequestError(f"allocator.empty_cache={value!r}: write true or false")
         if key == "seq_len_before" and (not isinstance(value, int) or value < 1):
             raise RequestError(f"allocator.seq_len_before={value}: give the step before at least one token a sequence")
 

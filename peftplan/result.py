@@ -22,7 +22,7 @@ Verdict = Literal["fits", "tight", "does_not_fit"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
 class Parameters(_Frozen):
@@ -66,8 +66,16 @@ class Late(Generic[T]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Late)
 
+    def __reduce__(self) -> tuple[Callable[[T], Late[T]], tuple[T]]:
+        return known, (self(),)
+
     def __hash__(self) -> int:
         return 0
+
+
+def known(value: T) -> Late[T]:
+    """A late value that is there already."""
+    return Late(lambda: value)
 
 
 class Memory(_Frozen):

@@ -5,7 +5,8 @@
 ```python    run in one namespace for the page
 ```yaml X    (or json X) written to the file X of the page's folder
 
-`python -m tests.docs_blocks` rewrites the shown output in every page; a line `(output)` asks for it.
+`python -m tests.docs_blocks` rewrites the shown output in every page; a line `(output)` asks for it. Generated pages
+are written by `python -m tests.docs_pages`.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ def _again(command: Command) -> str:
     return f"$ {command.line}\n{shown}\n"
 
 
-if __name__ == "__main__":
+def refresh() -> None:
+    """Rewrite the shown output in every page."""
     for path in PAGES:
         path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    refresh()

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from peftplan.arch import load_arch
 from peftplan.arch.hub import is_hub_id
-from peftplan.errors import OutsideError
 
 pytest.importorskip("huggingface_hub")
 
@@ -243,13 +241,6 @@ def test_the_cache_serves_offline(online: Asked, home: Path) -> None:
     assert (refused["error"], refused["exit_code"]) == ("OutsideError", 3)
     assert "HF_HUB_OFFLINE forbids to fetch it" in refused["line"]
     assert asked.stderr == ""
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.delitem(sys.modules, "huggingface_hub.utils", raising=False)
-    with pytest.raises(OutsideError, match=r"pip install 'peftplan\[hub\]'"):
-        load_arch("some/model")
 
 
 @pytest.mark.parametrize(

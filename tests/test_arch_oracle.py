@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,16 @@ def observe_attention(attention: Any, body: Any) -> Attention:
         fused_qkv=fused,
         qk_norm=hasattr(attention, "q_norm"),
         rotary_dim=2 * body.rotary_emb.inv_freq.numel() if rotates else None,
+        rotary_concat=observe_concat(attention),
         window=observe_window(attention),
         dropout=attention.attention_dropout,
     )
+
+
+def observe_concat(attention: Any) -> bool:
+    """Whether the rotated part and the rest are concatenated, as Phi-3's own apply_rotary_pos_emb does."""
+    function = sys.modules[type(attention).__module__].__dict__["apply_rotary_pos_emb"]
+    return "torch.cat(" in inspect.getsource(function)
 
 
 def observe_window(attention: Any) -> int | None:

@@ -102,6 +102,7 @@ WRONG = {
     "estimate --job nowhere.yaml": "--job nowhere.yaml: No such file",
     "estimate x": "unexpected extra argument",
     "estimat --model x": "did you mean 'estimate'?",
+    "estimate --model x --set method.": "write it like method.lora_dropout=0.1",
     "list": "missing argument 'what'",
     "list modells": "did you mean models",
     "profile --model x --device tpu": "unknown --device 'tpu'",
@@ -113,6 +114,31 @@ WRONG = {
 def test_a_wrong_command_line_is_one_line_and_exit_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 2
     assert WRONG[line].lower() in _line(capsys).lower()
+
+
+UNFIT = {
+    "--method full --rank 8": "--rank means nothing to method full; leave it out",
+    "--method full --set method.x=1": "method full has no settings; leave x out",
+    "--rank 8 --set method.r=4": "--rank 8 contradicts method.r=4; give one of them",
+    "--format gptq": "unknown format 'gptq'; `peftplan list formats` shows all",
+    "--set loop.outputs_until=never": "unknown loop.outputs_until 'never'",
+}
+
+
+@pytest.mark.parametrize("options", UNFIT)
+def test_choices_that_do_not_go_together_are_one_line(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--model", "llama-7b", *options.split()]) == 2
+    assert UNFIT[options] in _line(capsys)
+
+
+def test_a_list_in_a_pipe_has_one_line_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert main(["list", "models"]) == 0
+    heads = [row.split()[0] for row in capsys.readouterr().out.splitlines() if row]
+    assert main(["list", "models", "--json"]) == 0
+    assert len(heads) == len(json.loads(capsys.readouterr().out)["items"]) + 2  # the heading and the count
 
 
 @pytest.mark.parametrize(("error", "code"), [(RequestError("no\n such"), 2), (OutsideError("no such"), 3)])

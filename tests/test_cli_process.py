@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "huggingface_hub", "numpy")
+EXTRA = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
+HEAVY = (*EXTRA, "huggingface_hub")
 ESTIMATE = ["estimate", "--model", "llama-7b", "--method", "qlora"]
 
 _WATCHED = """
@@ -116,12 +118,21 @@ def test_shell_completion_knows_options_models_gpus_and_methods() -> None:
         assert expected in done.stdout.split(), (words, done)
 
 
+DATA = {
+    "peftplan/py.typed",
+    "peftplan/arch/models.jsonl",
+    "peftplan/hardware/gpus.jsonl",
+    "peftplan/hardware/prices.jsonl",
+}
+
+
 @pytest.mark.slow
 def test_the_built_wheel_installs_without_torch_and_answers(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert set(zipfile.ZipFile(wheel).namelist()) >= DATA
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     scripts = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     constraints = ["-c", str(ROOT / "constraints.txt")]
@@ -135,4 +146,4 @@ def test_the_built_wheel_installs_without_torch_and_answers(tmp_path: Path) -> N
     )
     assert json.loads(done.stdout)["memory"]["peak_bytes"] > 3 * 2**30
     listed = subprocess.run([scripts / "python", "-m", "pip", "freeze"], check=True, capture_output=True, text=True)
-    assert not {line.partition("==")[0] for line in listed.stdout.split()}.intersection(HEAVY)
+    assert not {line.partition("==")[0] for line in listed.stdout.split()}.intersection(EXTRA)

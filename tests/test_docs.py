@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import docs_blocks
+from tests import docs_blocks, docs_pages
 from tests.docs_blocks import PAGES, ROOT
 
 
@@ -31,10 +31,14 @@ def test_code_blocks_run_and_show_what_they_print(path: Path) -> None:
                 assert docs_blocks.agrees(command.shown, printed), (command.line, printed)
 
 
-def test_the_page_of_commands_is_current() -> None:
-    from peftplan.cli.reference import page
+@pytest.mark.parametrize("name", docs_pages.QUICK)
+def test_generated_pages_are_current(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == docs_pages.QUICK[name]()
 
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page()
+
+def test_the_readmes_errors_are_those_of_the_accuracy_page() -> None:
+    assert "| reserved_peak |" in docs_pages.readme()
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == docs_pages.readme()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)

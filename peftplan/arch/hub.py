@@ -46,12 +46,9 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _huggingface_hub() -> Any:
-    try:
-        import huggingface_hub.utils
-    except ImportError:
-        raise OutsideError(
-            "a model outside the catalog is read from the Hub, which needs huggingface_hub: pip install 'peftplan[hub]'"
-        ) from None
+    """The library, imported when a Hub id is asked for and not before."""
+    import huggingface_hub.utils
+
     return huggingface_hub
 
 

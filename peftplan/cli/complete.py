@@ -52,7 +52,9 @@ def precisions(incomplete: str) -> list[str]:
 
 
 def prefixes(incomplete: str) -> list[str]:
-    return _starting(["method.", "format.", "optimizer.", "layout.", "model."], incomplete)
+    from peftplan.cli import jobfile
+
+    return _starting([f"{name}." for name in jobfile.prefixes()], incomplete)
 
 
 def tasks(incomplete: str) -> list[str]:

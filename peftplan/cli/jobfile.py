@@ -16,7 +16,12 @@ MAX_JSON_BYTES = 16 * 2**20
 MAX_YAML_BYTES = 2**20
 """YAML is read by pure Python at about 0.3 MB/s (measured 2026-11): a larger file belongs in JSON."""
 
-PREFIXES = ("method", "format", "optimizer", "layout", "model")
+
+def prefixes() -> tuple[str, ...]:
+    """What the key of a setting may start with."""
+    from peftplan.resolve import PREFIXES
+
+    return PREFIXES
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -35,7 +40,7 @@ def override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`given` over `stated`; a replaced choice takes its own knobs (`method.*`, `model.*`, ...) with it."""
     settings = dict(stated.get("set") or {})
     merged = {**stated, **given}
-    for name in PREFIXES:
+    for name in prefixes():
         if name in given and given[name] != stated.get(name):
             settings = {key: value for key, value in settings.items() if not key.startswith(name + ".")}
             if name == "model":
@@ -54,8 +59,8 @@ def _assignment(pair: str) -> tuple[str, Any]:
     prefix, dot, name = key.strip().partition(".")
     if not equals or not dot or not name:
         raise RequestError(f"--set {pair!r}: write it like method.lora_dropout=0.1")
-    if prefix not in PREFIXES:
-        raise UnknownName("--set prefix", prefix, PREFIXES)
+    if prefix not in prefixes():
+        raise UnknownName("--set prefix", prefix, prefixes())
     return f"{prefix}.{name}", _value(pair, text)
 
 
@@ -124,8 +129,8 @@ def _checked_fields(path: Path, data: dict[Any, Any]) -> dict[str, Any]:
     if settings is not None and not isinstance(settings, dict):
         raise BadFile(f"{path}: `set` must be a mapping such as method.lora_dropout: 0.1")
     for key in settings or {}:
-        if str(key).partition(".")[0] not in PREFIXES:
-            raise UnknownName(f"prefix in {path}: set", str(key).partition(".")[0], PREFIXES)
+        if str(key).partition(".")[0] not in prefixes():
+            raise UnknownName(f"prefix in {path}: set", str(key).partition(".")[0], prefixes())
     return {key: value for key, value in data.items() if value is not None}
 
 

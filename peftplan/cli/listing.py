@@ -32,7 +32,7 @@ def command(
         from peftplan.cli.output import as_json
 
         return as_json({"schema": "peftplan.list/1", "what": what, "items": rows})
-    from peftplan.cli.output import as_text
+    from peftplan.cli.output import as_rows
     from peftplan.report import tables
 
-    return as_text(tables.render(what, rows))
+    return as_rows(tables.render(what, rows))

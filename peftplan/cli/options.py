@@ -126,7 +126,7 @@ class JobOptions:
 
         stated = jobfile.read(self.job_file) if self.job_file else {}
         merged = jobfile.override(stated, self._given())
-        if "model" not in merged:
+        if "model" not in merged and not stated:
             raise RequestError("--model is missing; name one (`peftplan list models`) or give --job FILE")
         return make_job(**merged)
 

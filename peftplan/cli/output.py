@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -24,3 +25,15 @@ def as_text(report: RenderableType) -> str:
     from peftplan.report import paper
 
     return paper.render(report, stream=sys.stdout)
+
+
+UNFOLDED = 1000
+"""Columns that no row of a list reaches."""
+
+
+def as_rows(table: RenderableType) -> str:
+    """`table` like a report; in a pipe without a width of its own (COLUMNS) every row is one line, for grep and awk."""
+    from peftplan.report import paper
+
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return paper.render(table, stream=sys.stdout, width=UNFOLDED if piped else None)

@@ -21,6 +21,8 @@ class PlainLoader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not read", event.start_mark)
+        if event.tag is not None:
+            raise yaml.constructor.ConstructorError(None, None, "tags are not read", event.start_mark)
         return super().compose_node(parent, index)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from peftplan import plugins
 from peftplan.formats.base import Format
 
-__all__ = ["Format", "get", "make", "names"]
+__all__ = ["Format", "canonical", "get", "make", "names"]
 
 _SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "4bit": "nf4", "8bit": "int8",
               "bnb_nf4": "nf4", "bnb_fp4": "fp4", "bnb_int8": "int8", "llm_int8": "int8"}  # fmt: skip
@@ -18,10 +18,14 @@ def names() -> tuple[str, ...]:
     return plugins.names(__name__)
 
 
-def get(name: str) -> type[Format]:
+def canonical(name: str) -> str:
+    """The file name of a format, from any spelling of it."""
     key = plugins.canonical(name)
-    key = _SPELLINGS.get(key, key)
-    cls: type[Format] = plugins.load(__name__, "format", key, known=tuple(_SPELLINGS)).FORMAT
+    return _SPELLINGS.get(key, key)
+
+
+def get(name: str) -> type[Format]:
+    cls: type[Format] = plugins.load(__name__, "format", canonical(name), known=tuple(_SPELLINGS)).FORMAT
     return cls
 
 

@@ -83,6 +83,11 @@ class Bnb4(Format, ABC):
             name = b.name("gemm_4bit")
             out = module.out._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
+            # Backward unpacks to the dtype that was packed, and casts that before it makes the gradient.
+            again = weight.numel * weight.dtype.size if weight.dtype is not compute else 0
+            # On the CPU the block constants are unpacked in one go with the product.
+            unpacked = self.double_quant and numerics.backend == "cpu"
+            constants = 4 * ceil_div(weight.numel, self.blocksize) if unpacked else 0
             b.ops.append(
                 PackedLinear(
                     name=name,
@@ -90,10 +95,10 @@ class Bnb4(Format, ABC):
                     out=out,
                     site=module.site,
                     adapters_clone=True,
-                    forward_workspace_bytes=0 if numerics.backend == "cpu" else dequantized,
-                    backward_workspace_bytes=dequantized,
+                    forward_workspace_bytes=dequantized + constants,
+                    backward_workspace_bytes=dequantized + max(0, again - x.numel * compute.size),
                 )
             )
             final = b.cast(out, module.x.dtype, label="out")
-            b.hold(x)
+            b.hold(x, module.x)
         return writing(b.ops, final, module.out)

@@ -115,8 +115,9 @@ class Builder:
             self.hold(given, x)
         return out
 
-    def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str) -> Tensor:
-        if self.numerics.autocast is not None:
+    def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str, autocast: bool = True) -> Tensor:
+        """(..., i, j) x (..., j, k). Without `autocast`, inside an operator that autocast has dealt with."""
+        if autocast and self.numerics.autocast is not None:
             a, b = self.autocast(a), self.autocast(b)
         n = self.name(label)
         out = Tensor(n, shape, a.dtype)
@@ -135,8 +136,8 @@ class Builder:
         )
 
     def kron(self, a: Tensor, b: Tensor, rows: int, columns: int, *, label: str = "kron") -> Tensor:
-        """Kronecker product of matrices: one elementwise product of their views
-        (aten/src/ATen/native/LinearAlgebra.cpp, KronImpl)."""
+        """Kronecker product of matrices: one elementwise product of views (aten/src/ATen/native/LinearAlgebra.cpp,
+        KronImpl)."""
         n = self.name(label)
         out = Tensor(n, (rows, columns), promote(a.dtype, b.dtype))
         return self._emit(Mul(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
@@ -243,23 +244,6 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
-
-    # -- in place -----------------------------------------------------------------------------------------------
-
-    def put(self, target: Tensor, values: Tensor, label: str = "put") -> Tensor:
-        """`target[indices] = values`: the gradient of the values is gathered into a new tensor (index_put_)."""
-        n = self.name(label)
-        out = target._replace(name=n, base=target.storage)
-        return self._emit(
-            View(name=n, ins=(target, values), out=out, grad_copied=True, site=self._site, part=self._part)
-        )
-
-    def add_into(self, total: Tensor, t: Tensor, label: str = "add_", *, scaled: bool = False) -> Tensor:
-        """`total.add_(t, alpha)`; `scaled` where alpha is not 1, which makes t's gradient anew."""
-        t = self.view(t, label="times_alpha", grad_copied=True) if scaled else t
-        n = self.name(label)
-        out = total._replace(name=n, base=total.storage)
-        return self._emit(Add(name=n, ins=(total, t), out=out, site=self._site, part=self._part))
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ Shape letters: B batch, S sequence, H hidden, F feed-forward width, N heads, D h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from peftplan.units import DType
 
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
-_PARAMS = frozenset({WEIGHT, ADAPTER})
+PARAMS = frozenset({WEIGHT, ADAPTER})
 
 
 class Tensor(NamedTuple):
@@ -40,6 +40,11 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
     @property
+    def logical_bytes(self) -> int:
+        """Bytes of a plain tensor of this shape and dtype: what a gradient of it takes."""
+        return prod(self.shape) * self.dtype.size
+
+    @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.size if self.stored_bytes is None else self.stored_bytes
 
@@ -49,7 +54,7 @@ class Tensor(NamedTuple):
 
     @property
     def is_param(self) -> bool:
-        return self.kind in _PARAMS
+        return self.kind in PARAMS
 
     def view(self, *shape: int) -> Tensor:
         """The same value with another shape (reshape or transpose without a copy)."""
@@ -115,9 +120,6 @@ class Op(ABC):
         """Bytes read and written by the forward kernel, for the roofline."""
         return self.out.nbytes + sum(t.nbytes for t in self.ins)
 
-    def scan_order(self) -> tuple[Tensor, ...]:
-        return self.ins
-
 
 Need = frozenset[str] | set[str]
 
@@ -152,7 +154,7 @@ class Region:
         seen: set[str] = set()
         for op in self.ops:
             for t in op.ins:
-                if t.kind in _PARAMS and t.name not in seen:
+                if t.kind in PARAMS and t.name not in seen:
                     seen.add(t.name)
                     yield t
 
@@ -172,7 +174,7 @@ class Graph:
     def params(self) -> Iterable[tuple[Tensor, int]]:
         """Each distinct parameter with how many equal copies of it exist (one per layer of a run).
 
-        A parameter whose name starts with `model.` is shared by name across regions (tied weights, shared adapters).
+        A parameter whose name starts with `@` is shared by name across regions (tied weights, shared adapters).
         """
         seen: set[str] = set()
         for region in self.regions:
@@ -190,3 +192,42 @@ class Graph:
 def is_global(name: str) -> bool:
     """Whether a value is one for the whole model rather than one per region: its name starts with `@`."""
     return name.startswith("@")
+
+
+def verify(graph: Graph) -> Iterator[str]:
+    """What is malformed, a line each: a name written twice, a value read before it is written, regions that do not fit.
+
+    Nothing for a well-formed graph. Methods and formats are checked with it; no estimate pays for it.
+    """
+    known = {t.name for t in (*graph.inputs, *graph.buffers)}
+    before: Tensor | None = None
+    for region in graph.regions:
+        yield from _misfits(region, before)
+        yield from _misorders(region, known)
+        known |= {op.out.name for op in region.ops if is_global(op.out.name)}
+        before = region.exit
+
+
+def _misfits(region: Region, before: Tensor | None) -> Iterator[str]:
+    """Whether a region takes what the one before, and for a run of layers the region itself, hands on."""
+    entry = region.entry
+    sources = [before, *([region.exit] if region.count > 1 else [])]
+    for source in sources if entry is not None else ():
+        if source is None or entry is None or (source.shape, source.dtype) != (entry.shape, entry.dtype):
+            yield f"{region.name}: takes {entry}, is given {source}"
+
+
+def _misorders(region: Region, known: set[str]) -> Iterator[str]:
+    """Static single assignment within a region: every value is written once, and before it is read."""
+    written = known | {t.name for t in (region.entry, *region.taken) if t is not None}
+    for op in region.ops:
+        for t in op.ins:
+            if not t.is_param and t.name not in written:
+                yield f"{region.name}: {op.name} reads {t.name} before it is written"
+        if op.out.base and op.out.base not in written:
+            yield f"{region.name}: {op.name} views {op.out.base} before it is written"
+        if op.out.name in written and op.out.nbytes:  # who only holds names writes nothing
+            yield f"{region.name}: {op.name} writes {op.out.name} a second time"
+        written.add(op.out.name)
+    if region.exit.name not in written:
+        yield f"{region.name}: nothing writes its exit {region.exit.name}"

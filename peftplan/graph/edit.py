@@ -75,13 +75,18 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
 
 def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ...]:
     """`ops` with the value `produced` renamed to `target`, wherever it is written or read."""
+    old, new = produced.name, target.name
 
     def renamed(t: Tensor) -> Tensor:
-        if t.name == produced.name:
-            return t._replace(name=target.name)
-        return t._replace(base=target.name) if t.base == produced.name else t
+        if t.name == old:
+            return t._replace(name=new)
+        return t._replace(base=new) if t.base == old else t
 
-    return tuple(replace(op, ins=tuple(map(renamed, op.ins)), out=renamed(op.out)) for op in ops)
+    def rename(op: Op) -> Op:
+        touched = any(t.name == old or t.base == old for t in (op.out, *op.ins))
+        return replace(op, ins=tuple(map(renamed, op.ins)), out=renamed(op.out)) if touched else op
+
+    return tuple(map(rename, ops))
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:

@@ -438,7 +438,9 @@ class Hold(Op):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedLinear(Op):
-    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps the packed weight only.
+    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps nothing that autograd knows of.
+
+    bitsandbytes puts the packed weight on the node itself, so a recomputation is not started for it.
 
     `forward_workspace_bytes` and `backward_workspace_bytes` are the dequantized copies each pass makes.
     `keeps_input` where the kernel stashes its input on its node (bitsandbytes int8).

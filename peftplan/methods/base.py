@@ -46,6 +46,11 @@ class Method(ABC):
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
         return batch
 
+    def default_targets(self, family: str) -> str | tuple[str, ...] | None:
+        """The modules adapted where the job names none; None where the method decides that for itself."""
+        del family
+        return None
+
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:
         """The graph with this method's parameters added and everything else frozen or trained as it says."""

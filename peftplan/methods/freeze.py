@@ -45,7 +45,14 @@ class Freeze(Method):
                 return region.first_index >= first
             return weight.name in outside
 
-        return train(split_runs(graph, lambda index: index >= first), trained)
+        out = train(split_runs(graph, lambda index: index >= first), trained)
+        packed = next((w for w, _ in out.params() if w.trainable and w.stored_bytes is not None), None)
+        if packed is not None:
+            raise RequestError(
+                f"method freeze cannot train packed weights ({packed.name.removeprefix('@')}); use an adapter method "
+                "such as lora, or an unquantized --format"
+            )
+        return out
 
 
 METHOD = Freeze

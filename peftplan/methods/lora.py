@@ -23,7 +23,7 @@ from peftplan.methods._dora import Branch, dora
 from peftplan.methods._linears import packed, sees_autocast
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names, chosen_paths, full_path, targets
+from peftplan.methods.targets import DEFAULTS, Names, check_pattern, chosen_paths, full_path, targets
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
@@ -79,6 +79,9 @@ class Lora(Method):
     target_parameters: Any = None
     trainable_token_indices: Any = None
 
+    def default_targets(self, family: str) -> Names:
+        return DEFAULTS.get(family)
+
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check()
         frozen = train(graph, _is_bias) if self.bias == "all" else graph
@@ -103,6 +106,10 @@ class Lora(Method):
             raise RequestError("method.lora_bias=true: PEFT has no bias on DoRA's branch; leave one of the two out")
         if self.r < 1:
             raise RequestError(f"--rank {self.r}: the rank must be at least 1")
+        for pattern, rank in self.rank_pattern.items():
+            if rank < 1:
+                raise RequestError(f"method.rank_pattern: {pattern}={rank}: the rank must be at least 1")
+            check_pattern("method.rank_pattern", pattern)
         if not 0 <= self.lora_dropout < 1:
             raise RequestError(f"method.lora_dropout={self.lora_dropout}: must be at least 0 and below 1")
         for name in _UNMODELLED:

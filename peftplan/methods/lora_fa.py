@@ -16,7 +16,7 @@ from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
 from peftplan.methods import lora
 from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names
+from peftplan.methods.targets import DEFAULTS, Names
 
 HARMLESS = lora.HARMLESS
 
@@ -35,6 +35,9 @@ class LoraFa(Method):
     modules_to_save: tuple[str, ...] | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
+
+    def default_targets(self, family: str) -> Names:
+        return DEFAULTS.get(family)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         plain = lora.Lora(

@@ -70,9 +70,9 @@ def targets(
                 f"PEFT has no default target modules for {family}; pass --target-modules, for example all-linear"
             )
         wanted = DEFAULTS[family]
-    for pattern in (wanted, excluded):
+    for option, pattern in (("--target-modules", wanted), ("exclude_modules", excluded)):
         if isinstance(pattern, str):
-            _check_pattern(pattern)
+            check_pattern(option, pattern)
     if isinstance(wanted, str) and wanted != ALL_LINEAR and re.fullmatch(r"\w+", wanted):
         wanted = (wanted,)
     chosen = (layers,) if isinstance(layers, int) else tuple(layers) if layers is not None else None
@@ -83,11 +83,12 @@ def targets(
     return Targets(wanted=wanted, excluded=excluded, layers=chosen)
 
 
-def _check_pattern(pattern: str) -> None:
+def check_pattern(option: str, pattern: str) -> None:
+    """Raises RequestError where `pattern` is not a regular expression."""
     try:
         re.compile(pattern)
     except re.error as error:
-        raise RequestError(f"--target-modules {pattern!r} is not a regular expression: {error}") from None
+        raise RequestError(f"{option} {pattern!r} is not a regular expression: {error}") from None
 
 
 def full_path(region: Region, path: str, index: int) -> str:

@@ -20,7 +20,7 @@ from peftplan.graph.edit import Module, modules, writing
 from peftplan.methods._linears import COMMON, Plan, adapt, ended, packed, plan, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names, targets
+from peftplan.methods.targets import DEFAULTS, Names, targets
 
 HARMLESS = COMMON | {"projection_prng_key", "save_projection", "d_initial", "init_weights"}
 
@@ -37,6 +37,9 @@ class Vera(Method):
     bias: Literal["none", "all", "vera_only"] = "none"
     modules_to_save: tuple[str, ...] | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
+
+    def default_targets(self, family: str) -> Names:
+        return DEFAULTS.get(family)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         if self.r < 1:

@@ -18,10 +18,11 @@ _PLAIN = str.maketrans(
 )  # fmt: skip
 
 
-def render(report: RenderableType, stream: IO[str]) -> str:
-    """`report` as text for `stream`: coloured on a terminal (NO_COLOR respected), plain in a pipe."""
+def render(report: RenderableType, stream: IO[str], *, width: int | None = None) -> str:
+    """`report` as text for `stream`: coloured on a terminal (NO_COLOR respected), plain in a pipe; as wide as
+    `width`, or as the terminal."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    console.width = min(console.width, MAX_WIDTH)
+    console.width = min(console.width, MAX_WIDTH) if width is None else width
     with console.capture() as captured:
         console.print(report)
     text = "\n".join(line.rstrip() for line in captured.get().splitlines())

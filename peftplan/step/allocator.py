@@ -32,7 +32,7 @@ MIN_LARGE_BYTES = 10 * MIB
 ROUND_LARGE_BYTES = 2 * MIB
 """kRoundLarge."""
 
-_SHIFT = 48
+_SHIFT = 128
 _ADDRESS = (1 << _SHIFT) - 1
 
 Event = tuple[int, int | None]
@@ -94,7 +94,7 @@ class _Pool:
         self.arena_end = 1 << (_SHIFT - 2) if is_small else 1 << (_SHIFT - 1)
         """Where the pool's one expandable segment ends."""
         self.keys: list[int] = []
-        """size << 48 | address, sorted."""
+        """size << 128 | address, sorted."""
         self.sizes: dict[int, int] = {}
         """address -> size of each free block."""
         self.ends: dict[int, int] = {}

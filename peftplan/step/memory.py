@@ -162,7 +162,8 @@ def run_step(
     for part in reversed(parts):
         _backward(part, account, recompute, root=part is parts[-1])
     account.total -= rules.size(parts[-1].region.exit.nbytes)
-    account.total -= result.kept_global_bytes
+    if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
+        account.total -= result.kept_global_bytes
     if loop.outputs_until == "loss":
         account.total -= sum(part.pinned_bytes * part.count for part in parts)
     if entry_requires_grad and not parts[0].walk.need & {parts[0].region.exit.name}:
@@ -177,7 +178,8 @@ def run_step(
 
 
 def _returned_bytes(parts: list[Segment]) -> int:
-    total = 0
+    """The model's outputs: logits, cache, and the loss itself."""
+    total = parts[-1].walk.rules.size(parts[-1].region.exit.nbytes)
     for part in parts:
         names = {op.out.name: part.walk.rules.size(op.out.nbytes) for op in part.region.ops}
         keeps = part.region.returned if not part.checkpointed else ()

@@ -27,6 +27,8 @@ class Around:
     weights: Sequence[int]
     states: Sequence[int]
     """Made by the first optimizer step."""
+    gradients: Sequence[int]
+    """Of the micro-batches before, where they accumulate."""
     workspaces: Sequence[int]
     """Made by the first matrix product of each thread."""
     step_temporaries: Sequence[int]
@@ -58,6 +60,7 @@ def replay(
     recorded = {id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.hold("weight", around.weights)
+    player.hold("accumulated", around.gradients)
     for number, graph in enumerate(graphs):
         if empty_cache and number:
             player.allocator.empty_cache()
@@ -252,12 +255,12 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = ("weight", "state", "grad", "input", "forward workspace", "backward workspace")
+        steady = ("weight", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
         self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
 
     def _after(self) -> None:
         """The step's function returns, or its names live on until the next forward has."""
-        steady = ("weight", "state", "grad", "forward workspace", "backward workspace")
+        steady = ("weight", "accumulated", "state", "grad", "forward workspace", "backward workspace")
         rest = [key for key in self._alive if key[0] not in steady]
         if self._loop.outputs_until != "next":
             self._free_all(rest)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from peftplan.graph.core import ADAPTER, BUFFER, INPUT, WEIGHT, Op, Region, Tensor, is_global
+from peftplan.graph.core import ADAPTER, BUFFER, INPUT, PARAMS, WEIGHT, Op, Region, Tensor, is_global
 from peftplan.graph.ops import WeightCast
 from peftplan.units import MIB
 
@@ -126,7 +126,7 @@ class Plan:
         self.weight_casts = tuple(op for op in region.ops if isinstance(op, WeightCast))
 
 
-@dataclass
+@dataclass(slots=True)
 class RegionWalk:
     """The state of one region: forward keeps storages, backward gives them back.
 
@@ -364,7 +364,7 @@ class RegionWalk:
 
     def _exit_gradient(self) -> _Storage:
         exit_ = self.region.exit
-        request = exit_.numel * exit_.dtype.size
+        request = exit_.logical_bytes
         return _Storage(request, self.rules.size(request), EXIT_GRADIENT)
 
     def _node(
@@ -384,7 +384,7 @@ class RegionWalk:
         if recomputed:
             self._release_saved(saves)
         for j, (to, storage) in enumerate(made):
-            final = to.numel * to.dtype.size
+            final = to.logical_bytes
             if final != storage.request_bytes:
                 made[j] = (to, self._new(final, op.name))
                 self._release(storage)
@@ -395,7 +395,7 @@ class RegionWalk:
             self._hand_on(to, storage, grads, op.name)
 
     def _hand_on(self, to: Tensor, storage: _Storage, grads: dict[str, _Storage], where: str) -> None:
-        if to.is_param:
+        if to.kind in PARAMS:
             self._accumulate_param(to, storage, where)
             return
         if to.name not in self.need:
@@ -407,12 +407,12 @@ class RegionWalk:
         elif old.refs == 1:  # input_buffer.cpp, accumulate: in place where nobody else holds it
             self._release(storage)
         else:
-            grads[to.name] = self._new(to.numel * to.dtype.size, where)
+            grads[to.name] = self._new(to.logical_bytes, where)
             self._release(old)
             self._release(storage)
 
     def _accumulate_param(self, to: Tensor, storage: _Storage, where: str) -> None:
-        size = self.rules.size(to.numel * to.dtype.size)
+        size = self.rules.size(to.logical_bytes)
         if self.grads_exist or to.name in self.global_grads:
             self._release(storage)
             return

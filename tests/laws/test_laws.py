@@ -112,7 +112,8 @@ def test_tables_sum_to_their_totals(fields: dict[str, Any]) -> None:
 @given(jobs())
 def test_what_lives_between_steps_lives_in_every_phase(fields: dict[str, Any]) -> None:
     memory = answer(fields).memory
-    assert {phase: size for phase, size in memory.phases.items() if size < memory.static_bytes} == {}
+    step = {phase: size for phase, size in memory.phases.items() if phase != "load"}  # before there are states
+    assert {phase: size for phase, size in step.items() if size < memory.static_bytes} == {}
 
 
 @LAW

@@ -75,11 +75,13 @@ def attend(
         k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
     if site.implementation == "eager":
         return _eager(b, site, q, k, v, mask)
-    q, k, v = b.autocast(q), b.autocast(k), b.autocast(v)
+    given = q, k, v
+    q, k, v = (b.autocast(t) for t in given)
     kernel = sdpa_kernel(b, site, q, k, mask)
-    if kernel == "math":
-        return _math(b, site, q, k, v, mask), ()
-    return _sdpa(b, site, kernel, q, k, v, mask), ()
+    out = _math(b, site, q, k, v, mask) if kernel == "math" else _sdpa(b, site, kernel, q, k, v, mask)
+    if b.numerics.autocast is not None:
+        b.hold(*given)
+    return out, ()
 
 
 def _after_past(b: Builder, site: Site, t: Tensor, what: str) -> Tensor:
@@ -159,6 +161,7 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
     """The flash-attention package as transformers calls it: (B, S, N, D) views without a mask; padded batches
     are gathered into one ragged sequence and scattered back (modeling_flash_attention_utils.py,
     _upad_input)."""
+    _check_flash(b, site)
     target = b.numerics.autocast or site.half
     if q.dtype is FP32:
         q, k, v = (b.cast(t, target, label=n) for t, n in ((q, "q_half"), (k, "k_half"), (v, "v_half")))
@@ -176,6 +179,19 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
     back = (_flash3_backward if newer else _flash_backward)(b, site, q, k)
     out = _emit(b, site, name, (q, k, v), tuple(extras), 0, back)
     return b.copy(out, label="pad_output", grad_copied=True) if site.padded else out
+
+
+def _check_flash(b: Builder, site: Site) -> None:
+    """What the packages say at the first call: FA2 needs Ampere or newer, FA3 Hopper, both heads of at most 256."""
+    capability, three = b.numerics.capability, site.implementation == "flash_attention_3"
+    if site.attention.head_dim > 256:
+        raise RequestError(
+            f"--attention {site.implementation} takes heads of at most 256, not {site.attention.head_dim}; use sdpa"
+        )
+    if capability is not None and (capability[0] != 9 if three else capability < AMPERE):
+        needs = "a Hopper GPU (9.0)" if three else "an Ampere GPU (8.0) or newer"
+        has = ".".join(map(str, capability))
+        raise RequestError(f"--attention {site.implementation} needs {needs}, this one is {has}; use --attention sdpa")
 
 
 def _generator_state(name: str) -> list[Tensor]:
@@ -282,19 +298,20 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         q_scaled = b.scale(q32, label="q_scaled")
         if bias is None:
             bias = b.plain("causal", *square, dtype=FP32)
-        key, value = (_repeated(b, site, t, n) if t.shape[1] != a.heads else t
+        expanded, value = (_repeated(b, site, t, n) if t.shape[1] != a.heads else t
                       for t, n in ((k32, "k_repeat"), (v32, "v_repeat")))  # fmt: skip
-        key = b.scale(key, label="k_scaled")
-        q_flat = b.copy(q_scaled, label="q_flat") if not a.rotary_concat else q_scaled
-        dense = site.use_cache or site.past > 0 or site.repeats > 1
+        key = b.scale(expanded, label="k_scaled")
+        single = site.size == 1  # batch and heads are one dimension then, whatever their order
+        q_flat = q_scaled if a.rotary_concat or single else b.copy(q_scaled, label="q_flat")
+        dense = site.use_cache or site.past > 0 or site.repeats > 1 or single
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
-        scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores")
+        scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores", autocast=False)
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
             scores = b.add(scores, bias, label="masked")
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
         second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
-        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.keys, label="mixed")
+        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.keys, label="mixed", autocast=False)
         out = b.cast(mixed, dtype, label="out")
-        b.hold(q, k, v, q32, k32, v32, q_scaled, key, value, bias, weights, second)
+        b.hold(q, k, v, q32, k32, v32, q_scaled, expanded, key, value, bias, weights, second)
     return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")

@@ -283,7 +283,8 @@ def _attention(
     )
     out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
-    b.hold(*fused, q, k, v, out)
+    rebound = () if setup.use_cache else (k, v)  # the cache hands back keys and values of its own
+    b.hold(*fused, q, *rebound, out)
     return y, weights
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ACTIVATION, Tensor
 from peftplan.graph.ops import LogSoftmax, NllLoss, internal
@@ -52,12 +53,16 @@ def _shifted_labels(b: Builder, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`pad(labels, (0, 1))[..., 1:].contiguous()`: the targets, and the padded labels that stay a local."""
     size, seq = labels.shape
     padded = b.plain("padded_labels", size, seq + 1, dtype=DType.int64, ins=(labels,))
+    if size == 1:  # one row without its first label is contiguous already
+        return padded.view(seq), padded
     return b.plain("shift_labels", size * seq, dtype=DType.int64, ins=(padded,)), padded
 
 
 def _shifted_logits(b: Builder, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`logits[..., :-1, :].contiguous()` and `labels[..., 1:].contiguous()`."""
     size, seq, vocab = logits.shape
+    if seq < 2:
+        raise RequestError("loss.style: shifted logits need at least two tokens; give --seq-len 2 or more")
     part = b.slice(logits, size, seq - 1, vocab, label="but_last")
     targets = b.plain("shift_labels", size * (seq - 1), dtype=DType.int64, ins=(labels,))
     return b.copy(part, label="shift_logits"), targets
