@@ -245,6 +245,23 @@ class Builder:
         out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
 
+    # -- in place -----------------------------------------------------------------------------------------------
+
+    def put(self, target: Tensor, values: Tensor, label: str = "put") -> Tensor:
+        """`target[indices] = values`: the gradient of the values is gathered into a new tensor (index_put_)."""
+        n = self.name(label)
+        out = target._replace(name=n, base=target.storage)
+        return self._emit(
+            View(name=n, ins=(target, values), out=out, grad_copied=True, site=self._site, part=self._part)
+        )
+
+    def add_into(self, total: Tensor, t: Tensor, label: str = "add_", *, scaled: bool = False) -> Tensor:
+        """`total.add_(t, alpha)`; `scaled` where alpha is not 1, which makes t's gradient anew."""
+        t = self.view(t, label="times_alpha", grad_copied=True) if scaled else t
+        n = self.name(label)
+        out = total._replace(name=n, base=total.storage)
+        return self._emit(Add(name=n, ins=(total, t), out=out, site=self._site, part=self._part))
+
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
     def make(

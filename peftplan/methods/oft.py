@@ -1,0 +1,156 @@
+"""OFT: the input is turned by orthogonal blocks before the layer (Qiu 2023, arXiv:2306.07280, section 3).
+
+Trains: (in / b) b (b - 1) / 2 per adapted linear layer with blocks of b, one block's worth with `block_share`; plus
+`bias` and copies of `modules_to_save`.
+Keeps for backward: the layer's input in the adapter's dtype, the blocks, and the powers of their skew-symmetric
+generators (Cayley's transform as a Neumann series).
+Not modelled: coft, use_cayley_neumann=false, embeddings.
+Mirrors peft/tuners/oft/layer.py Linear.forward and OFTRotationModule.forward, peft 0.21.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ADAPTER, BUFFER, Graph, Op, Tensor
+from peftplan.graph.edit import Module, modules, writing
+from peftplan.methods._linears import COMMON, Plan, adapt, ended, plan, train_biases
+from peftplan.methods._saved import save_modules
+from peftplan.methods.base import Host, Method
+from peftplan.methods.targets import Names, targets
+from peftplan.units import DType
+
+HARMLESS = COMMON | {"module_dropout", "eps", "init_weights"}
+"""PEFT 0.21.2 makes a dropout layer and never calls it."""
+
+
+@final
+@dataclass(frozen=True)
+class Oft(Method):
+    """PEFT's OFTConfig; `r` counts blocks, and either it or `oft_block_size` is 0."""
+
+    r: int = 0
+    oft_block_size: int = 32
+    block_share: bool = False
+    use_cayley_neumann: bool = True
+    num_cayley_neumann_terms: int = 5
+    coft: bool = False
+    target_modules: Names = None
+    exclude_modules: Names = None
+    layers_to_transform: tuple[int, ...] | int | None = None
+    bias: Literal["none", "all", "oft_only"] = "none"
+    modules_to_save: tuple[str, ...] | None = None
+
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        self._check()
+        choice = targets(
+            host.arch.family, self.target_modules, excluded=self.exclude_modules, layers=self.layers_to_transform
+        )
+        planned: Plan[None] = plan(graph, choice, lambda path: None)  # noqa: ARG005
+
+        def branch(module: Module, _: None) -> tuple[Op, ...]:
+            return self._branch(module, host)
+
+        adapted = train_biases(adapt(graph, planned, branch, name="OFT"), planned, self.bias)
+        buffers = (*adapted.buffers, *self._indices(graph, planned))
+        return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)
+
+    def _check(self) -> None:
+        if self.coft or not self.use_cayley_neumann:
+            raise Unsupported("method.coft and method.use_cayley_neumann=false are not modelled yet; leave them out")
+        if self.r < 0 or self.oft_block_size < 0 or (self.r == 0) == (self.oft_block_size == 0):
+            raise RequestError(
+                f"method.r={self.r} and method.oft_block_size={self.oft_block_size}: set one of them, the other to 0"
+            )
+        if self.num_cayley_neumann_terms < 2:
+            raise RequestError(f"method.num_cayley_neumann_terms={self.num_cayley_neumann_terms}: use at least 2")
+
+    def _blocks(self, width: int) -> tuple[int, int]:
+        """(how many, how large) for an input of `width`: the nearest divisor of it, the smaller of two."""
+        if self.r:
+            count = _nearest_divisor(width, self.r)
+            return count, width // count
+        size = _nearest_divisor(width, self.oft_block_size)
+        return width // size, size
+
+    def _indices(self, graph: Graph, planned: Plan[None]) -> list[Tensor]:
+        """Each module's `rows` and `cols`: where its weights go in a block."""
+        found = []
+        for region in graph.regions:
+            keys = (
+                [region.name]
+                if region.first_index is None
+                else range(region.first_index, region.first_index + region.count)
+            )
+            for _, _, m in modules(region):
+                size = self._blocks(m.in_features)[1]
+                pair = Tensor("", (2, size * (size - 1) // 2), DType.int64, BUFFER)
+                found += [pair._replace(name=f"@oft.{key}.{m.path}") for key in keys if m.path in planned[key]]
+        return found
+
+    def _branch(self, module: Module, host: Host) -> tuple[Op, ...]:
+        at = "@" * module.weight.name.startswith("@")
+        b = Builder(host.numerics, f"{at}{module.path}.")
+        x = module.x
+        with b.marked(module.site, "down"):
+            wide = b.cast(x, host.new_dtype, label="oft_x")
+            turned = self._rotate(b, wide, module.in_features, host.new_dtype)
+            given = b.cast(turned, x.dtype, label="oft_given")
+        ahead, b.ops = tuple(b.ops), []
+        base = module.out._replace(name=f"{module.out.name}.base")
+        with b.marked(module.site, "extra"):
+            b.hold(given)
+            out = b.cast(base, x.dtype, label="out")
+            b.hold(turned, x)
+        inner = writing(writing(module.ops, x, given), module.out, base)
+        if out is base:
+            return (*ahead, *writing(inner, base, module.out), *b.ops)
+        return (*ahead, *inner, *ended(b, out, module, name="OFT"))
+
+    def _rotate(self, b: Builder, x: Tensor, width: int, dtype: DType) -> Tensor:
+        """OFTRotationModule.forward: every block of the input times its rotation, one batched product."""
+        count, size = self._blocks(width)
+        mine = 1 if self.block_share else count
+        weight = b.weight("oft_R.weight", mine, size * (size - 1) // 2, dtype=dtype, kind=ADAPTER)
+        rotation = self._cayley(b, weight, mine, size)
+        if self.block_share:
+            rotation = b.copy(rotation, count, size, size, label="shared", grad_copied=count > 1)
+        tokens = x.numel // width
+        blocks = b.view(x, count, tokens, size, label="blocks", grad_copied=True)
+        product = b.matmul(blocks, rotation, count, tokens, size, inner=size, label="rotated")
+        out = b.cast(b.copy(product, *x.shape, label="joined"), x.dtype, label="rotated_wide")
+        b.hold(x, rotation, product, out)
+        return out
+
+    def _cayley(self, b: Builder, weight: Tensor, count: int, size: int) -> Tensor:
+        """I + 2 Q + 2 Q^2 + ... + Q^n, summed in place."""
+        shape = (count, size, size)
+        zeros = b.plain("skew_zeros", *shape, dtype=weight.dtype)
+        filled = b.put(zeros, weight, label="skew_upper")
+        skew = b.add(filled, b.view(filled, label="skew_lower", grad_copied=True), label="skew")
+        total = b.plain("rotation", *shape, dtype=weight.dtype)
+        total = b.add_into(total, skew, scaled=True)
+        power, powers, terms = skew, [skew], self.num_cayley_neumann_terms
+        last = 1 if terms == 2 else max(3, terms - 1)
+        for n in range(2, last + 1):
+            power = b.matmul(power, skew, *shape, inner=size, label="power")
+            powers.append(power)
+            total = b.add_into(total, power, scaled=n < last)
+        b.hold(*powers[:2], power)  # Q_squared keeps its name
+        return total
+
+
+def _nearest_divisor(width: int, wanted: int) -> int:
+    if wanted >= width:
+        return width
+    higher = next(n for n in range(wanted, width + 1) if width % n == 0)
+    lower = next(n for n in range(wanted, 0, -1) if width % n == 0)
+    return lower if wanted - lower <= higher - wanted else higher
+
+
+METHOD = Oft
+EXAMPLES = (Oft(), Oft(r=4, oft_block_size=0, target_modules="all-linear"), Oft(oft_block_size=8, block_share=True))
+UNVERIFIED: dict[str, str] = {}
