@@ -99,7 +99,7 @@ WRONG = {
     "estimate --model x --batching bucketed": "--batching: input should be 'padded', 'packed' or 'exact'",
     "estimate --model x --task fly": "--task",
     "estimate --model x --set metod.rank=1": "unknown --set prefix 'metod'; did you mean method",
-    "estimate --job nowhere.yaml": "--job nowhere.yaml: No such file",
+    "estimate --job nowhere.yaml": "nowhere.yaml: No such file",
     "estimate x": "unexpected extra argument",
     "estimat --model x": "did you mean 'estimate'?",
     "estimate --model x --set method.": "write it like method.lora_dropout=0.1",

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from peftplan import datafile
 from peftplan.cli import jobfile
 from peftplan.cli.options import JobOptions
 from peftplan.errors import PeftplanError
@@ -131,8 +132,8 @@ def test_a_replaced_choice_takes_its_knobs_with_it(tmp_path: Path) -> None:
         ('{"schema": "peftplan.list/1", "items": []}', "holds no job"),
         ("[" * 5000, "nested too deeply"),
         ('{"model": ' + "[" * 100_000, "nested too deeply"),
-        ("model: a\n# " + "x" * (jobfile.MAX_YAML_BYTES + 1), "write it as JSON"),
-        (" " * (jobfile.MAX_JSON_BYTES + 1), "larger than 16 MiB"),
+        ("model: a\n# " + "x" * (datafile.MAX_YAML_BYTES + 1), "write it as JSON"),
+        (" " * (datafile.MAX_JSON_BYTES + 1), "larger than 16 MiB"),
         ("format: nf4\n", "--model is missing"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A YAML loader for plain data: the core schema of YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2).
+"""YAML loaders for plain data. PlainLoader: the core schema of YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2).
 
 Mappings, lists, text, true/false, null, decimal integers and floats; no anchors (no expansion bombs), no tags
 (no objects), no key twice.
@@ -11,6 +11,27 @@ from typing import Any
 
 import yaml
 
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""yaml.safe_load's rules, by libyaml where the wheel has it."""
+
+
+def check_events(text: str) -> None:
+    """Raises yaml.YAMLError where the text holds an anchor, an alias or a tag."""
+    for event in yaml.parse(text, Loader=FAST):
+        refuse_node(event)
+
+
+def refuse_node(event: Any) -> None:
+    """Raises yaml.YAMLError for an alias, an anchor (no expansion bombs) or an explicit tag (no objects)."""
+    if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+        _refuse("anchors and aliases are not read", event)
+    if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
+        _refuse("tags are not read", event)
+
+
+def _refuse(problem: str, event: Any) -> None:
+    raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+
 
 class PlainLoader(yaml.SafeLoader):
     """`yaml.load(text, Loader=PlainLoader)`; raises yaml.YAMLError."""
@@ -18,11 +39,7 @@ class PlainLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - pyyaml's own class-level registry
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not read", event.start_mark)
-        if event.tag is not None:
-            raise yaml.constructor.ConstructorError(None, None, "tags are not read", event.start_mark)
+        refuse_node(self.peek_event())  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
 
