@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from peftplan.arch.core import Arch
     from peftplan.breakdown import Saving, explain, savings
     from peftplan.errors import OutsideError, PeftplanError, RequestError
+    from peftplan.exporter import Exported, export
     from peftplan.job import Assumption, Job
     from peftplan.pipeline import estimate
     from peftplan.result import Estimate, Term
+    from peftplan.trainers import Run
 
 __version__ = "0.1.0"
 
@@ -32,7 +34,10 @@ _HOMES = {
     "RequestError": "peftplan.errors",
     "Saving": "peftplan.breakdown",
     "Term": "peftplan.result",
+    "Exported": "peftplan.exporter",
+    "Run": "peftplan.trainers",
     "estimate": "peftplan.pipeline",
+    "export": "peftplan.exporter",
     "explain": "peftplan.breakdown",
     "load_arch": "peftplan.arch",
     "savings": "peftplan.breakdown",
@@ -42,14 +47,17 @@ __all__ = [
     "Arch",
     "Assumption",
     "Estimate",
+    "Exported",
     "Job",
     "OutsideError",
     "PeftplanError",
     "RequestError",
+    "Run",
     "Saving",
     "Term",
     "estimate",
     "explain",
+    "export",
     "load_arch",
     "savings",
 ]

@@ -29,10 +29,29 @@ def read(path: Path) -> dict[str, Any]:
     return _checked_fields(path, data)
 
 
+def read_trainer(path: Path) -> dict[str, Any]:
+    """The job's fields that a trainer's config states. Raises BadFile and RequestError."""
+    from peftplan.trainers import read_config
+
+    return read_config(path).model_dump(exclude_defaults=True, by_alias=True)
+
+
+def read_adapter(path: Path) -> dict[str, Any]:
+    """The job's fields that PEFT's own config states. Raises BadFile and Unsupported."""
+    from peftplan import adapter_config
+
+    return adapter_config.read(path)
+
+
 def override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `stated`; a replaced choice takes its own knobs (`method.*`, `model.*`, ...) with it."""
+    """`given` over `stated`.
+
+    A replaced choice takes its own knobs (`method.*`, `model.*`, ...) and what was remarked about it with it.
+    """
     settings = dict(stated.get("set") or {})
     merged = {**stated, **given}
+    merged = {**merged, "remarks": _remarks(stated, given)} if "remarks" in merged else merged
+    _drop_shape(merged, stated, given)
     for name in prefixes():
         if name in given and given[name] != stated.get(name):
             settings = {key: value for key, value in settings.items() if not key.startswith(name + ".")}
@@ -40,6 +59,24 @@ def override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
                 merged.pop("config", None)
     settings.update(given.get("set") or {})
     return {**merged, "set": settings} if settings else {k: v for k, v in merged.items() if k != "set"}
+
+
+def _remarks(stated: dict[str, Any], given: dict[str, Any]) -> list[Any]:
+    replaced = {*given, *(given.get("set") or {})}
+    kept = [remark for remark in stated.get("remarks") or () if dict(remark)["what"] not in replaced]
+    return [*kept, *(given.get("remarks") or ())]
+
+
+def _drop_shape(merged: dict[str, Any], stated: dict[str, Any], given: dict[str, Any]) -> None:
+    """Rank and targets of the method that was replaced, where the new one has none."""
+    from peftplan import methods
+
+    if "method" not in given or given["method"] == stated.get("method"):
+        return
+    knobs, _ = methods.settings_of(given["method"])
+    for field, knob in (("rank", "r"), ("target_modules", "target_modules")):
+        if knob not in knobs and field not in given:
+            merged.pop(field, None)
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
