@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from peftplan.arch.core import Arch
     from peftplan.breakdown import Saving, explain, savings
     from peftplan.errors import OutsideError, PeftplanError, RequestError
-    from peftplan.job import Job
+    from peftplan.job import Assumption, Job
     from peftplan.pipeline import estimate
-    from peftplan.result import Assumption, Estimate, Term
+    from peftplan.result import Estimate, Term
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Arch": "peftplan.arch.core",
-    "Assumption": "peftplan.result",
+    "Assumption": "peftplan.job",
     "Estimate": "peftplan.result",
     "Job": "peftplan.job",
     "OutsideError": "peftplan.errors",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from peftplan.hardware.gpus import Gpu
 from peftplan.hardware.prices import hourly_usd
-from peftplan.job import Job
-from peftplan.result import Assumption, Cost, Time
+from peftplan.job import Assumption, Job
+from peftplan.result import Cost, Time
 
 SECONDS_PER_HOUR = 3600
 

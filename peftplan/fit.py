@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from peftplan.hardware.common import common_gpus
 from peftplan.hardware.gpus import Gpu, usable_bytes
-from peftplan.result import Assumption, Fit, Verdict
+from peftplan.job import Assumption
+from peftplan.result import Fit, Verdict
 
 MARGIN = 0.12
 """Headroom below this fraction of the needed bytes is `tight`. Near a full card the same QLoRA run reserved

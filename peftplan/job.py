@@ -20,6 +20,16 @@ MOST = 10**9
 """No size of a job is larger: what is, was meant otherwise."""
 
 
+class Assumption(BaseModel):
+    """One default or approximation that moved the answer, or the reason for a null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str
+    value: Any
+    why: str
+
+
 class Job(BaseModel):
     """One fine-tuning configuration on one cluster. Frozen; unknown fields are refused.
 
@@ -59,6 +69,13 @@ class Job(BaseModel):
     """Tokens to train on, for the cost and the energy of the whole run."""
     usd_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Price of one GPU; the catalog's median where not given."""
+
+    trainer: str | None = None
+    """Whose config this job was read from."""
+    extras: dict[str, Any] = Field(default_factory=dict)
+    """What that config says besides, by dotted key: not priced, written back as it stands."""
+    remarks: tuple[Assumption, ...] = ()
+    """What reading it had to assume; repeated in the answer."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftplan.hardware.gpus import Gpu
+from peftplan.job import Assumption
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case
-from peftplan.result import Assumption, Flops, Interval, Time
+from peftplan.result import Flops, Interval, Time
 from peftplan.step.clock import (
     ACCURACY,
     OF_PEAK,

@@ -13,13 +13,12 @@ from peftplan.graph.core import ADAPTER, Graph
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
-from peftplan.job import Job, make_job
+from peftplan.job import Assumption, Job, make_job
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
 from peftplan.result import (
-    Assumption,
     Estimate,
     Flops,
     Held,

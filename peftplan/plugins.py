@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from peftplan.errors import RequestError, UnknownName
 
 T = TypeVar("T")
-_PRIVATE = {"base", "targets"}
+_PRIVATE = {"base", "targets", "rules"}
 
 
 @lru_cache

@@ -17,12 +17,11 @@ from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
 from peftplan.hardware.find import find_gpu
-from peftplan.job import Batching, Job
+from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
-from peftplan.result import Assumption
 from peftplan.step.memory import Loop, Recompute
 from peftplan.units import DType, parse_dtype
 
@@ -147,7 +146,7 @@ def resolve(job: Job) -> Case:
         optimizer=optimizers.make(optimizer_name, job.knobs("optimizer")),
         recompute=recompute,
         loop=_loop(job),
-        assumptions=tuple(notes.items),
+        assumptions=(*job.remarks, *notes.items),
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from peftplan.job import Job
+from peftplan.job import Assumption, Job
 
 T = TypeVar("T")
 Verdict = Literal["fits", "tight", "does_not_fit"]
@@ -165,14 +165,6 @@ class Fit(_Frozen):
     @staticmethod
     def unknown(gpu: str | None) -> Fit:
         return Fit(gpu=gpu, usable_bytes=None, headroom_bytes=None, verdict=None, confidence=None)
-
-
-class Assumption(_Frozen):
-    """One default or approximation that moved the answer, or the reason for a null."""
-
-    what: str
-    value: Any
-    why: str
 
 
 class Term(_Frozen):

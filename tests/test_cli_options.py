@@ -18,7 +18,7 @@ from tests import sample
 
 def test_every_field_of_a_job_has_an_option_or_comes_from_a_file_only() -> None:
     options = set(get_type_hints(JobOptions)) - {"job_file", "assignments"}
-    assert set(Job.model_fields) - options == {"settings", "config"}
+    assert set(Job.model_fields) - options == {"settings", "config", "trainer", "extras", "remarks"}
 
 
 def test_options_reach_the_job_typed() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from peftplan.job import Job
-from peftplan.result import Assumption, Estimate
+from peftplan.job import Assumption, Job
+from peftplan.result import Estimate
 from peftplan.units import format_bytes, format_count
 
 _KINDS = {
