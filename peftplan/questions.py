@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peftplan import datafile
-from peftplan.errors import BadFile, UnknownName
+from peftplan import datafile, trainers
+from peftplan.errors import BadFile, RequestError, UnknownName
 from peftplan.job import Job, make_job
 from peftplan.resolve import PREFIXES
 
@@ -14,9 +14,23 @@ from peftplan.resolve import PREFIXES
 def read_job(path: Path, *, text: str | None = None) -> Job:
     """The Job that the file `path` states; `text` is read in place of its own (another revision of it).
 
-    Raises BadFile and RequestError, naming the file.
+    A mapping whose keys are mostly a Job's fields is one; any other is a trainer's config. Raises BadFile and
+    RequestError, naming the file.
     """
-    return make_job(**fields(path, text=text))
+    text = datafile.text_of(path) if text is None else text
+    data = datafile.parse(text, str(path), dialect="pyyaml")
+    if isinstance(data, dict) and data and not _is_job(data):
+        return trainers.read_config(path, text=text)
+    stated = fields(path, text=text)
+    try:
+        return make_job(**stated)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
+def _is_job(data: dict[Any, Any]) -> bool:
+    known = sum(key == "set" or key in Job.model_fields for key in data)
+    return "schema" in data or 2 * known >= len(data)
 
 
 def fields(path: Path, *, text: str | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from peftplan.budget import files, judge, levers, sources
 from peftplan.budget.judge import Answers
 from peftplan.budget.limits import Limits
-from peftplan.budget.outcome import Check, Held, Judged, Lever, Status, Unit, worst
+from peftplan.budget.outcome import Check, Held, Judged, Lever, Unit, worst
 from peftplan.budget.sources import Source
 from peftplan.errors import PeftplanError, RequestError
 from peftplan.job import Job
@@ -163,6 +163,8 @@ def _taken(answer: Estimate, unit: Unit) -> float | int | None:
 
 
 def _broken(case: _Case, message: str, code: int) -> Judged:
+    if case.source.name not in message:
+        message = f"{case.source.name}: {message}"
     return Judged(budget=case.budget, config=case.source.name, status="error", error=message, error_code=code)
 
 

@@ -1,7 +1,7 @@
 """Budgets in `peftplan.toml`, or in `pyproject.toml` under `[tool.peftplan]`.
 
-The top of the table is the limits of every budget; with `configs` (files or globs) or `job` (a job's own fields) it is a
-budget itself. More of them are `[[budgets]]`, whose limits go before those of the top.
+The top of the table is the limits of every budget; with `configs` (files or globs) or `job` (a job's own fields) it is
+a budget itself. More of them are `[[budgets]]`, whose limits go before those of the top.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _budget(entry: dict[str, Any], where: str) -> Budget:
     if (job is None) == (not configs):
         raise RequestError(f"{where}: give either `configs` with files or globs, or `job` with a job's fields")
     if job is not None and not isinstance(job, dict):
-        raise RequestError(f"{where}: `job` must be a table of a job's fields, such as {{ model = \"llama-7b\" }}")
+        raise RequestError(f'{where}: `job` must be a table of a job\'s fields, such as {{ model = "llama-7b" }}')
     name = str(entry.get("name", where.rpartition(": ")[2]))
     return Budget(name=name, limits=_limits(entry, where), configs=configs, job=job)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from peftplan.budget.limits import Limits
+from peftplan.budget.limits import Growth, Limits
 from peftplan.budget.outcome import Held, Limit, Status, Unit
 from peftplan.cost import SECONDS_PER_HOUR
 from peftplan.job import Job
@@ -35,16 +35,17 @@ def held(answer: Estimate, limits: Limits, base: Estimate | str | None) -> Itera
     base revision was asked for."""
     if answer.job.gpu is not None:
         yield _fit(answer, limits)
-    if (most := limits.max_memory_bytes) is not None:
-        yield _at_most("max_memory", most, answer.memory.device_bytes, "bytes", answer.reason("memory.device_bytes"))
+    if limits.max_memory is not None:
+        why = answer.reason("memory.device_bytes")
+        yield _at_most("max_memory", limits, limits.max_memory_bytes, answer.memory.device_bytes, why)
     if limits.max_usd is not None:
         why = answer.reason("cost.usd_total", "cost", "time")
-        yield _at_most("max_usd", limits.max_usd, answer.cost.usd_total, "usd", why)
+        yield _at_most("max_usd", limits, limits.max_usd, answer.cost.usd_total, why)
     if limits.max_hours is not None:
-        why = answer.reason("cost.usd_total", "time")
-        yield _at_most("max_hours", limits.max_hours, hours(answer), "hours", why)
+        why = answer.reason("time.tokens_per_second", "time", "cost.usd_total")
+        yield _at_most("max_hours", limits, limits.max_hours, hours(answer), why)
     if limits.growth is not None:
-        yield _growth(answer, limits, base)
+        yield _growth(answer, limits, limits.growth, base)
 
 
 def hours(answer: Estimate) -> float | None:
@@ -53,32 +54,45 @@ def hours(answer: Estimate) -> float | None:
     return answer.job.tokens / speed / SECONDS_PER_HOUR if answer.job.tokens is not None and speed else None
 
 
+_UNITS: dict[Limit, Unit] = {
+    "gpu": "bytes", "max_memory": "bytes", "max_usd": "usd", "max_hours": "hours", "max_growth": "bytes",
+}  # fmt: skip
+
+
 def _fit(answer: Estimate, limits: Limits) -> Held:
     fit = answer.fit
-    status: Status = "over"
-    if fit.verdict is None:
-        status = "error"
-    elif fit.verdict == "fits" or fit.verdict == limits.accept:
-        status = "within"
-    why = answer.reason("fit", "memory.device_bytes") if fit.verdict is None else fit.verdict
-    found = answer.memory.device_bytes
-    return Held(limit="gpu", status=status, allowed=fit.usable_bytes, found=found, unit="bytes", why=why)
+    within = fit.verdict in ("fits", limits.accept)
+    return Held(
+        limit="gpu",
+        stated=fit.gpu or limits.gpu or "",
+        status="error" if fit.verdict is None else "within" if within else "over",
+        allowed=fit.usable_bytes,
+        found=answer.memory.device_bytes,
+        unit="bytes",
+        why=answer.reason("fit", "memory.device_bytes") if fit.verdict is None else fit.verdict,
+    )
 
 
-def _at_most(limit: Limit, most: float, found: float | None, unit: Unit, why: str) -> Held:
-    if found is None:
-        return Held(limit=limit, status="error", allowed=most, found=None, unit=unit, why=why)
-    return Held(limit=limit, status="within" if found <= most else "over", allowed=most, found=found, unit=unit)
+def _at_most(limit: Limit, limits: Limits, most: float | None, found: float | None, why: str) -> Held:
+    stated = str(getattr(limits, limit))
+    status: Status = "error" if found is None or most is None else "within" if found <= most else "over"
+    known = status != "error"
+    return Held(
+        limit=limit,
+        stated=stated,
+        status=status,
+        allowed=most,
+        found=found,
+        unit=_UNITS[limit],
+        why="" if known else why,
+    )
 
 
-def _growth(answer: Estimate, limits: Limits, base: Estimate | str | None) -> Held:
+def _growth(answer: Estimate, limits: Limits, growth: Growth, base: Estimate | str | None) -> Held:
     now = answer.memory.device_bytes
-    if isinstance(base, str) or now is None:
-        status: Status = "within" if isinstance(base, str) else "error"
-        why = base if isinstance(base, str) else answer.reason("memory.device_bytes")
-        return Held(limit="max_growth", status=status, allowed=None, found=None, unit="bytes", why=why)
-    before = base.memory.device_bytes if base is not None else None
-    if before is None or limits.growth is None:
-        why = "there is no base to grow from; give --base REVISION"
-        return Held(limit="max_growth", status="error", allowed=None, found=None, unit="bytes", why=why)
-    return _at_most("max_growth", limits.growth.allowed_bytes(before), now - before, "bytes", "")
+    before = base.memory.device_bytes if isinstance(base, Estimate) else None
+    if before is not None and now is not None:
+        return _at_most("max_growth", limits, growth.allowed_bytes(before), now - before, "")
+    why = base if isinstance(base, str) else "there is no base to grow from; give --base REVISION"
+    unjudged = _at_most("max_growth", limits, None, None, answer.reason("memory.device_bytes") or why)
+    return unjudged.model_copy(update={"status": "within"}) if isinstance(base, str) else unjudged

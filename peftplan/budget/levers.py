@@ -40,10 +40,12 @@ class Edit:
 
 
 def changed(text: str, base: str, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
-    """The changed lines, best to undo first; those that undone save nothing only where none does."""
-    edits = list(_undone(text, base))[:MOST_EDITS]
-    levers = _weighed(edits, measure(text), file=file, measure=measure, unit=unit)
-    return [lever for lever in levers if lever.saves is not None] or levers
+    """The changed lines, best to undo first; all of them where only together they cost something, none where the base
+    took as much."""
+    edits, now = list(_undone(text, base))[:MOST_EDITS], measure(text)
+    levers = _weighed(edits, now, file=file, measure=measure, unit=unit)
+    together = levers if _saved(now, base, measure) is not None else []
+    return [lever for lever in levers if lever.saves is not None] or together
 
 
 def driving(text: str, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
@@ -53,9 +55,7 @@ def driving(text: str, *, file: str, measure: Measure, unit: Unit) -> list[Lever
     return [lever for lever in levers if lever.saves is not None][:1]
 
 
-def _weighed(
-    edits: Iterable[Edit], now: float | int | None, *, file: str, measure: Measure, unit: Unit
-) -> list[Lever]:
+def _weighed(edits: Iterable[Edit], now: float | int | None, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
     """The edits with what each saves, most first, then by line."""
     levers = [
         Lever(

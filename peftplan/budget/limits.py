@@ -120,7 +120,9 @@ def _line(error: Any, where: str, beside: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(key, known, n=2)
         fix = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         return f"{where}unknown key {key!r}; {fix}"
-    return f"{where}{key}: {error['msg']}".rstrip(".") + ("" if error["type"] == "limit" else f", not {error['input']!r}")
+    return f"{where}{key}: {error['msg']}".rstrip(".") + (
+        "" if error["type"] == "limit" else f", not {error['input']!r}"
+    )
 
 
 def _growth_of(text: str) -> Growth:

@@ -21,6 +21,8 @@ class Held(_Frozen):
     """One limit against what the configuration takes."""
 
     limit: Limit
+    stated: str
+    """The limit as it was written."""
     status: Status
     """`error` where the quantity cannot be known; `why` says the reason."""
     allowed: float | int | None

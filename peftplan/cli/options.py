@@ -179,7 +179,7 @@ class Sections(TyperCommand):
                 formatter.write_dl(sections[title])
 
 
-_ORDER = ["Arguments", MODEL, METHOD, TRAINING, MACHINE, FILES]
+_ORDER = ["Arguments", "Limits", MODEL, METHOD, TRAINING, MACHINE, FILES]
 
 
 def _section(param: Any) -> str:
