@@ -74,7 +74,8 @@ def _fit(answer: Estimate, limits: Limits) -> Held:
 
 
 def _at_most(limit: Limit, limits: Limits, most: float | None, found: float | None, why: str) -> Held:
-    stated = str(getattr(limits, limit))
+    stated = getattr(limits, limit)
+    stated = stated if isinstance(stated, str) else f"{stated:g}"
     status: Status = "error" if found is None or most is None else "within" if found <= most else "over"
     known = status != "error"
     return Held(

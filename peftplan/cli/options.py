@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -30,6 +30,7 @@ def _option(
     )
 
 
+FILE_FIELDS = ("job_file", "config_file", "adapter_config")
 Text = str | None
 """As typed; Job turns it into a number and judges it, so that files, Python and options are judged alike."""
 
@@ -38,7 +39,7 @@ Text = str | None
 class JobOptions:
     """A job as typed: None where the option was not given, so that a job file or the default decides.
 
-    Named like Job's fields, plus `job_file` and `assignments`.
+    Named like Job's fields, plus the files and `assignments`.
     """
 
     model: Annotated[
@@ -120,21 +121,45 @@ class JobOptions:
         _option("--job", FILES, "FILE", "A job (YAML or JSON) or an estimate's JSON; options override it."),
     ] = None
 
+    config_file: Annotated[
+        Path | None,
+        _option("--config", FILES, "FILE", "A trainer's own config (Axolotl, TRL, ...); options override it."),
+    ] = None
+    adapter_config: Annotated[
+        Path | None,
+        _option("--adapter-config", FILES, "FILE", "PEFT's adapter_config.json: the method and all its knobs."),
+    ] = None
+
     def job(self) -> Job:
-        """The Job that the file and the options describe together. Raises RequestError."""
+        """The Job that the files and the options describe together. Raises RequestError."""
         from peftplan.cli import jobfile
 
-        stated = jobfile.read(self.job_file) if self.job_file else {}
-        merged = jobfile.override(stated, self._given())
-        if "model" not in merged and not stated:
-            raise RequestError("--model is missing; name one (`peftplan list models`) or give --job FILE")
+        merged = self._given()
+        for stated in self._files():
+            merged = jobfile.override(stated, merged)
+        if "model" not in merged:
+            raise RequestError("--model is missing; name one (`peftplan list models`) or give --job or --config FILE")
         return make_job(**merged)
+
+    def _files(self) -> Iterator[dict[str, Any]]:
+        """What each file states, the weightiest first."""
+        from peftplan.cli import jobfile
+
+        if self.job_file and self.config_file:
+            raise RequestError("--job and --config both state a whole job; give one of them")
+        if self.adapter_config:
+            yield jobfile.read_adapter(self.adapter_config)
+        if self.config_file:
+            yield jobfile.read_trainer(self.config_file)
+        if self.job_file:
+            yield jobfile.read(self.job_file)
 
     def _given(self) -> dict[str, Any]:
         from peftplan.cli import jobfile
 
         named = {f.name: getattr(self, f.name) for f in fields(self)}
-        del named["job_file"]
+        for file in FILE_FIELDS:
+            del named[file]
         assignments = named.pop("assignments") or []
         given = {name: value for name, value in named.items() if value is not None}
         return {**given, "set": jobfile.assignments(assignments)} if assignments else given

@@ -31,9 +31,10 @@ def _paragraph(result: Judged, widths: list[int]) -> Iterator[Text]:
     title, style = _STYLES[result.status]
     name, size = _config(result).ljust(widths[0]), memory(result).rjust(widths[1])
     found = findings(result)
-    inline = "" if result.status == "over" else "  " + " · ".join(found)
+    apart = len(found) > 1 and result.status != "within"
+    inline = "" if apart else "  " + " · ".join(found)
     yield Text.assemble((title.ljust(6), style), f"  {name}  {size}", inline)
-    if result.status == "over":
+    if apart:
         yield from (Text(f"        {line}") for line in found)
 
 
@@ -80,8 +81,8 @@ def difference(amount: int) -> str:
 
 def findings(result: Judged) -> list[str]:
     """Each limit in words, broken ones first, and the lines that matter for the first broken one."""
-    if result.error is not None:
-        return [words.printable(result.error)]
+    if result.error is not None and not result.limits:
+        return [words.printable(result.error.removeprefix(f"{result.config}: "))]
     broken = [_sentence(held, result) for held in result.limits if held.status == "over"]
     kept = [_sentence(held, result) for held in result.limits if held.status != "over"]
     return [*broken, *_levers(result), *kept]
@@ -122,15 +123,15 @@ def _instead(lever: Lever) -> str:
     """What was there before, or was tried, and what it saves."""
     if lever.change == "drives":
         tried = "leaving it out" if lever.instead == "left out" else lever.instead
-        return f"({tried} would take {_saving(lever)} less)"
-    was = {"changed": f"was {lever.instead}", "added": "added", "removed": "removed"}[lever.change]
-    return f"({was}: {_saving(lever)} more)" if lever.saves is not None else f"({was})"
+        return f"({tried} takes {_saving(lever)} less)"
+    was = {"changed": f"was {lever.instead}", "added": "added; without it", "removed": "removed; with it"}[lever.change]
+    return f"({was}, {_saving(lever)} less)" if lever.saves is not None else f"({was})"
 
 
 def _saving(lever: Lever) -> str:
     saves = lever.saves or 0
     if lever.unit == "bytes":
-        return f"{format_bytes(int(saves))} of peak"
+        return f"{format_bytes(int(saves))} of the peak"
     return words.usd(saves) if lever.unit == "usd" else f"{saves * 1e6:,.3g} s per million tokens"
 
 
