@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from peftplan.arch import load_arch
     from peftplan.arch.core import Arch
     from peftplan.breakdown import Saving, explain, savings
+    from peftplan.budget import Check, Limits, check
+    from peftplan.differences import Comparison, compare
     from peftplan.errors import OutsideError, PeftplanError, RequestError
     from peftplan.job import Assumption, Job
     from peftplan.pipeline import estimate
@@ -25,13 +27,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Arch": "peftplan.arch.core",
     "Assumption": "peftplan.job",
+    "Check": "peftplan.budget",
+    "Comparison": "peftplan.differences",
     "Estimate": "peftplan.result",
     "Job": "peftplan.job",
+    "Limits": "peftplan.budget",
     "OutsideError": "peftplan.errors",
     "PeftplanError": "peftplan.errors",
     "RequestError": "peftplan.errors",
     "Saving": "peftplan.breakdown",
     "Term": "peftplan.result",
+    "check": "peftplan.budget",
+    "compare": "peftplan.differences",
     "estimate": "peftplan.pipeline",
     "explain": "peftplan.breakdown",
     "load_arch": "peftplan.arch",
@@ -41,13 +48,18 @@ _HOMES = {
 __all__ = [
     "Arch",
     "Assumption",
+    "Check",
+    "Comparison",
     "Estimate",
     "Job",
+    "Limits",
     "OutsideError",
     "PeftplanError",
     "RequestError",
     "Saving",
     "Term",
+    "check",
+    "compare",
     "estimate",
     "explain",
     "load_arch",
