@@ -81,7 +81,9 @@ def of_jobs(jobs: Iterable[tuple[str, Job]]) -> Comparison:
     """The comparison of jobs by their names. Raises RequestError."""
     pairs = list(jobs)
     if len(pairs) < 2:
-        raise RequestError("one job alone cannot be compared; give another, or a base revision of its file")
+        raise RequestError(
+            "one job alone cannot be compared; give another, a base revision of its file, or options that differ"
+        )
     answers = [estimate(job) for _, job in pairs]
     return Comparison(
         version=VERSION,

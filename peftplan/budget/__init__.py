@@ -150,7 +150,8 @@ class _Judge:
             found = levers.changed(text, before, file=file, measure=measure, unit=unit)
             if found:
                 return found
-        return levers.driving(text, file=file, measure=measure, unit=unit)
+        found = levers.driving(text, file=file, measure=measure, unit=unit)
+        return found or levers.naming(text, case.source.read(text).model, file=file, unit=unit)
 
 
 def _taken(answer: Estimate, unit: Unit) -> float | int | None:

@@ -43,7 +43,7 @@ class Budget:
 def find(folder: Path) -> Path | None:
     """The budget file of `folder` or of the nearest folder above that has one."""
     for place in (folder, *folder.parents):
-        for path in (place / name for name in NAMES):
+        for path in (Path(sources.shown(place / name)) for name in NAMES):
             if path.is_file() and _table(path, datafile.text_of(path)) is not None:
                 return path
     return None

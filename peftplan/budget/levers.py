@@ -55,6 +55,15 @@ def driving(text: str, *, file: str, measure: Measure, unit: Unit) -> list[Lever
     return [lever for lever in levers if lever.saves is not None][:1]
 
 
+def naming(text: str, model: str, *, file: str, unit: Unit) -> list[Lever]:
+    """The line that names the model: all that is left where no value in the file can be lowered."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if model in line:
+            said = line.strip()
+            return [Lever(file=file, line=number, text=said, change="drives", instead=None, saves=None, unit=unit)]
+    return []
+
+
 def _weighed(edits: Iterable[Edit], now: float | int | None, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
     """The edits with what each saves, most first, then by line."""
     levers = [

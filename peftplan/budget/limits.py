@@ -13,6 +13,7 @@ from peftplan.hardware import find_gpu
 from peftplan.job import MOST, Job
 from peftplan.units import MIB, parse_bytes
 
+OPTIONS = "--"
 Accept = Literal["fits", "tight"]
 
 
@@ -69,15 +70,15 @@ class Limits(BaseModel):
     @field_validator("max_memory", mode="before")
     @classmethod
     def _size(cls, value: Any) -> Any:
-        text = str(value) if isinstance(value, int) else value
+        text = str(value) if type(value) is int else value
         if isinstance(text, str) and _judged(parse_bytes, text) < MIB:
-            raise PydanticCustomError("small", "less than 1 MiB; write a size with its unit, like 24GB")
+            raise PydanticCustomError("small", "write a size with its unit, like 24GB")
         return text
 
     @field_validator("max_growth", mode="before")
     @classmethod
     def _growth(cls, value: Any) -> Any:
-        text = str(value) if isinstance(value, int) else value
+        text = str(value) if type(value) is int else value
         if isinstance(text, str):
             _judged(_growth_of, text)
         return text
@@ -103,9 +104,10 @@ class Limits(BaseModel):
 
 
 def make_limits(fields: dict[str, Any], *, where: str, beside: tuple[str, ...] = ()) -> Limits:
-    """Limits from what a file or the command line says. Raises RequestError in one line that begins with `where`.
+    """Limits from what a file or (`where` being OPTIONS) the command line says.
 
-    `beside` are the keys that may stand there too, for the suggestions.
+    Raises RequestError in one line that begins with `where`. `beside` are the keys that may stand there too, for the
+    suggestions.
     """
     try:
         return Limits.model_validate(fields)
@@ -120,9 +122,10 @@ def _line(error: Any, where: str, beside: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(key, known, n=2)
         fix = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         return f"{where}unknown key {key!r}; {fix}"
-    return f"{where}{key}: {error['msg']}".rstrip(".") + (
-        "" if error["type"] == "limit" else f", not {error['input']!r}"
-    )
+    shown = "--" + key.replace("_", "-") if where == OPTIONS else where + key
+    if error["type"] == "limit":
+        return f"{shown}: {error['msg']}"
+    return f"{shown}: {error['msg'].lower()}, not {error['input']!r}"
 
 
 def _growth_of(text: str) -> Growth:

@@ -27,8 +27,8 @@ class Source:
 
 
 def of_file(path: Path) -> Source:
-    name = shown(path)
-    return Source(name=name, path=path, read=lambda text: read_job(Path(name), text=text))
+    near = Path(shown(path))
+    return Source(name=str(near), path=near, read=lambda text: read_job(near, text=text))
 
 
 def of_job(job: Job) -> Source:

@@ -73,10 +73,10 @@ def command(
 
 
 def _limits(stated: dict[str, str | None]) -> Limits | None:
-    from peftplan.budget.limits import make_limits
+    from peftplan.budget.limits import OPTIONS, make_limits
 
     given = {key: value for key, value in stated.items() if value is not None}
-    return make_limits(given, where="--") if given else None
+    return make_limits(given, where=OPTIONS) if given else None
 
 
 def _style(json: bool, markdown: bool) -> str:

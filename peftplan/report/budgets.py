@@ -121,6 +121,8 @@ def _levers(result: Judged) -> Iterator[str]:
 
 def _instead(lever: Lever) -> str:
     """What was there before, or was tried, and what it saves."""
+    if lever.instead is None and lever.change == "drives":
+        return "(no value of it can be lowered)"
     if lever.change == "drives":
         tried = "leaving it out" if lever.instead == "left out" else lever.instead
         return f"({tried} takes {_saving(lever)} less)"
