@@ -2,7 +2,8 @@
 
 Writes: `start_ray.py` and the command that runs it. Every Ray worker holds all the GPUs that one node gives; worker 0's
 address, which Ray Train publishes, is where the processes meet, and what Ray says of processes is taken away from the
-command, which starts its own. A relative output folder is in the worker's copy of the folder: give a shared path.
+command, which starts its own. Every node trains in Ray Train's artifacts folder for the run, in a copy of the files;
+there a relative output folder stays, on the first node.
 Signatures as in Ray 2.60.0: ray.train.torch.TorchTrainer, TorchConfig, ray.train.ScalingConfig.
 """
 
@@ -36,7 +37,9 @@ def _script(task: Task) -> str:
     return f'''"""Runs the training command once on every node, through Ray Train."""
 
 import os
+import shutil
 import subprocess
+import sys
 
 import ray
 from ray.train import ScalingConfig, get_context
@@ -56,6 +59,9 @@ def node() -> None:
         "MASTER_ADDR": os.environ["MASTER_ADDR"],
         "MASTER_PORT": "{PORT}",
     }}
+    folder = next(path for path in sys.path if os.path.isfile(os.path.join(path, "{FILE}")))
+    shutil.copytree(folder, ".", dirs_exist_ok=True)
+    print("training in", os.getcwd(), flush=True)
     subprocess.run(["bash", "-c", COMMAND], check=True, env={{**kept, **told}})
 
 
