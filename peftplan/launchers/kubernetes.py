@@ -69,7 +69,7 @@ def _replica(task: Task, count: int) -> dict[str, Any]:
         "name": "pytorch",
         "image": task.place.image or IMAGE,
         "command": ["bash", "-c", "\n".join(_script(task)) + "\n"],
-        "resources": {"limits": {"nvidia.com/gpu": task.gpus}},
+        "resources": {"limits": {"nvidia.com/gpu": str(task.gpus)}},
         "volumeMounts": [
             {"name": "folder", "mountPath": _SOURCE},
             {"name": "work", "mountPath": _WORK},

@@ -43,7 +43,7 @@ HARMLESS = frozenset(
         "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "task_type", "inference_mode", "peft_type",
         "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "layers_pattern", "fan_in_fan_out",
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
-        "megatron_core", "ensure_weight_tying",
+        "megatron_core", "ensure_weight_tying", "qalora_group_size",
     }
 )  # fmt: skip
 _UNMODELLED = (

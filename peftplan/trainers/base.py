@@ -76,6 +76,8 @@ class Trainer(ABC):
     rules: ClassVar[tuple[Rule, ...]]
     signature: ClassVar[frozenset[str]]
     """Keys that tell this trainer's config from the others'."""
+    dataset_keys: ClassVar[tuple[str, ...]]
+    """The keys that name the dataset."""
     harmless: ClassVar[frozenset[str]]
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
 
@@ -109,6 +111,13 @@ class Trainer(ABC):
             flat.update(rule.write(fields))
         extras = job.extras if job.trainer == self.name else {}
         return nest({**self.run_keys(run), **extras, **flat})
+
+    @final
+    def stated(self, job: Job, run: Run) -> Job:
+        """`job` as the written config states it, this trainer's own behaviour included, on the job's machine."""
+        back = self.read(self.config(job, run), name=self.name)
+        where = {name: getattr(job, name) for name in ("config", "gpu", "usd_per_hour", "tokens", "backend")}
+        return back.model_copy(update=where)
 
     @abstractmethod
     def run_keys(self, run: Run) -> Config:

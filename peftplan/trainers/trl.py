@@ -22,6 +22,7 @@ class Trl(Trainer):
     homepage = "https://huggingface.co/docs/trl"
     requirements = ("trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0")
     signature = frozenset({"model_name_or_path", "use_peft", "lora_target_modules", "max_length"})
+    dataset_keys = ("dataset_name",)
     harmless = frozenset({"dataset*", "output_dir", "logging_*", "save_*", "report_to", "seed", "learning_rate"})
     rules = (
         same("model_name_or_path", "model"),

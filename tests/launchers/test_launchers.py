@@ -158,7 +158,7 @@ def test_kubernetes_has_one_pod_for_each_node(shape: tuple[int, int], tmp_path: 
     for replica in replicas.values():
         (container,) = pod(replica)["containers"]
         assert container["name"] == "pytorch"  # the operator looks for this name
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == shape[0]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == str(shape[0])
         items = pod(replica)["volumes"][0]["configMap"]["items"]
         assert {"key": "a__b.json", "path": "a/b.json"} in items
     if shape != (1, 1):
