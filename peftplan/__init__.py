@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from peftplan.arch import load_arch
     from peftplan.arch.core import Arch
     from peftplan.breakdown import Saving, explain, savings
+    from peftplan.budget import Check, Limits, check
+    from peftplan.differences import Comparison, compare
     from peftplan.errors import OutsideError, PeftplanError, RequestError
     from peftplan.exporter import Exported, export
     from peftplan.job import Assumption, Job
@@ -27,8 +29,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Arch": "peftplan.arch.core",
     "Assumption": "peftplan.job",
+    "Check": "peftplan.budget",
+    "Comparison": "peftplan.differences",
     "Estimate": "peftplan.result",
     "Job": "peftplan.job",
+    "Limits": "peftplan.budget",
     "OutsideError": "peftplan.errors",
     "PeftplanError": "peftplan.errors",
     "RequestError": "peftplan.errors",
@@ -36,6 +41,8 @@ _HOMES = {
     "Term": "peftplan.result",
     "Exported": "peftplan.exporter",
     "Run": "peftplan.trainers",
+    "check": "peftplan.budget",
+    "compare": "peftplan.differences",
     "estimate": "peftplan.pipeline",
     "export": "peftplan.exporter",
     "explain": "peftplan.breakdown",
@@ -46,15 +53,20 @@ _HOMES = {
 __all__ = [
     "Arch",
     "Assumption",
+    "Check",
+    "Comparison",
     "Estimate",
     "Exported",
     "Job",
+    "Limits",
     "OutsideError",
     "PeftplanError",
     "RequestError",
     "Run",
     "Saving",
     "Term",
+    "check",
+    "compare",
     "estimate",
     "explain",
     "export",

@@ -21,7 +21,7 @@ from peftplan.step.clock import (
     peak_flops,
     step_time,
 )
-from peftplan.step.memory import StepMemory
+from peftplan.step.work import Pass
 from peftplan.units import DType
 
 
@@ -35,7 +35,7 @@ class Paced:
 
 def pace(
     case: Case,
-    step: StepMemory,
+    runs: Sequence[Pass],
     flops: Flops,
     gpu: Gpu | None,
     *,
@@ -55,12 +55,11 @@ def pace(
         return _open("the clock models GPUs, not the cpu backend")
     compute = case.setup.numerics.autocast or case.compute
     found = step_time(
-        step.segments,
+        runs,
         gpu,
         attention=attention_kernel(case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=compute),
         optimizer=_traffic(case, trained, state_bytes),
         micro_batches=case.job.grad_accum,
-        reentrant=case.recompute.reentrant,
     )
     if isinstance(found, Unknown):
         return _open(found.why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,11 @@ from peftplan.result import (
     Memory,
     Parameters,
 )
+from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
+from peftplan.step.work import Pass, passes
 
 VERSION = "0.1.0"
 
@@ -76,8 +79,13 @@ def read(job: Job) -> Reading:
     _optimizer_phase(case, step, weights)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
     memory, device_notes = _on_device(case, graph, static, _memory(static, step, existing), gpu)
-    flops = _flops(case, step)
-    paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
+    runs = passes(
+        step.segments,
+        reentrant=case.recompute.reentrant,
+        cache_bytes=cache_bytes(gpu) if gpu is not None else None,
+    )
+    flops = _flops(runs)
+    paced = pace(case, runs, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -165,15 +173,10 @@ def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) 
     )
 
 
-def _flops(case: Case, step: StepMemory) -> Flops:
-    forward = backward = again = 0
-    for part in step.segments:
-        ahead, back = part.walk.flops()
-        forward += ahead * part.count
-        backward += back * part.count
-        if part.checkpointed:
-            early = not case.recompute.reentrant
-            again += part.walk.recompute_flops(stop_early=early) * part.count
+def _flops(runs: Sequence[Pass]) -> Flops:
+    forward, backward, again = (
+        sum(run.flops for run in runs if run.name == name) for name in ("forward", "backward", "recompute")
+    )
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 

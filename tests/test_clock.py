@@ -24,6 +24,7 @@ from peftplan.step.clock import (
     Unknown,
     achieved_flops,
     attention_kernel,
+    cache_bytes,
     peak_flops,
     step_time,
 )
@@ -210,12 +211,11 @@ def test_attention_kernels() -> None:
 
 def low(segments: list[Segment], gpu: Gpu) -> float:
     found = step_time(
-        segments,
+        passes(segments, reentrant=False, cache_bytes=cache_bytes(gpu)),
         gpu,
         attention=AttentionKernel(flash=True, skips_masked=True),
         optimizer=OptimizerTraffic(weight_bytes=0, state_bytes=0, fused=True),
         micro_batches=1,
-        reentrant=False,
     )
     assert isinstance(found, StepTime)
     return found.low
@@ -230,12 +230,11 @@ def test_an_unknown_cache_keeps_everything() -> None:
 
 def test_unknown_says_why() -> None:
     found = step_time(
-        read(make_job(**SMALL)).step.segments,
+        passes(read(make_job(**SMALL)).step.segments, reentrant=False),
         replace(find_gpu("a100-80gb"), dense_tflops={}),
         attention=AttentionKernel(flash=True, skips_masked=True),
         optimizer=OptimizerTraffic(weight_bytes=0, state_bytes=0, fused=True),
         micro_batches=1,
-        reentrant=False,
     )
     assert isinstance(found, Unknown)
     assert "A100" in found.why

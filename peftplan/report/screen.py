@@ -198,7 +198,7 @@ def _unknown(why: str) -> Text:
 def _time(estimate: Estimate) -> Text:
     time = estimate.time
     if time.step_seconds is None:
-        return _unknown(words.reason(estimate, "time.step_seconds", "step_seconds", "time"))
+        return _unknown(estimate.reason("time.step_seconds", "step_seconds", "time"))
     step = time.step_seconds
     parts = [
         f"{words.seconds(step.expected)} per step ({words.seconds(step.low)} to {words.seconds(step.high)})",
@@ -219,7 +219,7 @@ def _cost(estimate: Estimate) -> Text:
         f"{cost.energy_kwh:,.1f} kWh" if cost.energy_kwh is not None else "",
     ]
     known = " · ".join(part for part in parts if part)
-    return Text(known) if known else _unknown(words.reason(estimate, "cost.usd_per_hour", "usd_per_hour", "cost"))
+    return Text(known) if known else _unknown(estimate.reason("cost.usd_per_hour", "usd_per_hour", "cost"))
 
 
 # -- why, and what would change it ------------------------------------------------------------------

@@ -323,14 +323,6 @@ class RegionWalk:
         stop, run_last = _stopping_point(self.region.ops, self._saves) if stop_early else (len(self.region.ops), False)
         return stop + run_last
 
-    def flops(self) -> tuple[int, int]:
-        """(forward, backward) FLOPs of the region."""
-        return sum(op.flops() for op in self.region.ops), sum(op.grad_flops(self.need) for op in self.region.ops)
-
-    def recompute_flops(self, *, stop_early: bool) -> int:
-        """FLOPs of running the forward again for the backward."""
-        return sum(op.flops() for op in self.region.ops[: self.recomputed_ops(stop_early=stop_early)])
-
     def backward(self, *, root: bool = False, recompute: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
         got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`. With

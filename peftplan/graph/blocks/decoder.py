@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from peftplan.arch.core import Arch, Attention, Layer, Mlp
 from peftplan.graph.blocks.attention import Site, attend
-from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, returned_logits
+from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, fused_head_loss, returned_logits
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import INPUT, Graph, Region, Tensor
 from peftplan.graph.ops import Embedding
@@ -351,6 +351,9 @@ def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
+    if setup.loss == "fused_head":
+        loss = fused_head_loss(b, h, weight, labels)
+        return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss)
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     loss = causal_lm_loss(b, logits, labels, h, setup.loss)
