@@ -23,7 +23,9 @@ MOST_EDITS = 300
 _PAIR = re.compile(
     r"""(?P<key>[A-Za-z_][\w.\-]*)["']?\s*[:=]\s*(?P<value>\d+|[Tt]rue|[Ff]alse)(?=\s*(?:[,}\]#]|$))""", re.M
 )
-_WORDED = re.compile(r"""^(?P<text>\s*["']?(?P<key>[A-Za-z_][\w.\-]*)["']?\s*[:=]\s*["']?[A-Za-z].*)$""", re.M)
+_WORDED = re.compile(
+    r"""^(?P<text>\s*["']?(?P<key>[A-Za-z_][\w.\-]*)["']?\s*[:=]\s*["']?(?!(?i:true|false|null)\b)[A-Za-z].*)$""", re.M
+)
 _TURNED = {"true": "false", "false": "true", "True": "False", "False": "True"}
 Change = Literal["changed", "added", "removed", "drives"]
 
@@ -64,10 +66,11 @@ def changed(text: str, base: str, place: Place) -> list[Lever]:
 
 
 def driving(text: str, place: Place) -> list[Lever]:
-    """The line that the limit hangs on most, if any line moves it."""
+    """The line that the limit hangs on most, and those that weigh at least half as much."""
     edits = [*_varied(text), *_left_out(text)][:MOST_EDITS]
     levers = _weighed(edits, place.measure(text), place)
-    return [lever for lever in levers if lever.saves is not None][:1]
+    most = levers[0].saves if levers else None
+    return [lever for lever in levers if lever.saves is not None and lever.saves >= (most or 0) / 2]
 
 
 def naming(text: str, model: str, place: Place) -> list[Lever]:
