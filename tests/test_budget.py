@@ -410,4 +410,4 @@ def test_the_answer_is_frozen_and_read_back_from_its_json() -> None:
     answer = check("job.yaml", limits=Limits(max_memory="1MiB"))
     assert Check.model_validate_json(answer.model_dump_json(by_alias=True)) == answer
     with pytest.raises(ValueError, match="frozen"):
-        answer.status = "within"  # type: ignore[misc]
+        answer.status = "within"
