@@ -87,7 +87,8 @@ def _matching(folder: Path, pattern: str) -> Iterator[Source]:
     found = sorted(glob.glob(pattern, root_dir=folder, recursive=True))
     files = [folder / name for name in found if (folder / name).is_file()]
     if not files:
-        yield sources.of_nothing(pattern, f"{pattern}: matches no file in {folder.resolve()}")
+        where = "" if folder == Path() else f" in {folder}"
+        yield sources.of_nothing(pattern, f"{pattern}: matches no file{where}")
     yield from map(sources.of_file, files)
 
 
