@@ -79,11 +79,7 @@ def read(job: Job) -> Reading:
     _optimizer_phase(case, step, weights)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
     memory, device_notes = _on_device(case, graph, static, _memory(static, step, existing), gpu)
-    runs = passes(
-        step.segments,
-        reentrant=case.recompute.reentrant,
-        cache_bytes=cache_bytes(gpu) if gpu is not None else None,
-    )
+    runs = passes(step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None)
     flops = _flops(runs)
     paced = pace(case, runs, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)

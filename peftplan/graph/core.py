@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from peftplan.units import DType
 
@@ -87,6 +87,9 @@ class Op(ABC):
     out: Tensor
     site: str = ""
     part: str = "base"
+    differentiable: ClassVar[bool] = True
+    stashes: ClassVar[bool] = False
+    """Whether `stashed` may name something."""
 
     def flops(self) -> int:
         """FLOPs of the forward as torch.utils.flop_counter counts them: matrix products only, 1 MAC = 2."""
@@ -113,12 +116,12 @@ class Op(ABC):
         """Temporaries of the forward, alive together with inputs and output."""
         return 0
 
-    def differentiable(self) -> bool:
-        return True
-
     def moved_bytes(self) -> int:
         """Bytes read and written by the forward kernel, for the roofline."""
-        return self.out.nbytes + sum(t.nbytes for t in self.ins)
+        total = self.out.nbytes
+        for t in self.ins:
+            total += t.nbytes
+        return total
 
 
 Need = frozenset[str] | set[str]

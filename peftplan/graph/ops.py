@@ -409,6 +409,7 @@ class Make(Op):
     """A tensor made without gradient (positions, tables, masks) from `ins`, with temporaries."""
 
     temporary_bytes: int = 0
+    differentiable = False
 
     def scratch_bytes(self) -> int:
         return self.temporary_bytes
@@ -416,20 +417,16 @@ class Make(Op):
     def backward(self, need: Need) -> tuple[Grad, ...]:  # noqa: ARG002
         return ()
 
-    def differentiable(self) -> bool:
-        return False
-
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hold(Op):
     """Not a computation: Python names that keep values alive up to this point."""
 
+    differentiable = False
+
     def backward(self, need: Need) -> tuple[Grad, ...]:  # noqa: ARG002
         return ()
-
-    def differentiable(self) -> bool:
-        return False
 
     def moved_bytes(self) -> int:
         return 0
@@ -449,6 +446,7 @@ class PackedLinear(Op):
     forward_workspace_bytes: int
     backward_workspace_bytes: int
     keeps_input: bool = False
+    stashes = True
     adapters_clone: bool = False
     """Whether PEFT clones the output before adding its branch (lora/bnb.py, Linear4bit.forward)."""
 
@@ -478,14 +476,13 @@ class PackedLinear(Op):
 class DetachedLinear(Op):
     """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
 
+    differentiable = False
+
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
 
     def backward(self, need: Need) -> tuple[Grad, ...]:  # noqa: ARG002
         return ()
-
-    def differentiable(self) -> bool:
-        return False
 
 
 def internal(op_name: str, label: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
