@@ -26,6 +26,8 @@ class Linear(Op):
     Keeps x where W trains and W where x needs a gradient (mm: self, mat2). The weight's gradient is computed first.
     """
 
+    views = True
+
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
 
@@ -51,6 +53,8 @@ class Linear(Op):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatMul(Op):
     """Batched a @ b: `bmm`. ins = (a, b); `inner` is the contracted size. Keeps each where the other needs."""
+
+    views = True
 
     inner: int
 
@@ -172,6 +176,8 @@ class Copy(Op):
 class View(Op):
     """A view of another layout: no bytes forward; `grad_copied` where its gradient comes back non-contiguous."""
 
+    views = True
+
     grad_copied: bool = False
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
@@ -207,6 +213,8 @@ class Concat(Op):
 class Square(Op):
     """x^2 (pow_backward: grad * (2 * x^1)); keeps x; two temporaries of x's size in backward."""
 
+    pieces = 2
+
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return self.ins if _wants(need, *self.ins) else ()
 
@@ -229,6 +237,8 @@ class MeanLast(Op):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rsqrt(Op):
     """1 / sqrt(x): keeps its result (rsqrt: -0.5 * grad * result^3; two temporaries)."""
+
+    pieces = 2
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return (self.out,) if _wants(need, *self.ins) else ()
@@ -270,6 +280,8 @@ class Dropout(Op):
     """Dropout in training. CUDA's fused kernel keeps a one-byte mask (native_dropout); the CPU path multiplies by
     noise of the input's dtype and keeps that (aten/src/ATen/native/Dropout.cpp)."""
 
+    output_first = True
+
     mask: Tensor
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
@@ -308,6 +320,8 @@ class Softmax(Op):
     softmax_backward_cuda_out), the CPU's does not.
     """
 
+    output_first = True
+
     product: bool = False
     temporary_bytes: int = 0
 
@@ -330,6 +344,8 @@ class FusedAttention(Op):
     q and out are (B, N, S, D). FLOPs as flop_counter.sdpa_flop: the whole score matrix, causal or not; backward five
     products (two of them the recomputed scores and their gradient).
     """
+
+    output_first = True
 
     kv_len: int
     extras: tuple[Tensor, ...] = field(default=())
@@ -389,6 +405,8 @@ class LogSoftmax(Op):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NllLoss(Op):
     """nll_loss: ins = (log-probabilities, labels); keeps both and the total weight; a full gradient in backward."""
+
+    output_first = True
 
     total_weight: Tensor
 
