@@ -133,7 +133,8 @@ def _workspaces(case: Case, graph: Graph) -> int:
 
 def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
-    return any(isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops)
+    linears = (op for r in graph.regions for op in r.ops if len(op.ins) > 2)
+    return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:

@@ -9,25 +9,37 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError
 from peftplan.job import Assumption, Job, make_job
-from peftplan.resolve import resolve
+from peftplan.plugins import canonical
+from peftplan.resolve import ATTENTION, resolve
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, flatten, nest
 
 NOT_CONFIG = {
     "config", "trainer", "extras", "remarks", "set", "gpu", "usd_per_hour", "tokens", "backend", "task",
 }  # fmt: skip
 """Fields that say where or how long, not what is configured."""
-_BEHAVIOUR = ("loop.", "loss.", "allocator.", "model.")
+_BEHAVIOUR = ("loop.", "loss.", "allocator.", "model.", "format.prepare", "format.cast_back")
 """Settings that the trainer and the library versions decide, not its config."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "layout": ("none", "single"), "offload": ("none",), "kernels": ("hf",), "adapter_dtype": ("auto",),
     "gpus": (1,), "nodes": (1,),
 }  # fmt: skip
+_TWICE = ("method.r", "method.target_modules")
+"""Settings that a decided job also says in a field of its own."""
 _MACHINE = ("gpus", "nodes", "layout", "offload", "kernels")
+
+
+RENDEZVOUS = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+"""What every node of a run is told: of how many it is which, its processes, and where the first node listens."""
+TORCHRUN = (
+    "torchrun --nnodes $NNODES --node-rank $NODE_RANK --nproc-per-node $NPROC_PER_NODE"
+    " --master-addr $MASTER_ADDR --master-port $MASTER_PORT"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +57,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Files by relative name, and the one command that trains with them, run inside the folder."""
+    """Files by relative name, and the one command that trains with them, run inside the folder once on every node.
+
+    On several GPUs the command finds `RENDEZVOUS` in its environment: a trainer whose program takes flags instead
+    writes them in terms of these variables, as `TORCHRUN` does.
+    """
 
     files: Mapping[str, str]
     command: str
+    program: str | None = None
+    """What one process of it runs, as arguments of `python`, where torchrun or accelerate may start the processes."""
 
 
 class Trainer(ABC):
@@ -66,6 +84,10 @@ class Trainer(ABC):
     """The keys that name the dataset."""
     harmless: ClassVar[frozenset[str]]
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
+    unpriced: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Patterns of keys that are not priced: what is priced instead, and which way that errs."""
+    whole: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose mappings are values (ranks by module name), not sections."""
 
     @final
     def read(self, config: Mapping[str, Any], *, name: str) -> Job:
@@ -74,12 +96,15 @@ class Trainer(ABC):
         Keys of no rule are kept in `extras`; those among them that could move memory are named in `remarks`.
         Raises RequestError.
         """
-        flat = flatten(config)
+        flat = flatten(config, whole=self.whole)
         fields, remarks = self._fields(flat, name)
+        apart = {key: why for rule in self.rules for key, why in rule.apart(flat).items()}
+        remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in apart.items() if why]
+        kept = {key: flat[key] for key in apart if key in flat}
         claimed = {key for rule in self.rules for key in rule.keys}
         extras = {key: value for key, value in flat.items() if key not in claimed}
         remarks += [self._unpriced(key, extras[key]) for key in extras if self._moves_memory(key, extras[key])]
-        return _job({**fields, "trainer": self.name, "extras": extras, "remarks": remarks})
+        return _job({**fields, "trainer": self.name, "extras": {**extras, **kept}, "remarks": remarks})
 
     @final
     def config(self, job: Job, run: Run) -> dict[str, Any]:
@@ -87,16 +112,26 @@ class Trainer(ABC):
 
         Raises Inexpressible for what it has no key for, RequestError for a job that is wrong.
         """
-        fields = fields_of(decided(job))
+        full = self.settled(decided(job), asked=job)
+        fields = fields_of(full)
         spoken = {field for rule in self.rules for field in rule.fields}
         for field, value in fields.items():
             if field not in spoken and not field.startswith(_BEHAVIOUR):
                 raise Inexpressible(field, value)
+        self.refuse(full, fields)
+        extras = job.extras if job.trainer == self.name else {}
         flat: dict[str, Any] = {}
         for rule in self.rules:
-            flat.update(rule.write(fields))
-        extras = job.extras if job.trainer == self.name else {}
+            flat.update(_written(rule, fields, extras))
         return nest({**self.run_keys(run), **extras, **flat})
+
+    def settled(self, full: Job, *, asked: Job) -> Job:
+        """`full`, where this trainer decides otherwise what the job leaves open (a null of `asked`)."""
+        del asked
+        return full
+
+    def refuse(self, full: Job, fields: Fields) -> None:  # noqa: B027
+        """Raises Inexpressible or RequestError for combinations that this trainer is known not to run."""
 
     @final
     def stated(self, job: Job, run: Run) -> Job:
@@ -132,11 +167,24 @@ class Trainer(ABC):
 
     def _unpriced(self, key: str, value: Any) -> Assumption:
         why = f"a key of {self.title} that is not priced; it could move memory either way"
+        for pattern, reason in self.unpriced.items():
+            if fnmatchcase(key, pattern):
+                return Assumption(what=key, value=value, why=reason)
         known = known_keys(self.name)
         if known and key.partition(".")[0] not in known:
             near = difflib.get_close_matches(key, known, n=1)
             why = f"not a key of {self.requirements[0]}" + (f"; did you mean {near[0]}?" if near else "")
         return Assumption(what=key, value=value, why=why)
+
+
+def _written(rule: Rule, fields: Fields, extras: Config) -> Config:
+    """What a rule writes; the keys that were kept apart, as long as they read as what the job says."""
+    keys = rule.write(fields)
+    original = {key: extras[key] for key in rule.keys if key in extras}
+    if not original:
+        return keys
+    back = rule.read({**keys, **original})
+    return {**keys, **original} if all(fields.get(field) == value for field, value in back.items()) else keys
 
 
 @lru_cache
@@ -165,8 +213,10 @@ def fields_of(job: Job) -> dict[str, Any]:
     fields = {name: value for name, value in stated.items() if value not in _NEUTRAL.get(name, ())}
     if job.format is not None and formats.get(job.format)().packed:
         fields["format"] = formats.canonical(job.format)
+    if job.attention is not None:
+        fields["attention"] = ATTENTION.get(canonical(job.attention), job.attention)
     fields.update(_method_fields(job))
-    return {**fields, **job.settings}
+    return {**fields, **{key: value for key, value in job.settings.items() if key not in _TWICE}}
 
 
 def _method_fields(job: Job) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,8 @@ from peftplan.errors import RequestError
 
 Config = Mapping[str, Any]
 Fields = Mapping[str, Any]
+Remarks = Mapping[str, str | None]
+"""Why, by key; None where there is nothing to say but the key is to be kept."""
 
 
 class Inexpressible(Exception):
@@ -38,6 +40,13 @@ class Rule:
     read: Callable[[Config], Fields]
     write: Callable[[Fields], Config]
     defaults: Fields
+    apart: Callable[[Config], Remarks]
+    """What `read` prices as something else: which way that errs, by key. A key that the config holds is kept beside the
+    job and written back as long as the job says what it was read as."""
+
+
+def _nothing(_: Config) -> Remarks:
+    return {}
 
 
 def custom(
@@ -47,9 +56,10 @@ def custom(
     read: Callable[[Config], Fields],
     write: Callable[[Fields], Config],
     defaults: Fields | None = None,
+    apart: Callable[[Config], Remarks] = _nothing,
 ) -> Rule:
     """A rule with code of its own: several keys say one thing, or one key several."""
-    return Rule(keys=keys, fields=fields, read=read, write=write, defaults=defaults or {})
+    return Rule(keys=keys, fields=fields, read=read, write=write, defaults=defaults or {}, apart=apart)
 
 
 def same(key: str, field: str, *, default: Any = None) -> Rule:
@@ -63,19 +73,36 @@ def same(key: str, field: str, *, default: Any = None) -> Rule:
     )
 
 
-def words(key: str, field: str, meaning: Mapping[Any, Any], *, default: Any = None) -> Rule:
-    """Each of the key's values stands for one of the field's; where two mean the same, the first one is written."""
+def words(
+    key: str,
+    field: str,
+    meaning: Mapping[Any, Any],
+    *,
+    default: Any = None,
+    stands_in: Mapping[Any, tuple[Any, str]] | None = None,
+) -> Rule:
+    """Each of the key's values stands for one of the field's; where two mean the same, the first one is written.
+
+    `stands_in` are words for what peftplan does not model: (the nearest value that it does, why and which way it errs).
+    """
     spoken: dict[Any, Any] = {}
     for word, value in meaning.items():
         spoken.setdefault(value, word)
+    nearest = stands_in or {}
 
     def read(config: Config) -> Fields:
         word = config.get(key)
         if word is None:
             return {}
+        if word in nearest:
+            return {field: nearest[word][0]}
         if word not in meaning:
-            raise RequestError(f"{key}: {word!r} is not read; known: {', '.join(map(str, meaning))}")
+            raise RequestError(f"{key}: {word!r} is not read; known: {', '.join(map(str, [*meaning, *nearest]))}")
         return {field: meaning[word]}
+
+    def apart(config: Config) -> Remarks:
+        word = config.get(key)
+        return {key: nearest[word][1]} if word in nearest else {}
 
     def write(fields: Fields) -> Config:
         value = fields.get(field)
@@ -85,7 +112,8 @@ def words(key: str, field: str, meaning: Mapping[Any, Any], *, default: Any = No
             raise Inexpressible(field, value)
         return {key: spoken[value]}
 
-    return custom((key,), (field,), read=read, write=write, defaults={} if default is None else {field: default})
+    defaults = {} if default is None else {field: default}
+    return custom((key,), (field,), read=read, write=write, defaults=defaults, apart=apart)
 
 
 def always(field: str, value: Any) -> Rule:
@@ -98,16 +126,23 @@ def written(key: str, value: Any) -> Rule:
     return custom((), (), read=lambda _: {}, write=lambda _: {key: value})
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted paths; lists and empty mappings are values."""
+def flatten(
+    config: Mapping[str, Any], prefix: str = "", *, whole: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Nested mappings as dotted paths. Lists, the mappings named in `whole` and those whose keys are not plain names
+    are values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, path + "."))
+        if isinstance(value, Mapping) and value and path not in whole and all(map(_is_name, value)):
+            flat.update(flatten(value, path + ".", whole=whole))
         else:
             flat[path] = value
     return flat
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and "." not in key
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
