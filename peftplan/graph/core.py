@@ -91,6 +91,14 @@ class Op(ABC):
     differentiable: ClassVar[bool] = True
     stashes: ClassVar[bool] = False
     """Whether `stashed` may name something."""
+    output_first: ClassVar[bool] = False
+    """Whether one kernel does it, which allocates what it returns before its temporaries; an op or a formula of
+    several kernels has its temporaries first."""
+    views: ClassVar[bool] = False
+    """Whether the gradient of the first input comes back as a view of what the formula makes: a view keeps the tensor
+    that it views, so the engine does not add to it in place."""
+    pieces: ClassVar[int] = 1
+    """In how many equal tensors an op's temporaries come."""
 
     def flops(self) -> int:
         """FLOPs of the forward as torch.utils.flop_counter counts them: matrix products only, 1 MAC = 2."""

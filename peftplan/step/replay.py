@@ -218,6 +218,7 @@ class _Player:
         for i, j, track in reversed(list(self._places())):
             part, walk = track.part, track.part.walk
             entry = part.region.entry.storage if part.region.entry is not None else None
+            first = (i, j) == (1, 0)  # what all layers share dies with the last node that uses it
             for name, size in track.backward:
                 if name == EXIT_GRADIENT:
                     key = gradient
@@ -227,7 +228,7 @@ class _Player:
                     key = entries[i, j] if name == entry else self._key(i, j, name)
                 if size > 0:
                     self._alloc(key, size)
-                else:
+                elif not is_global(name) or first:
                     self._free(key)
             if part.checkpointed:
                 if not (i == 1 and j == 0 and self._keeps_leaf()):

@@ -18,6 +18,8 @@ class Softmax(KeepsResult):
     softmax_backward_cuda_out), the CPU's does not.
     """
 
+    output_first = True
+
     product: bool = False
     temporary_bytes: int = 0
 
@@ -36,6 +38,8 @@ class FusedAttention(Op):
     q and out are (B, N, S, D). FLOPs as flop_counter.sdpa_flop: the whole score matrix, causal or not; backward five
     products (two of them the recomputed scores and their gradient).
     """
+
+    output_first = True
 
     kv_len: int
     extras: tuple[Tensor, ...] = field(default=())

@@ -66,6 +66,8 @@ class Scale(Unary):
 class Square(KeepsInput):
     """x^2 (pow_backward: grad * (2 * x^1)); keeps x; two temporaries of x's size in backward."""
 
+    pieces = 2
+
     def grad_scratch_bytes(self) -> int:
         return 2 * self.ins[0].nbytes
 
@@ -80,6 +82,8 @@ class MeanLast(Unary):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rsqrt(KeepsResult):
     """1 / sqrt(x): keeps its result (rsqrt: -0.5 * grad * result^3; two temporaries)."""
+
+    pieces = 2
 
     def grad_scratch_bytes(self) -> int:
         return 2 * self.ins[0].nbytes
@@ -102,6 +106,8 @@ class Squash(KeepsResult):
 class Dropout(Unary):
     """Dropout in training. CUDA's fused kernel keeps a one-byte mask (native_dropout); the CPU path multiplies by
     noise of the input's dtype and keeps that (aten/src/ATen/native/Dropout.cpp)."""
+
+    output_first = True
 
     mask: Tensor
 

@@ -35,6 +35,8 @@ class LogSoftmax(KeepsResult):
 class NllLoss(Op):
     """nll_loss: ins = (log-probabilities, labels); keeps both and the total weight; a full gradient in backward."""
 
+    output_first = True
+
     total_weight: Tensor
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:

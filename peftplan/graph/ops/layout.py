@@ -51,6 +51,8 @@ class Copy(_Moves):
 class View(_Moves):
     """A view of another layout: no bytes forward; `grad_copied` where its gradient comes back non-contiguous."""
 
+    views = True
+
     def moved_bytes(self) -> int:
         return 0
 

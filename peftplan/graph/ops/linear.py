@@ -17,6 +17,8 @@ class Linear(Op):
     Keeps x where W trains and W where x needs a gradient (mm: self, mat2). The weight's gradient is computed first.
     """
 
+    views = True
+
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
 
@@ -37,6 +39,8 @@ class Linear(Op):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatMul(Op):
     """Batched a @ b: `bmm`. ins = (a, b); `inner` is the contracted size. Keeps each where the other needs."""
+
+    views = True
 
     inner: int
 

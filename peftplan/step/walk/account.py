@@ -47,9 +47,14 @@ class Account:
             self._mark(self.current, where)
 
     def touch(self, size: int, where: str) -> None:
-        """Temporaries of one kernel."""
+        """Temporaries of one kernel, allocated after its output."""
         if self.current + size > self.peak.bytes:
             self._mark(self.current + size, where)
+
+    def compose(self, size: int, where: str, key: Key, *, scratch: int, pieces: int) -> None:  # noqa: ARG002
+        """An output of several kernels, the last of which makes it: temporaries are there before it is."""
+        self.alloc(size, where, key)
+        self.touch(scratch, where)
 
     def free(self, size: int, key: Key) -> None:  # noqa: ARG002
         self.current -= size
@@ -80,6 +85,12 @@ class Recording(Account):
     def touch(self, size: int, where: str) -> None:
         self.events += ((SCRATCH, size), (SCRATCH, -size))
         super().touch(size, where)
+
+    def compose(self, size: int, where: str, key: Key, *, scratch: int, pieces: int) -> None:
+        temporaries = [(f"{SCRATCH} {i}", scratch // pieces) for i in range(pieces)]
+        self.events += [*temporaries, (event_key(key), size), *((name, -part) for name, part in temporaries)]
+        Account.alloc(self, size, where, key)
+        Account.touch(self, scratch, where)
 
     def free(self, size: int, key: Key) -> None:
         self.events.append((event_key(key), -size))

@@ -18,13 +18,14 @@ from peftplan.step.walk.kept import Kept
 class Gradient:
     """A gradient's storage; `refs` counts who holds it. The exit's is number 0."""
 
-    __slots__ = ("bytes", "number", "refs", "request_bytes")
+    __slots__ = ("bytes", "number", "refs", "request_bytes", "viewed")
 
     def __init__(self, request_bytes: int, size: int, number: int) -> None:
         self.request_bytes = request_bytes
         self.bytes = size
         self.number = number
         self.refs = 1
+        self.viewed = False
 
     @property
     def key(self) -> str:
@@ -63,6 +64,18 @@ class Gradients:
         self.account.alloc(size, where, self._made)
         return Gradient(request_bytes, size, self._made)
 
+    def _compute(self, op: Op, request_bytes: int, scratch_bytes: int) -> Gradient:
+        """What a formula makes, with its temporaries."""
+        if not scratch_bytes or op.output_first:
+            made = self.make(request_bytes, op.name)
+            if scratch_bytes:
+                self.account.touch(scratch_bytes, op.name)
+            return made
+        size = self._size(request_bytes)
+        self._made += 1
+        self.account.compose(size, op.name, self._made, scratch=scratch_bytes, pieces=op.pieces)
+        return Gradient(request_bytes, size, self._made)
+
     def node(self, op: Op, saves: tuple[Tensor, ...], incoming: Gradient, *, recomputed: bool) -> None:
         """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
         (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
@@ -70,9 +83,7 @@ class Gradients:
         made: list[tuple[Tensor, Gradient]] = []
         for to, raw_bytes, scratch_bytes in op.backward(self.need):
             if raw_bytes:
-                made.append((to, self.make(raw_bytes, where)))
-                if scratch_bytes:
-                    self.account.touch(scratch_bytes, where)
+                made.append((to, self._compute(op, raw_bytes, scratch_bytes)))
             else:
                 incoming.refs += 1
                 made.append((to, incoming))
@@ -86,6 +97,9 @@ class Gradients:
         self._release(incoming)
         if saves and not recomputed:
             self.kept.release(saves)
+        if op.views:
+            for to, gradient in made:
+                gradient.viewed |= to is op.ins[0]
         for to, gradient in made:
             if to.kind in PARAMS:
                 self._accumulate(to, gradient, where)
@@ -99,7 +113,7 @@ class Gradients:
             self._release(gradient)
         elif old is None:
             flowing[to.name] = gradient
-        elif old.refs == 1:  # input_buffer.cpp, accumulate: in place where nobody else holds it
+        elif old.refs == 1 and not old.viewed:  # input_buffer.cpp, accumulate: in place where nobody else holds it
             self._release(gradient)
         else:
             flowing[to.name] = self.make(to.logical_bytes, where)

@@ -109,12 +109,16 @@ class RegionWalk:
                 self.before_loss = account.peak
                 self.start_phase()
             if i < run:
-                out = op.out
+                out, scratch = op.out, scratch_bytes[i]
                 if not out.base:
                     live[out.name] = size = out_bytes[i]
-                    account.alloc(size, op.name, out.name)
-                if scratch_bytes[i]:
-                    account.touch(scratch_bytes[i], op.name)
+                    if scratch and not op.output_first:
+                        account.compose(size, op.name, out.name, scratch=scratch, pieces=op.pieces)
+                        scratch = 0
+                    else:
+                        account.alloc(size, op.name, out.name)
+                if scratch:
+                    account.touch(scratch, op.name)
             if keep and saves[i]:
                 kept.keep(op, saves[i], live)
             if stash and plan.stashes:
