@@ -34,6 +34,20 @@ VERSION = "0.1.0"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Walked:
+    """One step of a case on one GPU, before any clock, price or verdict."""
+
+    case: Case
+    graph: Graph
+    weights: list[Trained]
+    rules: Rules
+    static: dict[str, int]
+    """What lives between steps, by kind."""
+    step: StepMemory
+    existing_grad_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """An estimate with everything it was read from; `explain` and the tests look inside."""
 
@@ -56,9 +70,8 @@ def estimate(job: Job | None = None, **fields: Any) -> Estimate:
     return read(job if job is not None else make_job(**fields)).estimate
 
 
-def read(job: Job) -> Reading:
-    """The estimate of a job with its workings."""
-    case = resolve(job)
+def walk(case: Case) -> Walked:
+    """The graph of a case and one step over it."""
     graph = build_graph(case)
     rules = _rules(case)
     weights = trained(graph)
@@ -74,10 +87,20 @@ def read(job: Job) -> Reading:
         entry_requires_grad=case.recompute.layers,
     )
     _optimizer_phase(case, step, weights)
+    return Walked(
+        case=case, graph=graph, weights=weights, rules=rules, static=static, step=step, existing_grad_bytes=existing
+    )
+
+
+def read(job: Job) -> Reading:
+    """The estimate of a job with its workings."""
+    case = resolve(job)
+    walked = walk(case)
+    graph, static, step = walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, static, _memory(static, step, existing), gpu)
+    memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
     flops = _flops(case, step)
-    paced = pace(case, step, flops, gpu, trained=weights, state_bytes=static["state"])
+    paced = pace(case, step, flops, gpu, trained=walked.weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -95,7 +118,7 @@ def read(job: Job) -> Reading:
             *fit_reasons(gpu, on_device=_has_device(case, gpu)),
         ),
     ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes)))
-    return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
+    return Reading(case=case, graph=graph, step=step, rules=walked.rules, static=static, estimate=answer)
 
 
 def _rules(case: Case) -> Rules:

@@ -137,15 +137,21 @@ def step_time(
     reentrant: bool,
 ) -> StepTime | Unknown:
     """Seconds of `micro_batches` forward and backward passes and one optimizer step, on one card."""
+    meter = metered(segments, gpu, attention=attention, reentrant=reentrant)
+    return meter if isinstance(meter, Unknown) else meter.total(optimizer, micro_batches)
+
+
+def metered(segments: Iterable[Segment], gpu: Gpu, *, attention: AttentionKernel, reentrant: bool) -> Meter | Unknown:
+    """The seconds of one micro-batch on one card; `total` adds an optimizer to them."""
     if gpu.kind != "gpu":
         return Unknown(why=f"{gpu.name} is no GPU: its compiler fuses ops, which the clock does not model")
     cache = 2 * gpu.l2_bytes if gpu.l2_bytes is not None else 2**62
-    meter = _Meter(gpu, attention)
+    meter = Meter(gpu, attention)
     for run in passes(segments, reentrant=reentrant, cache_bytes=cache):
         meter.add(run)
     if meter.missing:
         return Unknown(why=f"{gpu.name}: its peak rate in {meter.missing} is unknown, or it has none")
-    return meter.total(optimizer, micro_batches)
+    return meter
 
 
 def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
@@ -154,7 +160,7 @@ def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
     return kernel.dtype
 
 
-class _Meter:
+class Meter:
     """Adds up the seconds of the passes of one micro-batch."""
 
     def __init__(self, gpu: Gpu, attention: AttentionKernel) -> None:
