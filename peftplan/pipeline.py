@@ -14,7 +14,7 @@ from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
-from peftplan.optimizers.base import Trained
+from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
@@ -134,11 +134,15 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
-    states = case.optimizer.states(weights, case.job.backend)
-    kinds["state"] = sum(size(s.bytes) * s.copies for s in states if not s.host)
+    kinds["state"] = state_bytes(case.optimizer, weights, rules, case.job.backend)
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds
+
+
+def state_bytes(optimizer: Optimizer, weights: list[Trained], rules: Rules, backend: str = "cuda") -> int:
+    """Optimizer states that live on the device between steps."""
+    return sum(rules.size(s.bytes) * s.copies for s in optimizer.states(weights, backend) if not s.host)
 
 
 def _workspaces(case: Case, graph: Graph) -> int:
