@@ -49,6 +49,11 @@ def usd_per_million(usd_per_hour: float, tokens_per_second: float) -> float:
     return usd_per_hour * 1e6 / tokens_per_second / SECONDS_PER_HOUR
 
 
+def run_hours(tokens: int, tokens_per_second: float) -> float:
+    """Hours for `tokens` at a speed above zero."""
+    return tokens / tokens_per_second / SECONDS_PER_HOUR
+
+
 def _none(what: str, why: str) -> Assumption:
     return Assumption(what=what, value=None, why=why)
 
@@ -77,7 +82,7 @@ def _hours(job: Job, time: Time, notes: list[Assumption]) -> float | None:
     if not time.tokens_per_second:
         notes.append(_none("cost.usd_total", "the speed is unknown"))
         return None
-    return job.tokens / time.tokens_per_second / SECONDS_PER_HOUR
+    return run_hours(job.tokens, time.tokens_per_second)
 
 
 def _energy(job: Job, gpu: Gpu | None, hours: float | None, notes: list[Assumption]) -> float | None:

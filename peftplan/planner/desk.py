@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from peftplan import optimizers
-from peftplan.cost import price, usd_per_million
+from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import verdict_of
 from peftplan.graph.blocks.attention import kernel_class
@@ -41,12 +41,13 @@ class Figures(NamedTuple):
 
     peak_bytes: int
     tokens_per_second: float | None
-    usd_per_million: float | None
+    usd_per_hour: float | None
+    """Of all its cards."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
-    """One candidate. Speed and price are not asked for (None) where it cannot fit."""
+    """One candidate. Speed is not asked for (None) where it cannot fit."""
 
     index: int
     """Its place in the space: the last tie-break."""
@@ -83,11 +84,15 @@ def weigh(space: Space) -> Weighed:
     for shape in space.shapes:
         seats = [seat for seat in space.seats if space.grad_accum(shape, seat) is not None]
         for alike in _alike(seats, shape):
-            try:
-                found.candidates += desk.weigh(shape, alike, first=len(found.candidates))
-            except RequestError as error:
-                found.refused[str(error)] += len(alike) * len(space.optimizers)
+            _weigh(desk, shape, alike, found)
     return found
+
+
+def _weigh(desk: _Desk, shape: Choice, seats: Sequence[Seat], found: Weighed) -> None:
+    try:
+        found.candidates += desk.weigh(shape, seats, first=len(found.candidates))
+    except RequestError as error:
+        found.refused[str(error)] += desk.candidates(seats)
 
 
 def least_bytes(peak_bytes: int, gpu: Gpu) -> int:
@@ -135,6 +140,10 @@ class _Desk:
             for i, ((seat, choice), (known, quality)) in enumerate(zip(places, figures, strict=True))
         ]
 
+    def candidates(self, seats: Sequence[Seat]) -> int:
+        """How many a shape has on these seats."""
+        return len(seats) * len(self._optimizers)
+
     def _shared(self, shape: Choice, seats: Sequence[Seat]) -> Iterator[tuple[Figures, Evidence]]:
         """One walk for all cards and optimizers."""
         case = resolve(self._space.candidate(shape, seats[0], self._space.optimizers[0]))
@@ -148,9 +157,7 @@ class _Desk:
         for choice in self._space.optimizers:
             reading = read(self._space.candidate(shape, seat, choice))
             found = reading.estimate
-            figures = Figures(
-                found.memory.peak_bytes, found.time.tokens_per_second, found.cost.usd_per_million_tokens
-            )
+            figures = Figures(found.memory.peak_bytes, found.time.tokens_per_second, found.cost.usd_per_hour)
             yield figures, evidence(reading.case, reading.case.optimizer)
 
 
@@ -173,10 +180,9 @@ class _OneCard:
         meter = metered_case(self._walked.case, self._walked.step, gpu) if fitting else None
         for peak, optimizer in zip(peaks, self._optimizers, strict=True):
             if isinstance(meter, Meter) and _may_fit(peak, gpu, usable):
-                speed = self._speed(meter, optimizer)
-                yield Figures(peak, speed, None if usd_per_hour is None else usd_per_million(usd_per_hour, speed))
+                yield Figures(peak, self._speed(meter, optimizer), usd_per_hour)
             else:
-                yield Figures(peak, None, None)
+                yield Figures(peak, None, usd_per_hour)
 
     def _peak_bytes(self, gpu: Gpu, optimizer: _Optimizer) -> int:
         workspace = workspace_bytes(

@@ -52,7 +52,11 @@ def evidence(case: Case, optimizer: Optimizer) -> Evidence:
         return Evidence(None, "measured with AdamW only")
     bare, targets = _bare(case.method), _targets(case.job.target_modules)
     for row in rows():
-        if type(row.method) is type(bare) and row.method == bare and (row.rank, row.targets) == (case.job.rank, targets):
+        if (
+            type(row.method) is type(bare)
+            and row.method == bare
+            and (row.rank, row.targets) == (case.job.rank, targets)
+        ):
             return row.evidence
     return Evidence(None, _why(type(bare)))
 

@@ -326,15 +326,20 @@ def named_gpus(text: str | None) -> tuple[Gpu, ...]:
 def _layouts(job: Job) -> tuple[list[tuple[int, int, str | None]], str | None]:
     """(GPUs, nodes, layout) of several cards that are modelled; and, where none is, why."""
     counts = sorted({min(2**i, job.gpus) for i in range(job.gpus.bit_length() + 1)})
-    pairs = [(gpus, 1) for gpus in counts if gpus > 1] + [(job.gpus, job.nodes)] * (job.nodes > 1)
+    pairs = [(gpus, 1) for gpus in counts if gpus > 1]
+    if job.nodes > 1:
+        pairs.append((job.gpus, job.nodes))
     names = (job.layout,) if job.layout is not None else LAYOUTS
-    found, why = [], None
-    for gpus, nodes in pairs:
-        for layout in names:
-            try:
-                resolve(job.model_copy(update={"gpu": None, "gpus": gpus, "nodes": nodes, "layout": layout}))
-            except RequestError as error:
-                why = why or str(error)
-            else:
-                found.append((gpus, nodes, layout))
-    return found, None if found else why
+    asked = [(gpus, nodes, layout) for gpus, nodes in pairs for layout in names]
+    refusals = [_refusal(job, *one) for one in asked]
+    found = [one for one, why in zip(asked, refusals, strict=True) if why is None]
+    return found, refusals[0] if refusals and not found else None
+
+
+def _refusal(job: Job, gpus: int, nodes: int, layout: str | None) -> str | None:
+    """Why several cards are not modelled so, or None where they are."""
+    try:
+        resolve(job.model_copy(update={"gpu": None, "gpus": gpus, "nodes": nodes, "layout": layout}))
+    except RequestError as error:
+        return str(error)
+    return None
