@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peftplan.errors import OutsideError, PeftplanError, RequestError
     from peftplan.job import Assumption, Job
     from peftplan.pipeline import estimate
+    from peftplan.planner import Goal, Plan, plan
     from peftplan.result import Estimate, Term
 
 __version__ = "0.1.0"
@@ -26,15 +27,18 @@ _HOMES = {
     "Arch": "peftplan.arch.core",
     "Assumption": "peftplan.job",
     "Estimate": "peftplan.result",
+    "Goal": "peftplan.planner.goal",
     "Job": "peftplan.job",
     "OutsideError": "peftplan.errors",
     "PeftplanError": "peftplan.errors",
+    "Plan": "peftplan.planner.result",
     "RequestError": "peftplan.errors",
     "Saving": "peftplan.breakdown",
     "Term": "peftplan.result",
     "estimate": "peftplan.pipeline",
     "explain": "peftplan.breakdown",
     "load_arch": "peftplan.arch",
+    "plan": "peftplan.planner.search",
     "savings": "peftplan.breakdown",
 }
 
@@ -42,15 +46,18 @@ __all__ = [
     "Arch",
     "Assumption",
     "Estimate",
+    "Goal",
     "Job",
     "OutsideError",
     "PeftplanError",
+    "Plan",
     "RequestError",
     "Saving",
     "Term",
     "estimate",
     "explain",
     "load_arch",
+    "plan",
     "savings",
 ]
 

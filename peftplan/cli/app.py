@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 import typer
 
-from peftplan.cli import estimate, explain, listing, profile
+from peftplan.cli import estimate, explain, listing, plan, profile
 from peftplan.cli.options import Sections
 
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("estimate", cls=Sections)(estimate.command)
 app.command("explain", cls=Sections)(explain.command)
+app.command("plan", cls=Sections)(plan.command)
 app.command("profile", cls=Sections)(profile.command)
 app.command("list")(listing.command)
 

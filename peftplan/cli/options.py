@@ -16,6 +16,7 @@ from peftplan.errors import RequestError
 from peftplan.job import Job, make_job
 
 MODEL, METHOD, TRAINING, MACHINE, FILES = "Model", "Method", "Training", "Machine", "Files and output"
+LIMITS = "Limits and preferences"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=FILES)]
 
@@ -179,7 +180,7 @@ class Sections(TyperCommand):
                 formatter.write_dl(sections[title])
 
 
-_ORDER = ["Arguments", MODEL, METHOD, TRAINING, MACHINE, FILES]
+_ORDER = ["Arguments", MODEL, METHOD, TRAINING, MACHINE, LIMITS, FILES]
 
 
 def _section(param: Any) -> str:

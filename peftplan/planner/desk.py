@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, product
 from typing import NamedTuple
 
 from peftplan import optimizers
@@ -49,8 +49,8 @@ class Figures(NamedTuple):
 class Candidate:
     """One candidate. Speed is not asked for (None) where it cannot fit."""
 
-    index: int
-    """Its place in the space: the last tie-break."""
+    place: tuple[int, int, int]
+    """Of its shape, seat and optimizer in the space: the last tie-break."""
     space: Space
     shape: Choice
     seat: Seat
@@ -79,20 +79,19 @@ class Weighed:
 
 
 def weigh(space: Space) -> Weighed:
-    """All candidates of `space`, in its order."""
+    """All candidates of `space`."""
     desk, found = _Desk(space), Weighed()
-    for shape in space.shapes:
-        seats = [seat for seat in space.seats if space.grad_accum(shape, seat) is not None]
-        for alike in _alike(seats, shape):
-            _weigh(desk, shape, alike, found)
+    for number, shape in enumerate(space.shapes):
+        for seats in _alike(space, shape):
+            _weigh(desk, number, seats, found)
     return found
 
 
-def _weigh(desk: _Desk, shape: Choice, seats: Sequence[Seat], found: Weighed) -> None:
+def _weigh(desk: _Desk, shape: int, seats: Sequence[int], found: Weighed) -> None:
     try:
-        found.candidates += desk.weigh(shape, seats, first=len(found.candidates))
+        found.candidates += desk.weigh(shape, seats)
     except RequestError as error:
-        found.refused[str(error)] += desk.candidates(seats)
+        found.refused[str(error)] += desk.count(seats)
 
 
 def least_bytes(peak_bytes: int, gpu: Gpu) -> int:
@@ -100,16 +99,17 @@ def least_bytes(peak_bytes: int, gpu: Gpu) -> int:
     return peak_bytes + cuda_context(gpu.capability).bytes
 
 
-def _alike(seats: Sequence[Seat], shape: Choice) -> Iterator[list[Seat]]:
-    """Seats that see the same graph: single cards of one kernel class. Several cards are each by themselves."""
+def _alike(space: Space, shape: Choice) -> Iterator[list[int]]:
+    """The places of seats that see the same graph: single cards of one kernel class; several cards are each alone."""
     attention = str(shape.update.get("attention"))
-    classes = {i: (seat.cards > 1) * (i + 1) for i, seat in enumerate(seats)}
 
-    def kind(i: int) -> tuple[int, tuple[bool, bool]]:
-        return classes[i], kernel_class(seats[i].gpu.capability, attention)
+    def kind(place: int) -> tuple[int, tuple[bool, bool]]:
+        seat = space.seats[place]
+        return (seat.cards > 1) * (place + 1), kernel_class(seat.gpu.capability, attention)
 
-    for _, same in groupby(sorted(classes, key=kind), key=kind):
-        yield [seats[i] for i in same]
+    possible = (i for i, seat in enumerate(space.seats) if space.grad_accum(shape, seat) is not None)
+    for _, same in groupby(sorted(possible, key=kind), key=kind):
+        yield list(same)
 
 
 class _Desk:
@@ -121,28 +121,33 @@ class _Desk:
         self._hourly = {seat.gpu.name: _usd_per_hour(space.job, seat.gpu) for seat in space.seats}
         self._optimizers = [_optimizer(space.job, choice) for choice in space.optimizers]
 
-    def weigh(self, shape: Choice, seats: Sequence[Seat], *, first: int) -> list[Candidate]:
-        """The candidates of one shape on seats that are alike; RequestError where they are not modelled."""
-        figures = self._shared(shape, seats) if seats[0].cards == 1 else self._whole(shape, seats[0])
-        places = ((seat, choice) for seat in seats for choice in self._space.optimizers)
-        return [
-            Candidate(
-                index=first + i,
-                space=self._space,
-                shape=shape,
-                seat=seat,
-                optimizer=choice,
-                figures=known,
-                usable_bytes=self._usable[seat.gpu.name],
-                may_fit=_may_fit(known.peak_bytes, seat.gpu, self._usable[seat.gpu.name]),
-                quality=quality,
-            )
-            for i, ((seat, choice), (known, quality)) in enumerate(zip(places, figures, strict=True))
-        ]
-
-    def candidates(self, seats: Sequence[Seat]) -> int:
-        """How many a shape has on these seats."""
+    def count(self, seats: Sequence[int]) -> int:
+        """How many candidates a shape has on these seats."""
         return len(seats) * len(self._optimizers)
+
+    def weigh(self, shape: int, seats: Sequence[int]) -> list[Candidate]:
+        """The candidates of one shape on seats that are alike; RequestError where they are not modelled."""
+        alone = self._space.seats[seats[0]].cards == 1
+        known = (self._shared if alone else self._whole)(
+            self._space.shapes[shape], [self._space.seats[i] for i in seats]
+        )
+        places = ((shape, seat, choice) for seat in seats for choice in range(len(self._optimizers)))
+        return [self._candidate(place, *one) for place, one in zip(places, known, strict=True)]
+
+    def _candidate(self, place: tuple[int, int, int], figures: Figures, quality: Evidence) -> Candidate:
+        shape, seat, optimizer = place
+        gpu = self._space.seats[seat].gpu
+        return Candidate(
+            place=place,
+            space=self._space,
+            shape=self._space.shapes[shape],
+            seat=self._space.seats[seat],
+            optimizer=self._space.optimizers[optimizer],
+            figures=figures,
+            usable_bytes=self._usable[gpu.name],
+            may_fit=_may_fit(figures.peak_bytes, gpu, self._usable[gpu.name]),
+            quality=quality,
+        )
 
     def _shared(self, shape: Choice, seats: Sequence[Seat]) -> Iterator[tuple[Figures, Evidence]]:
         """One walk for all cards and optimizers."""
@@ -153,8 +158,9 @@ class _Desk:
             known = one.figures(seat.gpu, self._usable[seat.gpu.name], self._hourly[seat.gpu.name])
             yield from zip(known, qualities, strict=True)
 
-    def _whole(self, shape: Choice, seat: Seat) -> Iterator[tuple[Figures, Evidence]]:
-        for choice in self._space.optimizers:
+    def _whole(self, shape: Choice, seats: Sequence[Seat]) -> Iterator[tuple[Figures, Evidence]]:
+        """One whole estimate for each."""
+        for seat, choice in product(seats, self._space.optimizers):
             reading = read(self._space.candidate(shape, seat, choice))
             found = reading.estimate
             figures = Figures(found.memory.peak_bytes, found.time.tokens_per_second, found.cost.usd_per_hour)

@@ -89,10 +89,8 @@ def _notch(change: str, update: dict[str, object], winner: Candidate, goal: Goal
         space = make_space(job, goal)
     except RequestError as error:
         return Notch(change=change, entry=None, says=str(error))
-    wanted = int(job.gpus * job.nodes)
-    refused = [note.why for note in space.assumptions if note.what == "gpus"]
-    if wanted > 1 and refused:
-        return Notch(change=change, entry=None, says=refused[0])
+    if space.refused_cards is not None:
+        return Notch(change=change, entry=None, says=space.refused_cards)
     found = next(filter(bench.fits, rank.ranked(weigh(space).candidates, goal.order)), None)
     if found is None:
         return Notch(change=change, entry=None, says="no configuration fits")
@@ -108,9 +106,8 @@ def _pinned(winner: Candidate, resolved: Job, update: dict[str, object]) -> Job:
 
 
 def next_bigger(gpu: Gpu) -> Gpu | None:
-    """The smallest common card with a price that has more room."""
-    own = usable_bytes(gpu).bytes or 0
-    return next((card for size, card in _by_size() if size > own), None)
+    """The smallest common card with a price that is sold with more memory."""
+    return next((card for _, card in _by_size() if card.memory.marketed_bytes > gpu.memory.marketed_bytes), None)
 
 
 def _by_size() -> list[tuple[int, Gpu]]:

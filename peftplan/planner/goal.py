@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -94,8 +93,3 @@ def check(job: Job, goal: Goal) -> None:
         raise RequestError(f"--task {job.task}: a plan is for training; leave it out")
     if job.backend != "cuda":
         raise RequestError(f"--backend {job.backend}: a plan is for GPUs; leave it out")
-
-
-def objectives() -> Iterable[str]:
-    """Every objective's name."""
-    return get_args(Objective)

@@ -10,7 +10,7 @@ one setup lie up to 0.02 apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +102,7 @@ def _bare(method: Method) -> Method:
     return replace(method, **own)
 
 
-def _targets(names: object) -> frozenset[str] | None:
+def _targets(names: str | Iterable[str] | None) -> frozenset[str] | None:
     if names is None:
         return None
-    return frozenset([names] if isinstance(names, str) else names)  # type: ignore[call-overload]
+    return frozenset([names] if isinstance(names, str) else names)

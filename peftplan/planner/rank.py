@@ -66,7 +66,7 @@ def values(c: Candidate, order: Iterable[Objective]) -> Values:
 
 def ranked(candidates: Iterable[Candidate], order: Sequence[Objective]) -> list[Candidate]:
     """Best first. Ties on all objectives: the fewest and least changes, then the place in the space."""
-    return sorted(candidates, key=lambda c: (*values(c, order), c.effort, c.index))
+    return sorted(candidates, key=lambda c: (*values(c, order), c.effort, c.place))
 
 
 def decided_by(loser: Candidate, winner: Candidate, order: Iterable[Objective]) -> Objective | None:

@@ -69,6 +69,8 @@ def buys(entry: Entry, winner: Entry) -> str:
 
 def _more(value: float, than: float) -> str:
     share = 100 * (value / than - 1) if than else 0.0
+    if abs(share) < 0.05:
+        return "the same"
     return f"{share:+.1f} %" if abs(share) < 9.95 else f"{share:+.0f} %"
 
 

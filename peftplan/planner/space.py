@@ -48,6 +48,10 @@ EFFORT = {
 more the more the result may differ. Our own scale; the sum of a configuration orders it, nothing else."""
 
 
+Cards = tuple[int, int, str | None]
+"""GPUs of a node, nodes, layout."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Fields to set, and the effort of setting them."""
@@ -80,6 +84,8 @@ class Space:
     shapes: tuple[Choice, ...]
     seats: tuple[Seat, ...]
     optimizers: tuple[Choice, ...]
+    refused_cards: str | None = None
+    """Why there are single cards only, where several were offered."""
     assumptions: tuple[Assumption, ...] = ()
 
     def grad_accum(self, shape: Choice, seat: Seat) -> int | None:
@@ -119,14 +125,15 @@ def make_space(job: Job, goal: Goal) -> Space:
     shapes = [shape for method in free.methods() for shape in _shapes(base, method, free)]
     if not shapes:  # every method was refused: say why the first one was
         resolve(changed(base, free.methods()[0].update))
-    seats, notes = _seats(job)
+    cards, (shared, refused) = named_gpus(job.gpu), _layouts(job)
     return Space(
         job=job,
         global_batch=_global_batch(job, goal),
         shapes=tuple(shapes),
-        seats=seats,
+        seats=_seats(cards, shared),
         optimizers=_accepted(base, _axis("optimizer", free.values("optimizer", OPTIMIZERS))),
-        assumptions=notes,
+        refused_cards=refused,
+        assumptions=tuple(_notes(job, cards, refused)),
     )
 
 
@@ -292,25 +299,23 @@ def _halved(value: int, *, floor: int) -> tuple[int, ...]:
 # -- cards ------------------------------------------------------------------------------------------------------
 
 
-def _seats(job: Job) -> tuple[tuple[Seat, ...], tuple[Assumption, ...]]:
-    """Every card of the job's list with every count up to the job's that the code models."""
-    cards = named_gpus(job.gpu)
-    single = [Seat(gpu=gpu) for gpu in cards]
-    notes = [] if job.gpu is not None else [_any_card(cards)]
-    shared, why = _layouts(job)
-    if why is not None:
-        notes.append(Assumption(what="gpus", value=1, why=f"up to {job.gpus * job.nodes} were offered, but {why}"))
+def _seats(cards: Sequence[Gpu], shared: Iterable[Cards]) -> tuple[Seat, ...]:
+    """Every card alone, then with every count and layout."""
+    alone = [Seat(gpu=gpu) for gpu in cards]
     several = [
-        Seat(gpu=gpu, gpus=gpus, nodes=nodes, layout=layout, effort=EFFORT["seat"] * (i + 1))
-        for gpu in cards
-        for i, (gpus, nodes, layout) in enumerate(shared)
+        Seat(gpu=gpu, gpus=gpus, nodes=nodes, layout=layout, effort=EFFORT["seat"] * step)
+        for gpu, (step, (gpus, nodes, layout)) in product(cards, enumerate(shared, 1))
     ]
-    return (*single, *several), tuple(notes)
+    return (*alone, *several)
 
 
-def _any_card(cards: Sequence[Gpu]) -> Assumption:
-    why = "no GPU named: those that reports name (docs/planning.md) and the price catalog holds"
-    return Assumption(what="gpu", value=tuple(gpu.name for gpu in cards), why=why)
+def _notes(job: Job, cards: Sequence[Gpu], refused: str | None) -> Iterator[Assumption]:
+    if job.gpu is None:
+        names = tuple(gpu.name for gpu in cards)
+        yield Assumption(what="gpu", value=names, why="no GPU named: the common ones that the price catalog holds")
+    if refused is not None:
+        why = f"only single GPUs are modelled of the {job.gpus * job.nodes} offered: {refused}"
+        yield Assumption(what="gpus", value=1, why=why)
 
 
 def named_gpus(text: str | None) -> tuple[Gpu, ...]:
@@ -323,14 +328,14 @@ def named_gpus(text: str | None) -> tuple[Gpu, ...]:
     return tuple({gpu.name: gpu for gpu in map(find_gpu, names)}.values())
 
 
-def _layouts(job: Job) -> tuple[list[tuple[int, int, str | None]], str | None]:
-    """(GPUs, nodes, layout) of several cards that are modelled; and, where none is, why."""
+def _layouts(job: Job) -> tuple[list[Cards], str | None]:
+    """How several cards up to the job's may share the work, as far as it is modelled; and why not, where none is."""
     counts = sorted({min(2**i, job.gpus) for i in range(job.gpus.bit_length() + 1)})
     pairs = [(gpus, 1) for gpus in counts if gpus > 1]
     if job.nodes > 1:
         pairs.append((job.gpus, job.nodes))
     names = (job.layout,) if job.layout is not None else LAYOUTS
-    asked = [(gpus, nodes, layout) for gpus, nodes in pairs for layout in names]
+    asked: list[Cards] = [(gpus, nodes, name) for gpus, nodes in pairs for name in names]
     refusals = [_refusal(job, *one) for one in asked]
     found = [one for one, why in zip(asked, refusals, strict=True) if why is None]
     return found, refusals[0] if refusals and not found else None
