@@ -157,7 +157,7 @@ def read_precision(config: Config) -> Fields:
     bf16, fp16 = config.get("bf16", "auto"), config.get("fp16")
     if bf16 == "full":
         return {"dtype": "bfloat16", "precision": "bf16"}
-    if bf16 == "auto" or bf16 is None and "bf16" not in config:
+    if bf16 == "auto" or (bf16 is None and "bf16" not in config):
         bf16 = not fp16
     if bf16 or config.get("bfloat16"):
         return {"dtype": "bfloat16", "precision": "bf16-mixed"}
