@@ -67,7 +67,7 @@ def write_method(fields: Fields) -> Config:
     raise Inexpressible("method", method)
 
 
-def method_apart(config: Config) -> Remarks:
+def method_stand_ins(config: Config) -> Remarks:
     patterns = config.get("unfrozen_parameters")
     if not patterns or read_method(config)["method"] == "bitfit":
         return {}
@@ -88,7 +88,7 @@ def read_targets(config: Config) -> Fields:
     return {"target_modules": wanted if isinstance(wanted, str) else tuple(wanted)}
 
 
-def targets_apart(config: Config) -> Remarks:
+def targets_stand_ins(config: Config) -> Remarks:
     wanted = config.get("lora_target_modules")
     if not (is_lora(config) and config.get("lora_target_linear") is True and wanted):
         return {}
@@ -143,7 +143,7 @@ def write_format(fields: Fields) -> Config:
     return {"load_in_4bit": True, "load_in_8bit": False} | {_BNB + key: value for key, value in bnb.items()}
 
 
-def format_apart(config: Config) -> Remarks:
+def format_stand_ins(config: Config) -> Remarks:
     """loaders/model.py reads `load_in_4bit` for qlora and `load_in_8bit` for lora; another pair loads unpacked."""
     adapter = config.get("adapter")
     ignored = {"lora": "load_in_4bit", "qlora": "load_in_8bit"}.get(str(adapter))
@@ -215,7 +215,7 @@ def read_attention(config: Config) -> Fields:
     return {"attention": name if name in ("eager", "sdpa", *PACKS) else "flash_attention_2"}
 
 
-def attention_apart(config: Config) -> Remarks:
+def attention_stand_ins(config: Config) -> Remarks:
     name = attention_of(config)
     if name in ("eager", "sdpa", *PACKS):
         return {}
@@ -253,7 +253,7 @@ def write_batching(fields: Fields) -> Config:
     return {"sample_packing": False, "pad_to_sequence_len": batching == "padded"}
 
 
-def batching_apart(config: Config) -> Remarks:
+def batching_stand_ins(config: Config) -> Remarks:
     if config.get("sample_packing") and read_batching(config)["batching"] != "packed":
         why = f"{attention_of(config)} gets one row a pack and a mask; priced as padded rows"
         return {"sample_packing": why}
@@ -277,7 +277,7 @@ def write_recompute(fields: Fields) -> Config:
     return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
 
 
-def recompute_apart(config: Config) -> Remarks:
+def recompute_stand_ins(config: Config) -> Remarks:
     if config.get("gradient_checkpointing") in (None, True, False):
         return {}
     return {"gradient_checkpointing": "priced as recomputation that keeps each layer's input on the GPU; errs high"}
@@ -291,7 +291,7 @@ def read_kernels(config: Config) -> Fields:
     return {}
 
 
-def kernels_apart(config: Config) -> Remarks:
+def kernels_stand_ins(config: Config) -> Remarks:
     """utils/schemas/config.py, check_auto_enable_lora_kernels: on where no key is there, but for int8 and trusted code."""
     why = "Axolotl's fused LoRA kernels keep fewer activations; priced without them, errs high"
     on = {key: why for key in KERNELS if config.get(key)}
@@ -306,7 +306,7 @@ def write_kernels(fields: Fields) -> Config:
     return dict.fromkeys(KERNELS, False) if fields["method"] == "lora" else {}
 
 
-def plugins_apart(config: Config) -> Remarks:
+def plugins_stand_ins(config: Config) -> Remarks:
     listed = names(config.get("plugins"))
     if any(name.endswith("CutCrossEntropyPlugin") for name in listed) and config.get("cut_cross_entropy", True):
         return {"plugins": "cut cross-entropy never makes the logits; priced with them, errs high"}

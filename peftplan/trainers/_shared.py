@@ -64,7 +64,7 @@ def optim(key: str, *, default: str) -> Rule:
             raise Inexpressible("optimizer", name)
         return {key: OPTIM.get(name, name)}
 
-    def apart(config: Config) -> Remarks:
+    def stand_ins(config: Config) -> Remarks:
         word = config.get(key)
         if word is None or _known(word):
             return {}
@@ -72,7 +72,7 @@ def optim(key: str, *, default: str) -> Rule:
         return {key: f"not modelled; priced as {name}: {why}"}
 
     return custom(
-        (key,), ("optimizer",), read=read, write=write, defaults={"optimizer": default}, apart=apart
+        (key,), ("optimizer",), read=read, write=write, defaults={"optimizer": default}, stand_ins=stand_ins
     )  # fmt: skip
 
 
@@ -129,16 +129,20 @@ def lora_plus(key: str) -> Rule:
     def write(fields: Fields) -> Config:
         return {key: 16.0} if fields.get("variant") == "lora_plus" else {}
 
-    def apart(config: Config) -> Remarks:
+    def stand_ins(config: Config) -> Remarks:
         return {key: None} if config.get(key) else {}
 
-    return custom((key,), ("variant",), read=read, write=write, apart=apart)
+    return custom((key,), ("variant",), read=read, write=write, stand_ins=stand_ins)
 
 
-def variant(fields: Fields, known: tuple[str, ...]) -> None:
-    """Raises Inexpressible for a variant that is not among `known`."""
-    if fields.get("variant") not in (None, *known):
-        raise Inexpressible("method", fields["variant"])
+def startable(fields: Fields) -> None:
+    """Raises Inexpressible for starts of LoRA that no config alone can make: LoftQ, EVA and CorDA want more than a word,
+    and PiSSA a base that is not packed."""
+    start = str(fields.get("method.init_lora_weights"))
+    if start in ("loftq", "eva", "corda", "lora_ga"):
+        raise Inexpressible("method.init_lora_weights", start)
+    if start.startswith("pissa") and fields.get("format") is not None:
+        raise Inexpressible("method.init_lora_weights", f"{start} on {fields['format']}")
 
 
 def positive(config: Config, key: str) -> int | None:

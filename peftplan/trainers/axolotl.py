@@ -18,7 +18,7 @@ import yaml
 
 from peftplan.job import Job
 from peftplan.trainers import _axolotl as own
-from peftplan.trainers._shared import knobs, lora_plus, optim, variant
+from peftplan.trainers._shared import knobs, lora_plus, optim, startable
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, same
 
@@ -90,7 +90,7 @@ class Axolotl(Trainer):
             "overrides_of_model_kwargs*", "base_model_config", "base_model_ignore_patterns", "torchdistx_path",
         }
     )  # fmt: skip
-    unpriced = MappingProxyType(
+    instead = MappingProxyType(
         {
             "liger_fused_linear_cross_entropy": "Liger's loss never makes the logits; priced with them, errs high",
             "liger_*": "Liger's kernels keep fewer activations; priced as transformers' own, errs high",
@@ -129,7 +129,7 @@ class Axolotl(Trainer):
             ("method", "method.train"),
             read=own.read_method,
             write=own.write_method,
-            apart=own.method_apart,
+            stand_ins=own.method_stand_ins,
         ),
         _LORA,
         custom(
@@ -137,7 +137,7 @@ class Axolotl(Trainer):
             ("target_modules",),
             read=own.read_targets,
             write=own.write_targets,
-            apart=own.targets_apart,
+            stand_ins=own.targets_stand_ins,
         ),
         lora_plus("loraplus_lr_ratio"),
         custom(
@@ -148,7 +148,7 @@ class Axolotl(Trainer):
             ("format", "format.double_quant", "format.blocksize", "format.compute_dtype"),
             read=own.read_format,
             write=own.write_format,
-            apart=own.format_apart,
+            stand_ins=own.format_stand_ins,
         ),
         custom(
             ("bf16", "fp16", "bfloat16", "float16", "float32"),
@@ -176,25 +176,25 @@ class Axolotl(Trainer):
             ("attention",),
             read=own.read_attention,
             write=own.write_attention,
-            apart=own.attention_apart,
+            stand_ins=own.attention_stand_ins,
         ),
         custom(
             ("sample_packing", "pad_to_sequence_len", "batch_flattening"),
             ("batching",),
             read=own.read_batching,
             write=own.write_batching,
-            apart=own.batching_apart,
+            stand_ins=own.batching_stand_ins,
         ),
         custom(
             ("gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant"),
             ("recompute", "recompute.use_reentrant"),
             read=own.read_recompute,
             write=own.write_recompute,
-            apart=own.recompute_apart,
+            stand_ins=own.recompute_stand_ins,
         ),
         optim("optimizer", default="adamw_torch_fused"),
-        custom(own.KERNELS, (), read=own.read_kernels, write=own.write_kernels, apart=own.kernels_apart),
-        custom(("plugins",), (), read=own.read_kernels, write=lambda _: {}, apart=own.plugins_apart),
+        custom(own.KERNELS, (), read=own.read_kernels, write=own.write_kernels, stand_ins=own.kernels_stand_ins),
+        custom(("plugins",), (), read=own.read_kernels, write=lambda _: {}, stand_ins=own.plugins_stand_ins),
         custom((), ("gpus", "nodes", "layout", "offload"), read=own.read_layout, write=_machines),
         always("loop.outputs_until", "loss"),
     )
@@ -208,7 +208,7 @@ class Axolotl(Trainer):
         return full.model_copy(update={"dtype": dtype, "precision": f"{short}-mixed"})
 
     def refuse(self, full: Job, fields: Fields) -> None:
-        variant(fields, ("lora_plus",))
+        startable(fields)
         del full
 
     def run_keys(self, run: Run) -> Config:

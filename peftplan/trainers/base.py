@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 from peftplan import formats, methods
+from peftplan.arch.catalog import lookup
 from peftplan.errors import RequestError
 from peftplan.job import Assumption, Job, make_job
 from peftplan.plugins import canonical
@@ -70,7 +71,7 @@ class Trainer(ABC):
     """The keys that name the dataset."""
     harmless: ClassVar[frozenset[str]]
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
-    unpriced: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    instead: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Patterns of keys that are not priced: what is priced instead, and which way that errs."""
     whole: ClassVar[frozenset[str]] = frozenset()
     """Keys whose mappings are values (ranks by module name), not sections."""
@@ -84,7 +85,7 @@ class Trainer(ABC):
         """
         flat = flatten(config, whole=self.whole)
         fields, remarks = self._fields(flat, name)
-        apart = {key: why for rule in self.rules for key, why in rule.apart(flat).items()}
+        apart = {key: why for rule in self.rules for key, why in rule.stand_ins(flat).items()}
         remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in apart.items() if why]
         kept = {key: flat[key] for key in apart if key in flat}
         claimed = {key for rule in self.rules for key in rule.keys}
@@ -99,7 +100,7 @@ class Trainer(ABC):
         Raises Inexpressible for what it has no key for, RequestError for a job that is wrong.
         """
         full = self.settled(decided(job), asked=job)
-        fields = fields_of(full)
+        fields = {**fields_of(full), "model": hub_id(full.model)}
         spoken = {field for rule in self.rules for field in rule.fields}
         for field, value in fields.items():
             if field not in spoken and not field.startswith(_BEHAVIOUR):
@@ -153,7 +154,7 @@ class Trainer(ABC):
 
     def _unpriced(self, key: str, value: Any) -> Assumption:
         why = f"a key of {self.title} that is not priced; it could move memory either way"
-        for pattern, reason in self.unpriced.items():
+        for pattern, reason in self.instead.items():
             if fnmatchcase(key, pattern):
                 return Assumption(what=key, value=value, why=reason)
         known = known_keys(self.name)
@@ -180,6 +181,16 @@ def known_keys(name: str) -> frozenset[str]:
     if not file.is_file():
         return frozenset()
     return frozenset(line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#"))
+
+
+def hub_id(model: str) -> str:
+    """What a trainer can load: the catalog's Hub id for a short name of it, anything else as it is."""
+    entry = None if "/" in model else lookup(model)
+    if entry is None:
+        return model
+    if model in entry.own_names:
+        return entry.id
+    return next((name for name in entry.same_architecture if name.endswith("/" + model)), model)
 
 
 def decided(job: Job) -> Job:

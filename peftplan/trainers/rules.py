@@ -40,7 +40,7 @@ class Rule:
     read: Callable[[Config], Fields]
     write: Callable[[Fields], Config]
     defaults: Fields
-    apart: Callable[[Config], Remarks]
+    stand_ins: Callable[[Config], Remarks]
     """What `read` prices as something else: which way that errs, by key. A key that the config holds is kept beside the
     job and written back as long as the job says what it was read as."""
 
@@ -56,10 +56,10 @@ def custom(
     read: Callable[[Config], Fields],
     write: Callable[[Fields], Config],
     defaults: Fields | None = None,
-    apart: Callable[[Config], Remarks] = _nothing,
+    stand_ins: Callable[[Config], Remarks] = _nothing,
 ) -> Rule:
     """A rule with code of its own: several keys say one thing, or one key several."""
-    return Rule(keys=keys, fields=fields, read=read, write=write, defaults=defaults or {}, apart=apart)
+    return Rule(keys=keys, fields=fields, read=read, write=write, defaults=defaults or {}, stand_ins=stand_ins)
 
 
 def same(key: str, field: str, *, default: Any = None) -> Rule:
@@ -100,7 +100,7 @@ def words(
             raise RequestError(f"{key}: {word!r} is not read; known: {', '.join(map(str, [*meaning, *nearest]))}")
         return {field: meaning[word]}
 
-    def apart(config: Config) -> Remarks:
+    def stand_ins(config: Config) -> Remarks:
         word = config.get(key)
         return {key: nearest[word][1]} if word in nearest else {}
 
@@ -113,7 +113,7 @@ def words(
         return {key: spoken[value]}
 
     defaults = {} if default is None else {field: default}
-    return custom((key,), (field,), read=read, write=write, defaults=defaults, apart=apart)
+    return custom((key,), (field,), read=read, write=write, defaults=defaults, stand_ins=stand_ins)
 
 
 def always(field: str, value: Any) -> Rule:
