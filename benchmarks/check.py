@@ -1,10 +1,10 @@
-"""Wall time of `peftplan check` in a fresh process over fifty configurations that all differ, half of them job files and
-half TRL configs, all within their budget.
+"""Wall time of `peftplan check` in a fresh process over fifty configurations that all differ, half job files and half
+TRL configs, all within their budget.
 
     python benchmarks/check.py [--runs 5]
 
-No two ask the same, so every verdict costs an estimate and a replay of the allocator. Exits 1 where the median is 2 s or
-more.
+No two ask the same, so every verdict costs an estimate and a replay of the allocator. Exits 1 where the median is
+2 s or more.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftplan.errors import RequestError
 from peftplan.trainers._shared import names
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Remarks
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
 
 EXTRA = {"norm": "model.norm", "lm_head": "lm_head", "embed_tokens": "model.embed_tokens"}
 ATTENTION = {
@@ -59,15 +59,21 @@ def write_method(fields: Fields) -> Config:
     )
 
 
-def method_stand_ins(config: Config) -> Remarks:
+def method_stand_ins(config: Config) -> Kept:
     """model/adapter.py, _setup_freeze_tuning: only trained weights become fp32."""
     if kind(config) != "freeze":
-        return {"use_llama_pro": "new blocks are not modelled; priced without them"} if config.get("use_llama_pro") else {}
+        return (
+            {"use_llama_pro": "new blocks are not modelled; priced without them"} if config.get("use_llama_pro") else {}
+        )
     found: dict[str, str | None] = {}
     if not config.get("pure_bf16"):
-        found["finetuning_type"] = "frozen layers keep the checkpoint's dtype; priced in fp32 like trained ones, errs high"
+        found["finetuning_type"] = (
+            "frozen layers keep the checkpoint's dtype; priced in fp32 like trained ones, errs high"
+        )
     if (config.get("freeze_trainable_layers") or 2) < 0:
-        found["freeze_trainable_layers"] = "the first layers train; priced as the last ones, errs low by what those keep"
+        found["freeze_trainable_layers"] = (
+            "the first layers train; priced as the last ones, errs low by what those keep"
+        )
     if (config.get("freeze_trainable_modules") or "all") != "all":
         found["freeze_trainable_modules"] = "some modules of a layer train; priced as all of them, errs high"
     if config.get("use_llama_pro"):
@@ -149,13 +155,17 @@ def read_format(config: Config) -> Fields:
     how = str(config.get("quantization_method") or "bnb").lower()
     if how in ("bnb", "bitsandbytes"):
         if bits == 8:
-            return {"format": "int8", "format.prepare": False}
+            return {"format": "int8"}
         if bits != 4:
             raise RequestError(f"quantization_bit: {bits}: bitsandbytes packs to 4 or 8 bits")
         double = config.get("double_quantization", True)
-        found: dict[str, Any] = {"format": config.get("quantization_type") or "nf4", "format.prepare": False}
+        found: dict[str, Any] = {"format": config.get("quantization_type") or "nf4"}
         return found | ({"format.double_quant": True} if double else {})
     return {"format": how}
+
+
+def is_packed(config: Config) -> bool:
+    return read_format(config).get("format") in ("nf4", "fp4", "int8")
 
 
 def write_format(fields: Fields) -> Config:
@@ -227,7 +237,7 @@ def write_batching(fields: Fields) -> Config:
     return {"packing": batching == "exact", "neat_packing": False}
 
 
-def batching_stand_ins(config: Config) -> Remarks:
+def batching_stand_ins(config: Config) -> Kept:
     if config.get("neat_packing") and read_batching(config)["batching"] == "padded":
         return {"neat_packing": "without flash attention packed rows carry a mask of blocks; priced as padded rows"}
     return {}
@@ -248,7 +258,7 @@ def write_recompute(fields: Fields) -> Config:
     return {"disable_gradient_checkpointing": off, **reentrant}
 
 
-def stage_stand_ins(config: Config) -> Remarks:
+def stage_stand_ins(config: Config) -> Kept:
     stage = config.get("stage")
     if stage in (None, "sft", "pt"):
         return {"stage": None} if stage else {}

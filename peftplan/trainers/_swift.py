@@ -1,4 +1,4 @@
-"""What ms-swift's keys mean where one key is not one field. Read from ms-swift 4.6.0; where, stands at each function."""
+"""What ms-swift's keys mean where one key is not one field. Read from ms-swift 4.6.0, where it says."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from peftplan.errors import RequestError
-from peftplan.trainers._shared import names
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Remarks
+from peftplan.trainers._shared import names, spread
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
 
 IA3_FEEDFORWARD = ".*mlp.*"
 """tuner_plugin/ia3.py: every linear layer, and by this pattern those of the feed-forward at their input."""
@@ -83,7 +83,7 @@ def write_method(fields: Fields) -> Config:
     return {"tuner_type": method}
 
 
-def method_stand_ins(config: Config) -> Remarks:
+def method_stand_ins(config: Config) -> Kept:
     if kind(config) != "full" or read_method(config)["method"] == "bitfit":
         return {}
     why = "priced as if every weight trained; errs high by the others' gradients and states"
@@ -102,13 +102,15 @@ def read_targets(config: Config) -> Fields:
     return {"target_modules": "all-linear" if "all-linear" in wanted else wanted}
 
 
-def targets_stand_ins(config: Config) -> Remarks:
+def targets_stand_ins(config: Config) -> Kept:
     wanted = names(config.get("target_modules"))
     more = [name for name in wanted if name != "all-linear"]
     if "all-linear" in wanted and more:
         return {"target_modules": f"all-linear is priced, without {', '.join(more)}; errs low"}
     if is_vera(config) and len(wanted) != 1:
-        return {"target_modules": "where their shapes differ, only those of v_proj's are adapted; priced all, errs high"}
+        return {
+            "target_modules": "where their shapes differ, only those of v_proj's are adapted; priced all, errs high"
+        }
     return {}
 
 
@@ -146,16 +148,20 @@ def read_format(config: Config) -> Fields:
     if how != "bnb":
         return {"format": str(how)}
     if bits == 8:
-        return {"format": "int8", "format.prepare": False}
+        return {"format": "int8"}
     if bits != 4:
         raise RequestError(f"quant_bits: {bits}: bitsandbytes packs to 4 or 8 bits")
-    found: dict[str, Any] = {"format": config.get("bnb_4bit_quant_type") or "nf4", "format.prepare": False}
+    found: dict[str, Any] = {"format": config.get("bnb_4bit_quant_type") or "nf4"}
     if config.get("bnb_4bit_use_double_quant", True):
         found["format.double_quant"] = True
     compute = config.get("bnb_4bit_compute_dtype")
     if compute is None and config.get("torch_dtype") in ("float16", "float32"):
         compute = "float32"
     return found | ({"format.compute_dtype": compute} if compute else {})
+
+
+def is_packed(config: Config) -> bool:
+    return read_format(config).get("format") in ("nf4", "fp4", "int8")
 
 
 def write_format(fields: Fields) -> Config:
@@ -180,7 +186,7 @@ def write_format(fields: Fields) -> Config:
 def _compute(fields: Fields) -> str:
     """What packed weights are computed in where the job leaves it open: autocast's dtype, or the weights' own."""
     mixed = {"bf16-mixed": "bfloat16", "fp16-mixed": "float16"}
-    return mixed.get(fields["precision"], fields["dtype"])
+    return mixed.get(fields["precision"], str(fields["dtype"]))
 
 
 def read_precision(config: Config) -> Fields:
@@ -244,6 +250,16 @@ def write_recompute(fields: Fields) -> Config:
     return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
 
 
+def write_layout(fields: Fields) -> Config:
+    """arguments/sft_args.py, _init_fsdp: a preset by name."""
+    keys = spread(fields)
+    if fields.get("layout") != "fsdp":
+        return keys
+    if fields.get("offload"):
+        raise Inexpressible("offload", f"{fields['offload']} with --layout fsdp")
+    return {"fsdp": "fsdp2"}
+
+
 def read_accumulation(config: Config) -> Fields:
     """trainers/arguments.py: up to 16 sequences a step, where nothing is said."""
     steps = config.get("gradient_accumulation_steps")
@@ -252,7 +268,7 @@ def read_accumulation(config: Config) -> Fields:
     return {"grad_accum": max(1, math.ceil(16 / (config.get("per_device_train_batch_size") or 1)))}
 
 
-def logits_stand_ins(config: Config) -> Remarks:
+def logits_stand_ins(config: Config) -> Kept:
     """trainers/mixin.py, get_use_logits_to_keep: on where nothing is said."""
     if config.get("use_logits_to_keep") is False:
         return {}

@@ -10,17 +10,18 @@ Not expressed: methods other than full, freeze, LoRA and its variants and OFT; a
 from __future__ import annotations
 
 import json
-from types import MappingProxyType
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import yaml
 
 from peftplan.job import Job
 from peftplan.resolve import TRAINS_BASE
+from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers import _llamafactory as own
-from peftplan.trainers._shared import knobs, lora_plus, optim, startable
+from peftplan.trainers._shared import deepspeed_file, environment, knobs, less, lora_plus, more, spread, startable
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, always, custom, same, words
+from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same, words
 
 _LORA = knobs(
     {
@@ -47,59 +48,55 @@ class LlamaFactory(Trainer):
     requirements = (
         "llamafactory==0.9.5", "transformers==5.6.0", "peft==0.18.1", "trl==0.24.0", "accelerate==1.11.0",
     )  # fmt: skip
-    signature = frozenset(
-        {
-            "finetuning_type", "lora_target", "cutoff_len", "template", "stage", "lora_rank", "quantization_bit",
-            "dataset_dir", "pure_bf16", "flash_attn", "model_name_or_path", "overwrite_cache",
-            "preprocessing_num_workers", "do_train", "plot_loss",
-        }
-    )  # fmt: skip
+    signature = frozenset({
+        "finetuning_type", "lora_target", "cutoff_len", "template", "stage", "lora_rank", "quantization_bit",
+        "dataset_dir", "pure_bf16", "flash_attn", "model_name_or_path", "overwrite_cache",
+        "preprocessing_num_workers", "do_train", "plot_loss",
+    })  # fmt: skip
     dataset_keys = ("dataset",)
-    harmless = frozenset(
-        {
-            "dataset*", "eval_dataset", "template", "trust_remote_code", "do_*", "max_samples", "overwrite_*",
-            "preprocessing_*", "dataloader_*", "output_dir", "logging_*", "log_*", "save_*", "plot_loss", "report_to",
-            "run_name", "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler*", "warmup_*", "ddp_*", "seed",
-            "data_seed", "resume_from_checkpoint", "val_size", "per_device_eval_batch_size", "eval_*", "weight_decay",
-            "adam_*", "max_grad_norm", "streaming", "buffer_size", "mix_strategy", "interleave_probs", "mask_history",
-            "train_on_prompt", "cache_dir", "use_fast_tokenizer", "model_revision", "hf_hub_token", "adapter_name_or_path",
-            "create_new_adapter", "media_dir", "image_*", "video_*", "pref_*", "dpo_*", "kto_*", "simpo_*", "ppo_*",
-            "ref_model*", "reward_model*", "loraplus_lr_embedding", "pissa_convert", "module_dropout", "predict_with_generate",
-            "compute_accuracy", "use_swanlab", "swanlab_*", "ray_*", "resources_per_worker*", "placement_strategy",
-            "use_cpu", "push_to_hub", "hub_*", "galore_*", "apollo_*", "badam_*", "default_system", "enable_thinking",
-            "packed_length", "disable_shuffling", "early_stopping_steps", "include_*", "bf16_full_eval", "tf32", "optim_args",
-            "ignore_pad_token_for_loss", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
-            "remove_unused_columns", "group_by_length", "low_cpu_mem_usage", "tool_format", "export_*", "infer_*",
-        }
-    )  # fmt: skip
-    instead = MappingProxyType(
-        {
-            "enable_liger_kernel": "Liger's kernels and loss keep less; priced as transformers' own, errs high",
-            "use_liger_kernel": "Liger's kernels and loss keep less; priced as transformers' own, errs high",
-            "use_unsloth_gc": "priced as recomputation that keeps each layer's input on the GPU; errs high",
-            "use_unsloth": "unsloth's kernels keep fewer activations; priced as transformers' own, errs high",
-            "use_galore": "low-rank states are priced as full ones; errs high",
-            "use_apollo": "low-rank states are priced as full ones; errs high",
-            "use_badam": "BAdam trains one block at a time; priced as if all trained, errs high",
-            "use_adam_mini": "one second moment a block is priced as one a weight; errs high",
-            "use_muon": "one state for matrices is priced as two; errs high",
-            "shift_attn": "shifted attention is priced as the whole; errs high",
-            "mixture_of_depths": "tokens that skip layers are priced as if none did; errs high",
-            "upcast_layernorm": "norms are priced in the model's dtype; errs low by what fp32 norms keep",
-            "upcast_lmhead_output": "a hook keeps fp32 logits beside the model's own; errs low",
-            "resize_vocab": "the vocabulary is priced as it is; errs low by the new rows",
-            "use_kt": "experts on the host are priced on the GPU; errs high",
-            "fp8*": "fp8 matrix products are priced as bf16 ones; errs high",
-            "neftune_noise_alpha": "the noise takes another copy of the embeddings' output for a moment; errs low",
-            "torch_compile*": "a compiled model keeps fewer activations; priced as it runs eagerly, errs high",
-            "freeze_*": "parts of a multi-modal model are not priced apart",
-        }
-    )
+    beside = ("gpus", "nodes")
+    harmless = _huggingface.HARMLESS | {
+        "asft_alpha", "tokenized_path", "gradient_checkpointing",
+        "adam_*", "adapter_name_or_path", "apollo_*", "badam_*", "buffer_size", "cache_dir", "compute_accuracy",
+        "create_new_adapter", "dataset*", "ddp_*", "default_system", "disable_shuffling", "dpo_*",
+        "early_stopping_steps", "enable_thinking", "export_*", "galore_*", "hf_hub_token",
+        "ignore_pad_token_for_loss", "image_*", "include_*", "infer_*", "interleave_probs", "kto_*",
+        "loraplus_lr_embedding", "low_cpu_mem_usage", "lr_scheduler*", "mask_history", "max_samples", "media_dir",
+        "mix_strategy", "module_dropout", "optim_args", "overwrite_*", "packed_length", "pissa_convert",
+        "placement_strategy", "plot_loss", "ppo_*", "predict_with_generate", "pref_*", "preprocessing_*", "ray_*",
+        "ref_model*", "resources_per_worker*", "reward_model*", "simpo_*", "streaming", "swanlab_*", "template",
+        "tool_format", "train_on_prompt", "use_fast_tokenizer", "use_swanlab", "val_size", "video_*",
+    }  # fmt: skip
+    instead: ClassVar[Mapping[str, StandIn]] = {
+        "enable_liger_kernel": less("its kernels and its loss keep less"),
+        "use_liger_kernel": less("its kernels and its loss keep less"),
+        "use_unsloth_gc": less("each layer's input lies in host memory"),
+        "use_unsloth": less("its kernels keep fewer activations"),
+        "use_galore": less("its states are of low rank"),
+        "use_apollo": less("its states are of low rank"),
+        "use_badam": less("one block trains at a time"),
+        "use_adam_mini": less("it holds one second moment a block"),
+        "use_muon": less("it holds one state for matrices"),
+        "shift_attn": less("attention sees parts of a row"),
+        "mixture_of_depths": less("some tokens skip layers"),
+        "upcast_layernorm": more("norms in fp32 keep fp32 activations"),
+        "upcast_lmhead_output": more("a hook makes fp32 logits besides"),
+        "resize_vocab": more("the vocabulary grows"),
+        "use_kt": less("experts lie in host memory"),
+        "fp8*": less("products in fp8 keep smaller inputs"),
+        "neftune_noise_alpha": more("it adds noise of the embeddings' size"),
+        "torch_compile*": less("compiled graphs keep and make fewer tensors"),
+        "use_*_loss": more("a loss of its own holds more copies of the logits"),
+        "freeze_*": StandIn(errs="either way", because="parts of a multi-modal model are not priced apart"),
+    }
     rules = (
         same("model_name_or_path", "model"),
         custom(
             (
-                "finetuning_type", "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules",
+                "finetuning_type",
+                "freeze_trainable_layers",
+                "freeze_trainable_modules",
+                "freeze_extra_modules",
                 "use_llama_pro",
             ),
             ("method", "method.layers", "method.train"),
@@ -108,12 +105,8 @@ class LlamaFactory(Trainer):
             stand_ins=own.method_stand_ins,
         ),
         _LORA,
-        custom(
-            ("lora_target", "oft_target"), ("target_modules",), read=own.read_targets, write=own.write_targets
-        ),
-        custom(
-            ("additional_target",), ("method.modules_to_save",), read=own.read_saved, write=own.write_saved
-        ),
+        custom(("lora_target", "oft_target"), ("target_modules",), read=own.read_targets, write=own.write_targets),
+        custom(("additional_target",), ("method.modules_to_save",), read=own.read_saved, write=own.write_saved),
         custom(
             ("pissa_init", "pissa_iter"),
             ("method.init_lora_weights",),
@@ -156,8 +149,11 @@ class LlamaFactory(Trainer):
             read=own.read_recompute,
             write=own.write_recompute,
         ),
-        optim("optim", default="adamw_torch_fused"),
+        _huggingface.optimizer(),
         custom(("stage",), (), read=lambda _: {}, write=lambda _: {"stage": "sft"}, stand_ins=own.stage_stand_ins),
+        does("format.prepare", False, when=own.is_packed),
+        custom((), (), read=lambda _: {}, write=spread),
+        _huggingface.layout(),
         always("loop.outputs_until", "loss"),
         always("model.use_cache", False),
     )
@@ -173,9 +169,8 @@ class LlamaFactory(Trainer):
             update["batching"] = "padded"
         return full.model_copy(update=update)
 
-    def refuse(self, full: Job, fields: Fields) -> None:
+    def refuse(self, fields: Fields) -> None:
         startable(fields)
-        del full
 
     def run_keys(self, run: Run) -> Config:
         steps = {} if run.max_steps is None else {"max_steps": run.max_steps}
@@ -195,11 +190,17 @@ class LlamaFactory(Trainer):
         }
 
     def folder(self, job: Job, run: Run) -> Folder:
-        text = yaml.safe_dump(self.config(job, run), sort_keys=False)
-        return Folder(
-            files={"llamafactory.yaml": text, "dataset_info.json": json.dumps({DATA: _entry(run)}, indent=2) + "\n"},
-            command="llamafactory-cli train llamafactory.yaml",
-        )
+        files = {
+            "llamafactory.yaml": yaml.safe_dump(self.config(job, run), sort_keys=False),
+            "dataset_info.json": json.dumps({DATA: _entry(run)}, indent=2) + "\n",
+            **deepspeed_file(job),
+        }
+        if job.layout == "fsdp":
+            files |= _accelerate.files(job)
+            launch = f"accelerate launch {_accelerate.options(job)} -m llamafactory.launcher llamafactory.yaml"
+            return Folder(files=files, command=launch)
+        several = f"{environment(job)} FORCE_TORCHRUN=1 " if _accelerate.spreads(job) else ""
+        return Folder(files=files, command=f"{several}llamafactory-cli train llamafactory.yaml")
 
 
 def _entry(run: Run) -> dict[str, object]:

@@ -9,16 +9,17 @@ where there is one sequence.
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import yaml
 
 from peftplan.job import Job
+from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers import _swift as own
-from peftplan.trainers._shared import knobs, lora_plus, optim, startable
+from peftplan.trainers._shared import deepspeed_file, environment, knobs, less, lora_plus, more, startable
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, always, custom, same, words
+from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same, words
 
 _LORA = knobs(
     {
@@ -50,53 +51,52 @@ class Swift(Trainer):
     title = "ms-swift"
     homepage = "https://swift.readthedocs.io"
     requirements = ("ms-swift==4.6.0", "transformers==5.19.0", "peft==0.20.0", "trl==0.29.1", "accelerate==1.15.0")
-    signature = frozenset(
-        {
-            "tuner_type", "train_type", "sft_type", "torch_dtype", "attn_impl", "split_dataset_ratio", "quant_bits",
-            "quant_method", "lora_rank", "target_modules", "model", "model_type", "use_hf", "padding_free", "max_length",
-        }
-    )  # fmt: skip
+    signature = frozenset({
+        "tuner_type", "train_type", "sft_type", "torch_dtype", "attn_impl", "split_dataset_ratio", "quant_bits",
+        "quant_method", "lora_rank", "target_modules", "model", "model_type", "use_hf", "padding_free", "max_length",
+    })  # fmt: skip
     dataset_keys = ("dataset",)
-    harmless = frozenset(
-        {
-            "dataset*", "val_dataset*", "cached_*", "split_dataset_ratio", "template", "template_backend", "model_type",
-            "model_revision", "use_hf", "hub_*", "output_dir", "add_version", "create_checkpoint_symlink", "logging_*",
-            "log_*", "save_*", "eval_*", "report_to", "run_name", "learning_rate", "num_train_epochs", "max_epochs",
-            "max_steps", "lr_scheduler*", "warmup_*", "weight_decay", "adam_*", "max_grad_norm", "seed", "data_seed",
-            "dataloader_*", "system", "model_author", "model_name", "per_device_eval_batch_size", "load_from_cache_file",
-            "streaming", "shuffle_buffer_size", "truncation_strategy", "loss_scale", "use_chat_template", "agent_template",
-            "swanlab_*", "external_plugins", "custom_register_path", "resume_*", "adapters", "check_model", "ddp_*",
-            "ENV*", "use_cpu", "acc_strategy", "packing_num_proc", "packing_strategy", "packing_length", "lazy_tokenize",
-            "load_args", "load_data_args", "train_dataloader_shuffle", "group_by_length", "interleave_prob",
-            "stopping_strategy", "strict", "remove_unused_columns", "columns", "enable_thinking", "metric*",
-            "load_best_model_at_end", "predict_with_generate", "max_new_tokens", "temperature", "push_to_hub",
-            "use_flash_ckpt", "vera_projection_prng_key", "vera_d_initial", "galore_*", "lisa_step_interval", "neftune_*",
-            "early_stop*", "task_type", "response_prefix", "safe_serialization", "max_shard_size", "ignore_args_error",
-            "freeze_vit", "freeze_aligner", "freeze_llm", "vit_gradient_checkpointing", "lorap_emb_lr", "attn_impl",
-        }
-    )  # fmt: skip
-    instead = MappingProxyType(
-        {
-            "use_liger_kernel": "Liger's kernels and loss keep less; priced as transformers' own, errs high",
-            "use_galore": "low-rank states are priced as full ones; errs high",
-            "lisa_activated_layers": "LISA trains some layers at a time; priced as if all trained, errs high",
-            "optimizer": "an optimizer of ms-swift's own is priced as `optim` says; errs either way",
-            "sequence_parallel_size": "a sequence over several GPUs is not modelled; priced whole, errs high",
-            "tuner_backend": "unsloth's kernels keep fewer activations; priced as transformers' own, errs high",
-            "torch_compile*": "a compiled model keeps fewer activations; priced as it runs eagerly, errs high",
-            "new_special_tokens": "the vocabulary is priced as it is; errs low by the new rows",
-            "target_parameters": "adapters on bare parameters are not priced; errs low",
-            "activation_cpu_offload": "activations are priced as if they stayed on the GPU; errs high",
-            "device_map": "a model over several devices is not modelled; priced on one GPU, errs high",
-            "max_memory": "a model over several devices is not modelled; priced on one GPU, errs high",
-        }
-    )
+    beside = ("gpus", "nodes")
+    harmless = _huggingface.HARMLESS | {
+        "ENV*", "acc_strategy", "adam_*", "adapters", "add_version", "agent_template", "cached_*", "check_model",
+        "columns", "create_checkpoint_symlink", "custom_register_path", "dataset*", "ddp_*", "early_stop*",
+        "enable_thinking", "external_plugins", "freeze_aligner", "freeze_llm", "freeze_vit", "galore_*",
+        "ignore_args_error", "interleave_prob", "lazy_tokenize", "lisa_step_interval", "load_args", "load_data_args",
+        "load_from_cache_file", "lorap_emb_lr", "loss_scale", "lr_scheduler*", "max_epochs", "max_new_tokens",
+        "max_shard_size", "metric*", "model_author", "model_name", "model_type", "packing_length", "packing_num_proc",
+        "packing_strategy", "predict_with_generate", "response_prefix", "resume_*", "safe_serialization",
+        "shuffle_buffer_size", "split_dataset_ratio", "stopping_strategy", "streaming", "strict", "swanlab_*",
+        "system", "task_type", "temperature", "template", "template_backend", "train_dataloader_shuffle",
+        "truncation_strategy", "use_chat_template", "use_flash_ckpt", "use_hf", "val_dataset*", "vera_d_initial",
+        "vera_projection_prng_key", "vit_gradient_checkpointing",
+    }  # fmt: skip
+    instead: ClassVar[Mapping[str, StandIn]] = {
+        "use_liger_kernel": less("its kernels and its loss keep less"),
+        "use_galore": less("its states are of low rank"),
+        "lisa_activated_layers": less("a few layers train at a time"),
+        "optimizer": StandIn(errs="either way", because="an optimizer of ms-swift's own is priced as `optim` says"),
+        "sequence_parallel_size": less("a row is spread over GPUs"),
+        "tuner_backend": less("unsloth's kernels keep fewer activations"),
+        "torch_compile*": less("compiled graphs keep and make fewer tensors"),
+        "new_special_tokens": more("the vocabulary grows"),
+        "target_parameters": more("bare parameters are adapted besides"),
+        "activation_cpu_offload": less("what backward needs lies in host memory"),
+        "device_map": less("layers lie on several devices"),
+        "max_memory": less("layers lie on several devices"),
+        "neftune_noise_alpha": more("it adds noise of the embeddings' size"),
+    }
     rules = (
         same("model", "model"),
         custom(
             (
-                "tuner_type", "train_type", "sft_type", "freeze_parameters_ratio", "freeze_parameters",
-                "freeze_parameters_regex", "trainable_parameters", "trainable_parameters_regex",
+                "tuner_type",
+                "train_type",
+                "sft_type",
+                "freeze_parameters_ratio",
+                "freeze_parameters",
+                "freeze_parameters_regex",
+                "trainable_parameters",
+                "trainable_parameters_regex",
             ),
             ("method", "method.train", "method.feedforward_modules"),
             read=own.read_method,
@@ -116,7 +116,10 @@ class Swift(Trainer):
         lora_plus("lorap_lr_ratio"),
         custom(
             (
-                "quant_method", "quant_bits", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+                "quant_method",
+                "quant_bits",
+                "bnb_4bit_quant_type",
+                "bnb_4bit_use_double_quant",
                 "bnb_4bit_compute_dtype",
             ),
             ("format", "format.double_quant", "format.blocksize", "format.compute_dtype"),
@@ -147,7 +150,7 @@ class Swift(Trainer):
             read=own.read_recompute,
             write=own.write_recompute,
         ),
-        optim("optim", default="adamw_torch_fused"),
+        _huggingface.optimizer(),
         custom(
             ("use_logits_to_keep",),
             (),
@@ -155,6 +158,9 @@ class Swift(Trainer):
             write=lambda _: {"use_logits_to_keep": False},
             stand_ins=own.logits_stand_ins,
         ),
+        does("format.prepare", False, when=own.is_packed),
+        custom((), (), read=lambda _: {}, write=own.write_layout),
+        _huggingface.layout(),
         always("loop.outputs_until", "loss"),
         always("model.use_cache", False),
     )
@@ -169,9 +175,8 @@ class Swift(Trainer):
             update["settings"] = {**full.settings, "method.feedforward_modules": own.IA3_FEEDFORWARD}
         return full.model_copy(update=update)
 
-    def refuse(self, full: Job, fields: Fields) -> None:
+    def refuse(self, fields: Fields) -> None:
         startable(fields)
-        del full
 
     def run_keys(self, run: Run) -> Config:
         steps = {} if run.max_steps is None else {"max_steps": run.max_steps}
@@ -191,8 +196,9 @@ class Swift(Trainer):
         }
 
     def folder(self, job: Job, run: Run) -> Folder:
-        text = yaml.safe_dump(self.config(job, run), sort_keys=False)
-        return Folder(files={"swift.yaml": text}, command="swift sft swift.yaml")
+        files = {"swift.yaml": yaml.safe_dump(self.config(job, run), sort_keys=False), **deepspeed_file(job)}
+        several = f"{environment(job)} " if _accelerate.spreads(job) else ""
+        return Folder(files=files, command=f"{several}swift sft swift.yaml")
 
 
 TRAINER = Swift

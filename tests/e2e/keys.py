@@ -1,6 +1,7 @@
-"""The keys that pinned versions of trainers know: `PYTHON keys.py axolotl > peftplan/trainers/keys/axolotl.txt`.
+"""The keys that a trainer's config may have, from the installed trainer: `python tests/e2e/keys.py trl`.
 
-Run with the interpreter of the trainer's own environment (`tests/e2e/venvs.py`); needs nothing of this repository.
+Run with the interpreter of the trainer's environment; prints the text of `peftplan/trainers/keys/NAME.txt`. Needs
+nothing of this repository.
 """
 
 from __future__ import annotations
@@ -8,24 +9,43 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
-from datetime import date
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, get_args
 
-
-def axolotl() -> Iterator[str]:
-    """Fields and aliases of AxolotlInputConfig and of the plugins' own arguments, nested models' dotted."""
-    from axolotl.integrations.cut_cross_entropy.args import CutCrossEntropyArgs
-    from axolotl.integrations.liger.args import LigerArgs
-    from axolotl.integrations.spectrum.args import SpectrumArgs
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    for schema in (AxolotlInputConfig, LigerArgs, CutCrossEntropyArgs, SpectrumArgs):
-        yield from _fields(schema)
+DATE = "2026-11-21"
 
 
-def _fields(schema: Any) -> Iterator[str]:
+def trl() -> tuple[str, Iterable[str]]:
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+
+    classes = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+    keys = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    return _head("trl", "the fields of the dataclasses that trl/scripts/sft.py parses"), keys
+
+
+def hf_script() -> tuple[str, Iterable[str]]:
+    """Of the script's own CONFIG, only what transformers decides: the training arguments."""
+    from transformers import TrainingArguments
+
+    keys = {f"arguments.{field.name}" for field in dataclasses.fields(TrainingArguments)}
+    return _head("transformers", "the fields of TrainingArguments; the rest are the script's own"), keys
+
+
+def axolotl() -> tuple[str, Iterable[str]]:
+    schemas = {
+        "utils.schemas.config": "AxolotlInputConfig",
+        "integrations.liger.args": "LigerArgs",
+        "integrations.cut_cross_entropy.args": "CutCrossEntropyArgs",
+        "integrations.spectrum.args": "SpectrumArgs",
+    }
+    found = (getattr(import_module(f"axolotl.{module}"), name) for module, name in schemas.items())
+    keys = {key for schema in found for key in _nested(schema)}
+    return _head("axolotl", "fields of AxolotlInputConfig and of three plugins, aliases and nested ones"), keys
+
+
+def _nested(schema: Any) -> Iterable[str]:
     for name, field in schema.model_fields.items():
         names = {name, field.alias} - {None}
         yield from names
@@ -33,33 +53,31 @@ def _fields(schema: Any) -> Iterator[str]:
             yield from (f"{outer}.{key}" for outer in names for key in inner.model_fields)
 
 
-def llamafactory() -> Iterator[str]:
-    """Fields of the dataclasses that get_train_args parses into."""
-    from llamafactory.hparams.parser import _TRAIN_ARGS
-
-    for arguments in _TRAIN_ARGS:
-        yield from (field.name for field in dataclasses.fields(arguments) if field.init)
+def llamafactory() -> tuple[str, Iterable[str]]:
+    parsed = import_module("llamafactory.hparams.parser")._TRAIN_ARGS
+    keys = {field.name for arguments in parsed for field in dataclasses.fields(arguments) if field.init}
+    return _head("llamafactory", "fields of the dataclasses that get_train_args parses into"), keys
 
 
-def swift() -> Iterator[str]:
-    """Fields of SftArguments; a block ENV sets environment variables."""
-    from swift.arguments import SftArguments
-
-    yield "ENV"
-    yield from (field.name for field in dataclasses.fields(SftArguments) if field.init)
+def swift() -> tuple[str, Iterable[str]]:
+    arguments = import_module("swift.arguments").SftArguments
+    keys = {field.name for field in dataclasses.fields(arguments) if field.init}
+    return _head("ms-swift", "fields of SftArguments; ENV sets environment variables"), keys | {"ENV"}
 
 
-TRAINERS = {"axolotl": (axolotl, "axolotl"), "llamafactory": (llamafactory, "llamafactory"), "swift": (swift, "ms-swift")}
+def _head(package: str, how: str) -> str:
+    return f"# {package} {version(package)}, {DATE}, {how}"
 
 
-def listing(name: str) -> str:
-    """The file's content."""
-    extract, package = TRAINERS[name]
-    with contextlib.redirect_stdout(sys.stderr):
-        names = sorted(set(extract()))
-    head = f"# {package} {version(package)}, {date.today()}, {(extract.__doc__ or '').strip()}"
-    return "\n".join([head, *names]) + "\n"
-
+EXTRACTORS: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
+    "trl": trl,
+    "hf_script": hf_script,
+    "axolotl": axolotl,
+    "llamafactory": llamafactory,
+    "swift": swift,
+}
 
 if __name__ == "__main__":
-    sys.stdout.write(listing(sys.argv[1]))
+    with contextlib.redirect_stdout(sys.stderr):
+        head, found = EXTRACTORS[sys.argv[1]]()
+    print("\n".join([head, *sorted(found)]))
