@@ -34,6 +34,14 @@ _TWICE = ("method.r", "method.target_modules")
 _MACHINE = ("gpus", "nodes", "layout", "offload", "kernels")
 
 
+RENDEZVOUS = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+"""What every node of a run is told: of how many it is which, its processes, and where the first node listens."""
+TORCHRUN = (
+    "torchrun --nnodes $NNODES --node-rank $NODE_RANK --nproc-per-node $NPROC_PER_NODE"
+    " --master-addr $MASTER_ADDR --master-port $MASTER_PORT"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a training run needs that no memory depends on. A null is written as a placeholder to fill in."""
@@ -49,10 +57,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Files by relative name, and the one command that trains with them, run inside the folder."""
+    """Files by relative name, and the one command that trains with them, run inside the folder once on every node.
+
+    On several GPUs the command finds `RENDEZVOUS` in its environment: a trainer whose program takes flags instead
+    writes them in terms of these variables, as `TORCHRUN` does.
+    """
 
     files: Mapping[str, str]
     command: str
+    program: str | None = None
+    """What one process of it runs, as arguments of `python`, where torchrun or accelerate may start the processes."""
 
 
 class Trainer(ABC):
