@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 from peftplan.errors import RequestError
-from peftplan.trainers._shared import names
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Remarks
+from peftplan.trainers import _deepspeed
+from peftplan.trainers._shared import names, spread
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, StandIn, covers, nest
 
 PACKS = ("flash_attention_2", "flash_attention_3")
 """Attention that keeps packed documents apart by their positions (utils/schemas/enums.py)."""
@@ -21,6 +22,27 @@ LEGACY_ATTENTION = {
 }
 """Switches of older configs, in the order in which they win (LEGACY_ATTN_FLAG_TO_IMPL)."""
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+LAYOUT_KEYS = ("deepspeed", "deepspeed.*", "fsdp", "fsdp_config", "fsdp_config.*", "fsdp_version")
+MESH = {
+    "tensor_parallel_size": "tp",
+    "context_parallel_size": "cp",
+    "sequence_parallel_degree": "cp",
+    "dp_shard_size": "shard",
+    "dp_replicate_size": "replicate",
+}
+_SMALLER_8 = StandIn(value="adamw_8bit", errs="high", because="it holds less than two 8-bit states")
+_LIKE_8 = StandIn(value="adamw_8bit", errs="either way", because="two states of about a byte, in another layout")
+_SMALLER = StandIn(value="adamw", errs="high", because="it holds less than two states of a weight's size")
+_LARGER = StandIn(value="adamw", errs="low", because="it holds more than two states of a weight's size")
+OPTIMIZERS = {
+    **dict.fromkeys(("muon", "dion", "sinkgd", "polora", "came_pytorch"), _SMALLER),
+    **dict.fromkeys(("adopt_adamw", "adamc"), StandIn(value="adamw", errs="either way")),
+    "optimi_adamw": _LARGER,
+    **dict.fromkeys(("ao_adamw_4bit", "q_galore_adamw8bit", "flash_sgd", "flash_sgdw", "flash_lion"), _SMALLER_8),
+    **dict.fromkeys(("ao_adamw_8bit", "ao_adamw_fp8", "flash_adamw", "flash_adam"), _LIKE_8),
+    **dict.fromkeys(("adamw_hf", "lion_pytorch"), StandIn(value="adamw", errs="high")),
+}
+"""Axolotl's own optimizers (utils/schemas/enums.py, CustomSupportedOptimizers), and two of older versions."""
 _BNB = "bnb_config_kwargs."
 _LINEAR = {
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj",
@@ -67,7 +89,7 @@ def write_method(fields: Fields) -> Config:
     raise Inexpressible("method", method)
 
 
-def method_apart(config: Config) -> Remarks:
+def method_stand_ins(config: Config) -> Kept:
     patterns = config.get("unfrozen_parameters")
     if not patterns or read_method(config)["method"] == "bitfit":
         return {}
@@ -88,7 +110,7 @@ def read_targets(config: Config) -> Fields:
     return {"target_modules": wanted if isinstance(wanted, str) else tuple(wanted)}
 
 
-def targets_apart(config: Config) -> Remarks:
+def targets_stand_ins(config: Config) -> Kept:
     wanted = config.get("lora_target_modules")
     if not (is_lora(config) and config.get("lora_target_linear") is True and wanted):
         return {}
@@ -116,15 +138,18 @@ def read_format(config: Config) -> Fields:
     if adapter == "qlora" and config.get("load_in_4bit"):
         double = config.get(_BNB + "bnb_4bit_use_double_quant", True)
         compute = config.get(_BNB + "bnb_4bit_compute_dtype")
-        found: dict[str, Any] = {"format": config.get(_BNB + "bnb_4bit_quant_type", "nf4"), "format.prepare": False}
-        return found | ({"format.double_quant": True} if double else {}) | (
-            {"format.compute_dtype": compute} if compute else {}
-        )  # fmt: skip
+        found: dict[str, Any] = {"format": config.get(_BNB + "bnb_4bit_quant_type", "nf4")}
+        found |= {"format.double_quant": True} if double else {}
+        return found | ({"format.compute_dtype": compute} if compute else {})
     if adapter == "lora" and config.get("load_in_8bit"):
-        return {"format": "int8", "format.prepare": False}
+        return {"format": "int8"}
     if adapter == "qlora":
         raise RequestError("adapter: qlora needs load_in_4bit: true")
     return {}
+
+
+def is_packed(config: Config) -> bool:
+    return "format" in read_format(config)
 
 
 def write_format(fields: Fields) -> Config:
@@ -143,7 +168,7 @@ def write_format(fields: Fields) -> Config:
     return {"load_in_4bit": True, "load_in_8bit": False} | {_BNB + key: value for key, value in bnb.items()}
 
 
-def format_apart(config: Config) -> Remarks:
+def format_stand_ins(config: Config) -> Kept:
     """loaders/model.py reads `load_in_4bit` for qlora and `load_in_8bit` for lora; another pair loads unpacked."""
     adapter = config.get("adapter")
     ignored = {"lora": "load_in_4bit", "qlora": "load_in_8bit"}.get(str(adapter))
@@ -215,12 +240,14 @@ def read_attention(config: Config) -> Fields:
     return {"attention": name if name in ("eager", "sdpa", *PACKS) else "flash_attention_2"}
 
 
-def attention_apart(config: Config) -> Remarks:
+def attention_stand_ins(config: Config) -> Kept:
     name = attention_of(config)
     if name in ("eager", "sdpa", *PACKS):
         return {}
     key = next((key for key in ("attn_implementation", *LEGACY_ATTENTION) if config.get(key)), "attn_implementation")
-    return {key: f"{name} is not modelled; priced as flash_attention_2, which keeps the same tensors: little either way"}
+    return {
+        key: f"{name} is not modelled; priced as flash_attention_2, which keeps the same tensors: little either way"
+    }
 
 
 def write_attention(fields: Fields) -> Config:
@@ -253,7 +280,7 @@ def write_batching(fields: Fields) -> Config:
     return {"sample_packing": False, "pad_to_sequence_len": batching == "padded"}
 
 
-def batching_apart(config: Config) -> Remarks:
+def batching_stand_ins(config: Config) -> Kept:
     if config.get("sample_packing") and read_batching(config)["batching"] != "packed":
         why = f"{attention_of(config)} gets one row a pack and a mask; priced as padded rows"
         return {"sample_packing": why}
@@ -262,7 +289,8 @@ def batching_apart(config: Config) -> Remarks:
 
 def read_recompute(config: Config) -> Fields:
     """core/builders/base.py, _configure_gradient_checkpointing: not reentrant unless told."""
-    if not config.get("gradient_checkpointing"):
+    sharded = any(config.get(f"fsdp_config.{prefix}activation_checkpointing") for prefix in ("", "fsdp_"))
+    if not config.get("gradient_checkpointing") and not sharded:
         return {"recompute": "none"}
     reentrant = config.get("gradient_checkpointing_kwargs.use_reentrant")
     return {"recompute": "full"} | ({"recompute.use_reentrant": True} if reentrant else {})
@@ -277,7 +305,7 @@ def write_recompute(fields: Fields) -> Config:
     return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
 
 
-def recompute_apart(config: Config) -> Remarks:
+def recompute_stand_ins(config: Config) -> Kept:
     if config.get("gradient_checkpointing") in (None, True, False):
         return {}
     return {"gradient_checkpointing": "priced as recomputation that keeps each layer's input on the GPU; errs high"}
@@ -286,13 +314,8 @@ def recompute_apart(config: Config) -> Remarks:
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def read_kernels(config: Config) -> Fields:
-    del config
-    return {}
-
-
-def kernels_apart(config: Config) -> Remarks:
-    """utils/schemas/config.py, check_auto_enable_lora_kernels: on where no key is there, but for int8 and trusted code."""
+def kernels_stand_ins(config: Config) -> Kept:
+    """utils/schemas/config.py, check_auto_enable_lora_kernels: on where no key is there, int8 aside."""
     why = "Axolotl's fused LoRA kernels keep fewer activations; priced without them, errs high"
     on = {key: why for key in KERNELS if config.get(key)}
     silent = is_lora(config) and all(config.get(key) is None for key in KERNELS)
@@ -306,7 +329,7 @@ def write_kernels(fields: Fields) -> Config:
     return dict.fromkeys(KERNELS, False) if fields["method"] == "lora" else {}
 
 
-def plugins_apart(config: Config) -> Remarks:
+def plugins_stand_ins(config: Config) -> Kept:
     listed = names(config.get("plugins"))
     if any(name.endswith("CutCrossEntropyPlugin") for name in listed) and config.get("cut_cross_entropy", True):
         return {"plugins": "cut cross-entropy never makes the logits; priced with them, errs high"}
@@ -319,29 +342,50 @@ def plugins_apart(config: Config) -> Remarks:
 
 
 def read_layout(config: Config) -> Fields:
-    """fsdp (a list, until 2025) and fsdp_config; deepspeed (a file's name or its content)."""
-    if config.get("deepspeed") or any(key.startswith("deepspeed.") for key in config):
-        return _deepspeed(config)
-    sizes = {"tp": config.get("tensor_parallel_size"), "cp": config.get("context_parallel_size")}
-    parts = [f"{name}={size}" for name, size in sizes.items() if size and size > 1]
-    fsdp = any(key == "fsdp" or key.startswith("fsdp_config") for key in config if config[key] not in (None, [], {}))
-    if fsdp:
-        offload = config.get("fsdp_config.offload_params") or config.get("fsdp_config.fsdp_offload_params")
-        offload = offload or "offload" in names(config.get("fsdp"))
-        return {"layout": ",".join(["fsdp", *parts])} | ({"offload": "parameters"} if offload else {})
-    return {"layout": ",".join(parts)} if parts else {}
+    """`fsdp_config`, with or without the list `fsdp` and the prefix of 2025 and before; `deepspeed`, a file's name or
+    its content; sizes of the device mesh, whose product is the number of GPUs."""
+    inline = {key.partition(".")[2]: value for key, value in config.items() if key.startswith("deepspeed.")}
+    if inline:
+        fields, _ = _deepspeed.read(nest(inline))
+        return {key: value for key, value in fields.items() if key in ("layout", "offload")}
+    if config.get("deepspeed"):
+        return {"layout": _deepspeed.stage_in_name(str(config["deepspeed"]))}
+    sizes = {name: config.get(key) or 1 for key, name in MESH.items()}
+    parts = [f"{name}={size}" for name, size in sizes.items() if name in ("tp", "cp") and size > 1]
+    fsdp = ["fsdp"] if config.get("fsdp") or any(key.startswith("fsdp_config.") for key in config) else []
+    layout = ",".join([*fsdp, *parts])
+    offload = any(config.get(f"fsdp_config.{prefix}offload_params") for prefix in ("", "fsdp_"))
+    offload = offload or "offload" in names(config.get("fsdp"))
+    gpus = math.prod(sizes.values())
+    return (
+        ({"layout": layout} if layout else {})
+        | ({"offload": "params+optimizer"} if fsdp and offload else {})
+        | ({"gpus": gpus} if gpus > 1 else {})
+    )
 
 
-def _deepspeed(config: Config) -> Fields:
-    said = config.get("deepspeed")
-    if isinstance(said, str):
-        stage = next((n for n in "3210" if f"zero{n}" in said.lower()), None)
-        if stage is None:
-            raise RequestError(f"deepspeed: {said}: its ZeRO stage is not read from the file; write its JSON here instead")
-        return {"layout": f"zero{stage}"} | ({"offload": "parameters"} if "offload" in said.lower() else {})
-    zero = "deepspeed.zero_optimization."
-    devices: Mapping[str, Any] = {
-        what: config.get(f"{zero}offload_{key}.device") for what, key in (("optimizer", "optimizer"), ("parameters", "param"))
+def layout_stand_ins(config: Config) -> Kept:
+    """Everything is kept as it stands: it says more than a layout's name."""
+    keys = [key for key in config if covers((*LAYOUT_KEYS, *MESH), key)]
+    found: dict[str, str | None] = dict.fromkeys(keys)
+    if isinstance(config.get("deepspeed"), str):
+        found["deepspeed"] = _deepspeed.guessed(config["deepspeed"])
+    return found
+
+
+def write_layout(fields: Fields) -> Config:
+    """FSDP2, or the DeepSpeed file beside the config."""
+    keys = spread(fields)
+    if fields.get("layout") != "fsdp":
+        return keys
+    offload = fields.get("offload") or "none"
+    if offload not in ("none", "params+optimizer"):
+        raise Inexpressible("offload", f"{offload} with --layout fsdp; it moves params+optimizer together")
+    said = {
+        "offload_params": offload != "none",
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+        "cpu_ram_efficient_loading": False,
     }
-    moved = [what for what, device in devices.items() if device in ("cpu", "nvme")]
-    return {"layout": f"zero{config.get(zero + 'stage', 0)}"} | ({"offload": ",".join(moved)} if moved else {})
+    return {"fsdp_version": 2} | {f"fsdp_config.{key}": value for key, value in said.items()}
