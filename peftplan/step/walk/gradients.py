@@ -59,9 +59,9 @@ class Gradients:
 
     def make(self, request_bytes: int, where: str) -> Gradient:
         size = self._size(request_bytes)
-        self._made += 1
-        self.account.alloc(size, where, self._made)
-        return Gradient(request_bytes, size, self._made)
+        number = self._made = self._made + 1
+        self.account.alloc(size, where, number)
+        return Gradient(request_bytes, size, number)
 
     def node(self, op: Op, saves: tuple[Tensor, ...], incoming: Gradient, *, recomputed: bool) -> None:
         """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
