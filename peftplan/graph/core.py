@@ -167,6 +167,11 @@ class Region:
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it holds the head and the loss."""
+        return self.name == "head"
+
     def params(self) -> Iterable[Tensor]:
         """Every parameter once, in order of use."""
         return self._params
