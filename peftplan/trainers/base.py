@@ -13,7 +13,7 @@ from typing import Any, ClassVar, final
 
 from peftplan import formats, methods, optimizers
 from peftplan.arch import catalog
-from peftplan.errors import RequestError
+from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Assumption, Job, make_job
 from peftplan.plugins import canonical
 from peftplan.resolve import ATTENTION, resolve
@@ -189,7 +189,8 @@ class Trainer(ABC):
             try:
                 stated = rule.read(flat)
             except RequestError as error:
-                raise RequestError(f"{name}: {error}") from None
+                kind = Unsupported if isinstance(error, Unsupported) else RequestError
+                raise kind(f"{name}: {error}") from None
             silent = {field: value for field, value in rule.defaults(flat).items() if field not in stated}
             fields.update({**silent, **stated})
             remarks += [Assumption(what=f, value=v, why=self._default_of(f)) for f, v in silent.items()]
