@@ -203,12 +203,16 @@ class Axolotl(Trainer):
     )
 
     def settled(self, full: Job, *, asked: Job) -> Job:
-        """bf16 under autocast, where the job leaves it open: what `bf16: auto` does on a GPU that has it."""
-        if asked.precision is not None or full.dtype == "float32":
+        """bf16 weights under autocast, where the job leaves it open: what `bf16: auto` does on a GPU that has it."""
+        if asked.precision not in (None, "bf16-mixed", "fp16-mixed") or (asked.precision, full.dtype) == (
+            None,
+            "float32",
+        ):
             return full
-        dtype = full.dtype if asked.dtype is not None else "bfloat16"
-        short = "fp16" if dtype == "float16" else "bf16"
-        return full.model_copy(update={"dtype": dtype, "precision": f"{short}-mixed"})
+        half = "float16" if "fp16" in (asked.precision or "") or asked.dtype in ("float16", "fp16") else "bfloat16"
+        dtype = full.dtype if asked.dtype is not None else half
+        precision = asked.precision or ("fp16-mixed" if half == "float16" else "bf16-mixed")
+        return full.model_copy(update={"dtype": dtype, "precision": precision})
 
     def refuse(self, fields: Fields) -> None:
         startable(fields)
