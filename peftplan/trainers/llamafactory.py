@@ -159,7 +159,7 @@ class LlamaFactory(Trainer):
     )
 
     def settled(self, full: Job, *, asked: Job) -> Job:
-        """bf16 autocast, on fp32 weights where the base trains; rows are padded, not packed full. A config read is clear."""
+        """bf16 autocast, on fp32 weights where the base trains; rows are padded, not packed full."""
         if asked.trainer == self.name:
             return full
         update: dict[str, str] = {}
