@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from operator import is_
 from typing import ClassVar, NamedTuple
 
 from peftplan.units import DType
@@ -116,6 +117,11 @@ class Op(ABC):
         """What a Python autograd function puts on its context without telling autograd: checkpointing cannot drop
         it and backward does not free it; it lives as long as the graph, which is as long as the loss."""
         return ()
+
+    def over(self, ins: tuple[Tensor, ...], out: Tensor) -> Op:
+        """The same op between other values; itself where these are its own."""
+        same = out is self.out and all(map(is_, ins, self.ins))
+        return self if same else replace(self, ins=ins, out=out)
 
     @abstractmethod
     def backward(self, need: Need) -> tuple[Grad, ...]:
