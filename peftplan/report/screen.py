@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peftplan.report import words
-from peftplan.report.bars import Bar, Gauge
+from peftplan.report.bars import Bar, Beside, Gauge
 from peftplan.report.cards import Card
 from peftplan.result import Estimate, Memory
 from peftplan.units import format_bytes, format_count
@@ -119,11 +119,7 @@ def _gauge(estimate: Estimate) -> RenderableType:
 
 
 def _memory(estimate: Estimate) -> RenderableType:
-    grid = Table.grid(padding=(0, 4), expand=True)
-    grid.add_column(ratio=3)
-    grid.add_column(ratio=2)
-    grid.add_row(_by_kind(estimate.memory), _by_phase(estimate.memory))
-    return grid
+    return Beside(left=_by_kind(estimate.memory), right=_by_phase(estimate.memory))
 
 
 def _by_kind(memory: Memory) -> RenderableType:
