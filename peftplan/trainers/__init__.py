@@ -10,7 +10,7 @@ from peftplan import datafile, methods, plugins
 from peftplan.errors import BadFile, RequestError, Unsupported
 from peftplan.job import Assumption, Job
 from peftplan.trainers import _accelerate, _deepspeed, _script
-from peftplan.trainers.base import Folder, Run, Trainer
+from peftplan.trainers.base import Folder, Run, Trainer, decided
 from peftplan.trainers.rules import Inexpressible, flatten
 
 __all__ = [
@@ -122,8 +122,18 @@ def write_folder(job: Job, *, trainer: str, run: Run) -> Folder:
 
 def support() -> dict[str, dict[str, bool]]:
     """{method: {trainer: whether its config can say it}}, asked of the trainers themselves."""
-    jobs = {name: Job(model="llama-7b", method=name) for name in (*methods.names(), *methods.aliases())}
+    jobs = {name: example(name) for name in (*methods.names(), *methods.aliases())}
     return {method: {name: _can(get(name), job) for name in names()} for method, job in sorted(jobs.items())}
+
+
+def example(method: str, model: str = "llama-7b") -> Job:
+    """A job of that method: its defaults, or its first example where those do not say enough."""
+    job = Job(model=model, method=method)
+    try:
+        decided(job)
+    except RequestError:
+        return job.model_copy(update={"settings": {f"method.{k}": v for k, v in methods.example(method).items()}})
+    return job
 
 
 def _can(trainer: Trainer, job: Job) -> bool:

@@ -23,8 +23,8 @@ _DEVICES = {
 }
 _HARMLESS = frozenset({
     "train_batch_size", "gradient_clipping", "steps_per_print", "wall_clock_breakdown", "scheduler.*", "fp16.*",
-    "bf16.*",    "zero_allow_untested_optimizer", "optimizer.*", "zero_optimization.offload_*", "tensorboard.*", "wandb.*",
-    "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "amp.*",
+    "bf16.*", "zero_allow_untested_optimizer", "optimizer.*", "zero_optimization.offload_*", "tensorboard.*",
+    "wandb.*", "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "amp.*",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save",
 })  # fmt: skip
 """Keys that TrainingArguments decide (`optimizer`, `bf16`), or that move nothing that stays on the GPU."""

@@ -306,9 +306,10 @@ def compiled_and_fused() -> tuple[Rule, ...]:
 
 HARMLESS = frozenset({
     "output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_*",
-    "warmup_*",    "weight_decay", "adam_beta*", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "tf32", "logging_*",
-    "log_*", "include_num_input_tokens_seen", "disable_tqdm", "report_to", "run_name", "project", "trackio_*", "eval_*",
-    "evaluation_strategy", "per_device_eval_batch_size", "do_*", "bf16_full_eval", "fp16_full_eval",
+    "warmup_*", "weight_decay", "adam_beta*", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "tf32",
+    "logging_*", "log_*", "ddp_backend", "include_num_input_tokens_seen", "disable_tqdm", "report_to",
+    "run_name", "project", "trackio_*",
+    "eval_*", "evaluation_strategy", "per_device_eval_batch_size", "do_*", "bf16_full_eval", "fp16_full_eval",
     "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "save_*", "enable_jit_checkpoint",
     "push_to_hub*", "hub_*", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip",
     "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "dataloader_*",

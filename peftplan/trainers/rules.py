@@ -165,6 +165,25 @@ def does(field: str, value: Any, *, when: Callable[[Config], bool]) -> Rule:
     return custom((), (field,), read=lambda config: {field: value} if when(config) else {}, write=write)
 
 
+def under(prefix: str, rule: Rule) -> Rule:
+    """The rule for the same keys one level down (`arguments.`)."""
+
+    def inner(config: Config) -> Config:
+        return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+
+    def outer(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {prefix + key: value for key, value in config.items()}
+
+    return Rule(
+        keys=tuple(prefix + key for key in rule.keys),
+        fields=rule.fields,
+        read=lambda config: rule.read(inner(config)),
+        write=lambda fields: outer(rule.write(fields)),
+        defaults=lambda config: rule.defaults(inner(config)),
+        stand_ins=lambda config: outer(rule.stand_ins(inner(config))),
+    )
+
+
 def always(field: str, value: Any) -> Rule:
     """What the trainer does whatever its config says: read into every job, written nowhere."""
     return custom((), (field,), read=lambda _: {}, write=lambda _: {}, defaults={field: value})
