@@ -79,11 +79,7 @@ def read(job: Job) -> Reading:
     _optimizer_phase(case, step, weights)
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
     memory, device_notes = _on_device(case, graph, static, _memory(static, step, existing), gpu)
-    runs = passes(
-        step.segments,
-        reentrant=case.recompute.reentrant,
-        cache_bytes=cache_bytes(gpu) if gpu is not None else None,
-    )
+    runs = passes(step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None)
     flops = _flops(runs)
     paced = pace(case, runs, flops, gpu, trained=weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
@@ -137,7 +133,8 @@ def _workspaces(case: Case, graph: Graph) -> int:
 
 def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
-    return any(isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops)
+    linears = (op for r in graph.regions for op in r.ops if len(op.ins) > 2)
+    return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:

@@ -26,7 +26,6 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in found if n not in _PRIVATE and not n.startswith("_")))
 
 
-@lru_cache(maxsize=256)
 def load(package: str, what: str, name: str, *, known: tuple[str, ...] = ()) -> ModuleType:
     """The module of one member; UnknownName with near matches where there is none."""
     if name not in names(package):

@@ -25,7 +25,7 @@ def ops(*, trains_head: bool) -> tuple[int, int, int]:
     need = {"h"} | ({head.name} if trains_head else set())
     kept: dict[str, int] = {}
     for op in b.ops:
-        if any(t.name in need for t in op.ins) and op.differentiable():
+        if any(t.name in need for t in op.ins) and op.differentiable:
             need.add(op.out.name)
         kept.update({t.name: t.nbytes for t in op.saved(need) if not t.is_param})
     return sum(kept.values()), sum(op.flops() for op in b.ops), sum(op.grad_flops(need) for op in b.ops)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from peftplan.budget import files, judge, levers, sources
-from peftplan.budget.judge import Answers
+from peftplan.budget.answers import Answers
+from peftplan.budget.levers import Place
 from peftplan.budget.limits import Limits
 from peftplan.budget.outcome import Check, Held, Judged, Lever, Unit, worst
 from peftplan.budget.sources import Source
@@ -29,22 +30,43 @@ class _Case:
     source: Source
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A case read: its job, and the job at the base revision, or why there is none."""
+
+    case: _Case
+    text: str
+    job: Job | PeftplanError
+    before: str | None = None
+    base: Job | str | None = None
+
+    def jobs(self) -> list[Job]:
+        return [job for job in (self.job, self.base) if isinstance(job, Job)]
+
+
 def check(
-    *configs: Job | Path | str, limits: Limits | None = None, budgets: Path | str | None = None, base: str | None = None
+    *configs: Job | Path | str,
+    limits: Limits | None = None,
+    budgets: Path | str | None = None,
+    base: str | None = None,
+    workers: int = 1,
 ) -> Check:
     """Which configurations keep within their budgets.
 
     With `limits`, every one of `configs` (a Job, a job file or a trainer's config file) is held against them. Without,
     budgets are those of the file `budgets`, or of the nearest peftplan.toml or pyproject.toml; `configs` then picks
-    those to judge. `base` is a git revision for `max_growth` and for naming what changed.
+    those to judge. `base` is a git revision for `max_growth` and for naming what changed. On Linux many configurations
+    are shared out over `workers` forked processes; the answers are the same.
 
     A configuration that cannot be read or judged is a result of its own; the others are judged. Raises RequestError
     where the request itself or the budget file is wrong.
     """
     cases = _cases(configs, limits, Path(budgets) if budgets is not None else None)
+    texts = _base_texts(cases, base)
+    asked = [_asked(case, texts, base) for case in cases]
     answers = Answers()
-    before = _base_texts(cases, base)
-    results = tuple(_Judge(answers=answers, base=base, before=before).judged(case) for case in cases)
+    answers.prepare((job for one in asked for job in one.jobs()), workers=workers)
+    results = tuple(_result(one, answers) for one in asked)
     return Check(version=VERSION, base=base, status=worst([r.status for r in results]), results=results)
 
 
@@ -88,87 +110,90 @@ def _base_texts(cases: list[_Case], base: str | None) -> dict[Path, str | None]:
     return texts_at(base, list(dict.fromkeys(paths)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Judge:
-    answers: Answers
-    base: str | None
-    before: dict[Path, str | None] = field(default_factory=dict)
-
-    def judged(self, case: _Case) -> Judged:
-        try:
-            return self._judged(case)
-        except PeftplanError as error:
-            return _broken(case, str(error), error.exit_code)
-
-    def _judged(self, case: _Case) -> Judged:
+def _asked(case: _Case, texts: dict[Path, str | None], base: str | None) -> _Asked:
+    try:
         text = case.source.text()
-        asked = case.limits.asked(case.source.read(text))
-        if not case.limits.any_for(asked):
-            raise RequestError(f"{case.source.name}: no limit to hold it against; give a GPU or a maximum")
-        answer = self.answers.of(asked)
-        base = self._base(case)
-        held = tuple(judge.held(answer, case.limits, base))
-        result = Judged(
-            budget=case.budget,
-            config=case.source.name,
-            status=worst([h.status for h in held]),
-            model=answer.job.model,
-            gpu=answer.fit.gpu,
-            verdict=answer.fit.verdict,
-            device_bytes=answer.memory.device_bytes,
-            base_device_bytes=base.memory.device_bytes if isinstance(base, Estimate) else None,
-            usd_total=answer.cost.usd_total,
-            hours=judge.hours(answer),
-            limits=held,
-            levers=tuple(self._levers(case, text, held)),
-        )
-        return result if result.status != "error" else _unknown(result, case)
-
-    def _base(self, case: _Case) -> Estimate | str | None:
-        """The answer at the base revision, or why there is none."""
-        if self.base is None or case.source.path is None:
-            return None
-        text = self.before.get(case.source.path)
-        if text is None:
-            return f"new since {self.base}"
-        try:
-            return self.answers.of(case.limits.asked(case.source.read(text)))
-        except PeftplanError as error:
-            return f"not read at {self.base}: {error}"
-
-    def _levers(self, case: _Case, text: str, held: Iterable[Held]) -> list[Lever]:
-        broken = next((h for h in held if h.status == "over"), None)
-        if broken is None or case.source.path is None:
-            return []
-        unit: Unit = "usd" if broken.unit == "usd" else "seconds per token" if broken.unit == "hours" else "bytes"
-
-        def measure(text: str) -> float | int | None:
-            return _taken(self.answers.of(case.limits.asked(case.source.read(text))), unit)
-
-        file, before = sources.shown(case.source.path), self.before.get(case.source.path)
-        if before is not None and before != text:
-            found = levers.changed(text, before, file=file, measure=measure, unit=unit)
-            if found:
-                return found
-        found = levers.driving(text, file=file, measure=measure, unit=unit)
-        return found or levers.naming(text, case.source.read(text).model, file=file, unit=unit)
+        job = case.limits.asked(case.source.read(text))
+    except PeftplanError as error:
+        return _Asked(case=case, text="", job=error)
+    if base is None or case.source.path is None:
+        return _Asked(case=case, text=text, job=job)
+    before = texts.get(case.source.path)
+    return _Asked(case=case, text=text, job=job, before=before, base=_job_before(case, before, base))
 
 
-def _taken(answer: Estimate, unit: Unit) -> float | int | None:
-    """What a broken limit counts, as far as it costs no replay of the allocator."""
-    if unit == "usd":
-        return answer.cost.usd_total
-    if unit == "bytes":
-        return answer.memory.peak_bytes
-    return 1 / answer.time.tokens_per_second if answer.time.tokens_per_second else None
+def _job_before(case: _Case, text: str | None, base: str) -> Job | str:
+    if text is None:
+        return f"new since {base}"
+    try:
+        return case.limits.asked(case.source.read(text))
+    except PeftplanError as error:
+        return f"not read at {base}: {error}"
+
+
+def _result(asked: _Asked, answers: Answers) -> Judged:
+    try:
+        return _judged(asked, answers)
+    except PeftplanError as error:
+        name, message = asked.case.source.name, str(error)
+        message = message if name in message else f"{name}: {message}"
+        return _broken(asked.case, message, error.exit_code)
+
+
+def _judged(asked: _Asked, answers: Answers) -> Judged:
+    if isinstance(asked.job, PeftplanError):
+        raise asked.job
+    case = asked.case
+    if not case.limits.any_for(asked.job):
+        raise RequestError(f"{case.source.name}: no limit to hold it against; give a GPU or a maximum")
+    answer = answers.of(asked.job)
+    base = _answer_before(asked, answers)
+    held = tuple(judge.held(answer, case.limits, base))
+    result = Judged(
+        budget=case.budget,
+        config=case.source.name,
+        status=worst([h.status for h in held]),
+        model=answer.job.model,
+        gpu=answer.fit.gpu,
+        verdict=answer.fit.verdict,
+        device_bytes=answer.memory.device_bytes,
+        base_device_bytes=base.memory.device_bytes if isinstance(base, Estimate) else None,
+        usd_total=answer.cost.usd_total,
+        hours=judge.hours(answer),
+        limits=held,
+        levers=tuple(_levers(asked, held, answers)),
+        unpriced=tuple(remark for remark in asked.job.remarks if remark.what in asked.job.extras),
+    )
+    return result if result.status != "error" else _unknown(result)
+
+
+def _answer_before(asked: _Asked, answers: Answers) -> Estimate | str | None:
+    if not isinstance(asked.base, Job):
+        return asked.base
+    try:
+        return answers.of(asked.base)
+    except PeftplanError as error:
+        return f"not priced at the base revision: {error}"
+
+
+def _levers(asked: _Asked, held: Iterable[Held], answers: Answers) -> list[Lever]:
+    """The lines to blame for the first broken limit."""
+    case, broken = asked.case, next((h for h in held if h.status == "over"), None)
+    if broken is None or case.source.path is None:
+        return []
+    unit: Unit = "usd" if broken.unit == "usd" else "seconds per token" if broken.unit == "hours" else "bytes"
+
+    def measure(text: str) -> float | int | None:
+        return judge.taken(answers.of(case.limits.asked(case.source.read(text))), unit)
+
+    place = Place(file=sources.shown(case.source.path), measure=measure, unit=unit)
+    return levers.blame(asked.text, asked.before, model=case.source.read(asked.text).model, place=place)
 
 
 def _broken(case: _Case, message: str, code: int) -> Judged:
-    if case.source.name not in message:
-        message = f"{case.source.name}: {message}"
     return Judged(budget=case.budget, config=case.source.name, status="error", error=message, error_code=code)
 
 
-def _unknown(result: Judged, case: _Case) -> Judged:
-    why = "; ".join(f"{h.limit}: {h.why}" for h in result.limits if h.status == "error")
-    return result.model_copy(update={"error": f"{case.source.name}: cannot be judged: {why}", "error_code": 2})
+def _unknown(result: Judged) -> Judged:
+    why = "; ".join(f"{h.limit.replace('_', '-')}: {h.why}" for h in result.limits if h.status == "error")
+    return result.model_copy(update={"error": f"{result.config}: cannot be judged: {why}", "error_code": 2})

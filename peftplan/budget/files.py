@@ -71,9 +71,9 @@ def read(path: Path, text: str | None = None) -> tuple[Budget, ...]:
 def members(path: Path, budgets: tuple[Budget, ...]) -> Iterator[tuple[Budget, Source]]:
     """Every configuration under its budget. A file that is not there, or a glob that matches none, is one that cannot
     be read."""
-    for number, budget in enumerate(budgets):
+    for budget in budgets:
         if budget.job is not None:
-            read_it = partial(_inline, path, number, budget.name)
+            read_it = partial(_inline, path, budget.name)
             yield budget, Source(name=f"{sources.shown(path)}: {budget.name}", path=path, read=read_it)
         for pattern in budget.configs:
             for source in _matching(path.parent, pattern):
@@ -87,14 +87,14 @@ def _matching(folder: Path, pattern: str) -> Iterator[Source]:
     found = sorted(glob.glob(pattern, root_dir=folder, recursive=True))
     files = [folder / name for name in found if (folder / name).is_file()]
     if not files:
-        yield sources.of_nothing(pattern, f"{pattern}: matches no file in {folder.resolve()}")
+        where = "" if folder == Path() else f" in {folder}"
+        yield sources.of_nothing(pattern, f"{pattern}: matches no file{where}")
     yield from map(sources.of_file, files)
 
 
-def _inline(path: Path, number: int, name: str, text: str) -> Job:
+def _inline(path: Path, name: str, text: str) -> Job:
     """The job of a budget in the `text` of its file: the one of that name, where the text is another revision's."""
-    budgets = read(path, text)
-    same = [b for b in budgets if b.name == name] or list(budgets[number : number + 1])
+    same = [budget for budget in read(path, text) if budget.name == name]
     if not same or same[0].job is None:
         raise BadFile(f"{path}: no job of the budget {name}")
     try:

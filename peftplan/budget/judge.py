@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from peftplan.budget.limits import Growth, Limits
 from peftplan.budget.outcome import Held, Limit, Status, Unit
 from peftplan.cost import SECONDS_PER_HOUR
-from peftplan.job import Job
-from peftplan.pipeline import estimate
 from peftplan.result import Estimate
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Estimates by what they depend on: equal questions are answered once."""
-
-    known: dict[str, Estimate] = field(default_factory=dict)
-
-    def of(self, job: Job) -> Estimate:
-        key = job.model_dump_json(exclude=_APART)
-        if key not in self.known:
-            self.known[key] = estimate(job)
-        return self.known[key]
-
-
-_APART = {"trainer", "extras", "remarks"}
-"""Fields of a job that a file's reader keeps beside the question."""
 
 
 def held(answer: Estimate, limits: Limits, base: Estimate | str | None) -> Iterator[Held]:
@@ -97,3 +77,12 @@ def _growth(answer: Estimate, limits: Limits, growth: Growth, base: Estimate | s
     why = base if isinstance(base, str) else "there is no base to grow from; give --base REVISION"
     unjudged = _at_most("max_growth", limits, None, None, answer.reason("memory.device_bytes") or why)
     return unjudged.model_copy(update={"status": "within"}) if isinstance(base, str) else unjudged
+
+
+def taken(answer: Estimate, unit: Unit) -> float | int | None:
+    """What a broken limit counts, as far as it costs no replay of the allocator."""
+    if unit == "usd":
+        return answer.cost.usd_total
+    if unit == "bytes":
+        return answer.memory.peak_bytes
+    return 1 / answer.time.tokens_per_second if answer.time.tokens_per_second else None

@@ -23,7 +23,9 @@ MOST_EDITS = 300
 _PAIR = re.compile(
     r"""(?P<key>[A-Za-z_][\w.\-]*)["']?\s*[:=]\s*(?P<value>\d+|[Tt]rue|[Ff]alse)(?=\s*(?:[,}\]#]|$))""", re.M
 )
-_WORDED = re.compile(r"""^(?P<text>\s*["']?(?P<key>[A-Za-z_][\w.\-]*)["']?\s*[:=]\s*["']?[A-Za-z].*)$""", re.M)
+_WORDED = re.compile(
+    r"""^(?P<text>\s*["']?(?P<key>[A-Za-z_][\w.\-]*)["']?\s*[:=]\s*["']?(?!(?i:true|false|null)\b)[A-Za-z].*)$""", re.M
+)
 _TURNED = {"true": "false", "false": "true", "True": "False", "False": "True"}
 Change = Literal["changed", "added", "removed", "drives"]
 
@@ -39,42 +41,62 @@ class Edit:
     change: Change
 
 
-def changed(text: str, base: str, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A file over its budget, and how a text of it is weighed."""
+
+    file: str
+    measure: Measure
+    unit: Unit
+
+
+def blame(text: str, before: str | None, *, model: str, place: Place) -> list[Lever]:
+    """What changed since `before`, or else what drives, or else where the model is named."""
+    found = changed(text, before, place) if before is not None and before != text else []
+    return found or driving(text, place) or naming(text, model, place)
+
+
+def changed(text: str, base: str, place: Place) -> list[Lever]:
     """The changed lines, best to undo first; all of them where only together they cost something, none where the base
     took as much."""
-    edits, now = list(_undone(text, base))[:MOST_EDITS], measure(text)
-    levers = _weighed(edits, now, file=file, measure=measure, unit=unit)
-    together = levers if _saved(now, base, measure) is not None else []
+    edits, now = list(_undone(text, base))[:MOST_EDITS], place.measure(text)
+    levers = _weighed(edits, now, place)
+    together = levers if _saved(now, base, place.measure) is not None else []
     return [lever for lever in levers if lever.saves is not None] or together
 
 
-def driving(text: str, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
-    """The line that the limit hangs on most, if any line moves it."""
+def driving(text: str, place: Place) -> list[Lever]:
+    """The line that the limit hangs on most, and those that weigh at least half as much."""
     edits = [*_varied(text), *_left_out(text)][:MOST_EDITS]
-    levers = _weighed(edits, measure(text), file=file, measure=measure, unit=unit)
-    return [lever for lever in levers if lever.saves is not None][:1]
+    levers = _weighed(edits, place.measure(text), place)
+    most = levers[0].saves if levers else None
+    return [lever for lever in levers if lever.saves is not None and lever.saves >= (most or 0) / 2]
 
 
-def naming(text: str, model: str, *, file: str, unit: Unit) -> list[Lever]:
+def naming(text: str, model: str, place: Place) -> list[Lever]:
     """The line that names the model: all that is left where no value in the file can be lowered."""
     for number, line in enumerate(text.splitlines(), start=1):
         if model in line:
             said = line.strip()
-            return [Lever(file=file, line=number, text=said, change="drives", instead=None, saves=None, unit=unit)]
+            return [
+                Lever(
+                    file=place.file, line=number, text=said, change="drives", instead=None, saves=None, unit=place.unit
+                )
+            ]
     return []
 
 
-def _weighed(edits: Iterable[Edit], now: float | int | None, *, file: str, measure: Measure, unit: Unit) -> list[Lever]:
+def _weighed(edits: Iterable[Edit], now: float | int | None, place: Place) -> list[Lever]:
     """The edits with what each saves, most first, then by line."""
     levers = [
         Lever(
-            file=file,
+            file=place.file,
             line=edit.line,
             text=edit.said,
             change=edit.change,
             instead=edit.instead,
-            saves=_saved(now, edit.text, measure),
-            unit=unit,
+            saves=_saved(now, edit.text, place.measure),
+            unit=place.unit,
         )
         for edit in edits
     ]

@@ -72,7 +72,7 @@ class Limits(BaseModel):
     def _size(cls, value: Any) -> Any:
         text = str(value) if type(value) is int else value
         if isinstance(text, str) and _judged(parse_bytes, text) < MIB:
-            raise PydanticCustomError("small", "write a size with its unit, like 24GB")
+            raise PydanticCustomError("limit", "{text} has no unit; write it like 24GB", {"text": text})
         return text
 
     @field_validator("max_growth", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from peftplan.budget import Check, Limits
 
 LIMITS = "Limits"
+MOST_WORKERS = 8
 
 
 def _limit(flag: str, metavar: str, help_text: str, completion: Any = None) -> Any:
@@ -68,8 +70,12 @@ def command(
         "gpu": gpu, "accept": accept, "max_memory": max_memory, "max_usd": max_usd, "max_hours": max_hours,
         "max_growth": max_growth, "tokens": tokens, "usd_per_hour": usd_per_hour,
     }  # fmt: skip
-    result = check(*(configs or ()), limits=_limits(stated), budgets=budgets, base=base)
+    result = check(*(configs or ()), limits=_limits(stated), budgets=budgets, base=base, workers=_cores())
     return Reply(text=_text(result, _style(json, markdown)), exit_code=result.exit_code, complaint=_complaint(result))
+
+
+def _cores() -> int:
+    return min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 def _limits(stated: dict[str, str | None]) -> Limits | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import is_
 
 from peftplan.graph.core import Graph, Op, Region, Tensor
 from peftplan.graph.ops import Hold
@@ -19,9 +20,15 @@ class Module:
     """Its name inside the layer (`self_attn.q_proj`), or in the model (`lm_head`)."""
     site: str
     ops: tuple[Op, ...]
-    x: Tensor
-    out: Tensor
     weight: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        return next(t for op in self.ops for t in op.ins if not t.is_param)
+
+    @property
+    def out(self) -> Tensor:
+        return next(op.out for op in reversed(self.ops) if not isinstance(op, Hold))
 
     @property
     def in_features(self) -> int:
@@ -50,9 +57,7 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
         group = ops[i:j]
         weight = next(t for o in group for t in o.ins if t.is_param and len(t.shape) == 2)
         path = "lm_head" if op.site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
-        out = next(o.out for o in reversed(group) if not isinstance(o, Hold))
-        x = next(t for o in group for t in o.ins if not t.is_param)
-        yield i, j, Module(path=path, site=op.site, ops=group, x=x, out=out, weight=weight)
+        yield i, j, Module(path=path, site=op.site, ops=group, weight=weight)
         i = j
 
 
@@ -82,11 +87,13 @@ def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ..
             return t._replace(name=new)
         return t._replace(base=new) if t.base == old else t
 
-    def rename(op: Op) -> Op:
-        touched = any(t.name == old or t.base == old for t in (op.out, *op.ins))
-        return replace(op, ins=tuple(map(renamed, op.ins)), out=renamed(op.out)) if touched else op
+    return tuple(_with(op, tuple(map(renamed, op.ins)), renamed(op.out)) for op in ops)
 
-    return tuple(map(rename, ops))
+
+def _with(op: Op, ins: tuple[Tensor, ...], out: Tensor) -> Op:
+    """`op` itself where nothing changes."""
+    same = out is op.out and all(map(is_, ins, op.ins))
+    return op if same else replace(op, ins=ins, out=out)
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
@@ -99,11 +106,7 @@ def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
             flag = wanted(region, t)
             return t if t.trainable is flag else t._replace(trainable=flag)
 
-        def flipped(op: Op) -> Op:
-            ins = tuple(map(flip, op.ins))
-            return op if all(new is old for new, old in zip(ins, op.ins, strict=True)) else replace(op, ins=ins)
-
-        return replace(region, ops=tuple(map(flipped, region.ops)))
+        return replace(region, ops=tuple(_with(op, tuple(map(flip, op.ins)), op.out) for op in region.ops))
 
     return replace(graph, regions=tuple(map(in_region, graph.regions)))
 
@@ -120,5 +123,6 @@ def split_runs(graph: Graph, key: Callable[[int], object]) -> Graph:
             if key(index) != key(start):
                 out.append(replace(region, count=index - start, first_index=start))
                 start = index
-        out.append(replace(region, count=region.first_index + region.count - start, first_index=start))
+        left = region.first_index + region.count - start
+        out.append(region if left == region.count else replace(region, count=left, first_index=start))
     return replace(graph, regions=tuple(out))

@@ -53,7 +53,7 @@ class Pass:
         return self.count * sum(k.flops for k in self.products)
 
 
-def passes(segments: Iterable[Segment], *, reentrant: bool, cache_bytes: int | None = None) -> list[Pass]:
+def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None) -> list[Pass]:
     """What one micro-batch runs, once per distinct region. Without `cache_bytes`, nothing is beyond the cache."""
     cache = cache_bytes if cache_bytes is not None else 2**62
     found: list[Pass] = []
@@ -65,7 +65,7 @@ def passes(segments: Iterable[Segment], *, reentrant: bool, cache_bytes: int | N
             ahead = known[id(region)] = [_forward(op) for op in region.ops]
         found.append(_forward_pass("forward", part.count, ahead, cache))
         if part.checkpointed:
-            again = ahead[: part.walk.recomputed_ops(stop_early=not reentrant)]
+            again = ahead[: part.walk.recomputed_ops()]
             found.append(_forward_pass("recompute", part.count, again, cache))
         found.append(_backward_pass(part, ahead, cache))
     return found

@@ -31,9 +31,14 @@ def names() -> tuple[str, ...]:
     return plugins.names(__name__)
 
 
+_ALSO = {"ms_swift": "swift", "llama_factory": "llamafactory"}
+"""Names that trainers go by too."""
+
+
 def get(name: str) -> Trainer:
     """The trainer of that name. Raises UnknownName."""
-    trainer: Trainer = plugins.load(__name__, "trainer", plugins.canonical(name)).TRAINER()
+    known = plugins.canonical(name)
+    trainer: Trainer = plugins.load(__name__, "trainer", _ALSO.get(known, known)).TRAINER()
     return trainer
 
 

@@ -85,8 +85,11 @@ def batches() -> tuple[Rule, ...]:
     )
 
 
-def optimizer(key: str = "optim", *, default: str = "adamw_torch_fused") -> Rule:
-    """`optim`: AdamW in torch's fused kernels where nothing is said, since torch 2.8."""
+def optimizer(
+    key: str = "optim", *, default: str = "adamw_torch_fused", others: Mapping[str, StandIn] | None = None
+) -> Rule:
+    """`optim`: AdamW in torch's fused kernels where nothing is said, since torch 2.8. `others` are a trainer's own."""
+    unmodelled = {**OTHER_OPTIMIZERS, **(others or {})}
 
     def read(config: Config) -> Fields:
         word = config.get(key)
@@ -94,9 +97,9 @@ def optimizer(key: str = "optim", *, default: str = "adamw_torch_fused") -> Rule
             return {}
         if word in OPTIMIZERS:
             return OPTIMIZERS[word]
-        if word in OTHER_OPTIMIZERS:
-            paged = _PAGED if word.startswith("paged") and OTHER_OPTIMIZERS[word].value == "adamw_8bit" else {}
-            return {"optimizer": OTHER_OPTIMIZERS[word].value, **paged}
+        if word in unmodelled:
+            paged = _PAGED if word.startswith("paged") and unmodelled[word].value == "adamw_8bit" else {}
+            return {"optimizer": unmodelled[word].value, **paged}
         raise RequestError(f"{key}: {word!r} is not an optimizer of transformers")
 
     def write(fields: Fields) -> Config:
@@ -110,7 +113,7 @@ def optimizer(key: str = "optim", *, default: str = "adamw_torch_fused") -> Rule
         return {key: word}
 
     def stand_ins(config: Config) -> Mapping[str, str]:
-        found = OTHER_OPTIMIZERS.get(config.get(key) or "")
+        found = unmodelled.get(config.get(key) or "")
         return {} if found is None else {key: found.why("optimizer")}
 
     def silent(config: Config) -> Fields:

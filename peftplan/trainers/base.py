@@ -15,8 +15,9 @@ from peftplan import formats, methods, optimizers
 from peftplan.arch import catalog
 from peftplan.errors import RequestError
 from peftplan.job import Assumption, Job, make_job
-from peftplan.resolve import resolve
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, covers, flatten, nest
+from peftplan.plugins import canonical
+from peftplan.resolve import ATTENTION, resolve
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, StandIn, covers, flatten, nest
 
 NOT_CONFIG = {
     "config", "trainer", "extras", "remarks", "set", "gpu", "usd_per_hour", "tokens", "backend", "task",
@@ -28,6 +29,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "layout": ("none", "single"), "offload": ("none",), "kernels": ("hf",), "adapter_dtype": ("auto",),
     "gpus": (1,), "nodes": (1,),
 }  # fmt: skip
+_TWICE = ("method.r", "method.target_modules")
+"""Settings that a decided job also says in a field of its own."""
 _MACHINE = ("gpus", "nodes", "layout", "offload", "kernels")
 
 
@@ -85,6 +88,10 @@ class Trainer(ABC):
     """Fields that files beside the config state, such as accelerate's."""
     harmless: ClassVar[frozenset[str]]
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
+    instead: ClassVar[Mapping[str, StandIn]] = {}
+    """Patterns of keys of no rule that move memory and are not modelled."""
+    whole: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose mappings are values (ranks by module name), not sections."""
 
     @final
     def read(self, config: Mapping[str, Any], *, name: str) -> Job:
@@ -93,11 +100,11 @@ class Trainer(ABC):
         Keys of no rule are kept in `extras`; those among them that could move memory are named in `remarks`.
         Raises RequestError.
         """
-        flat = {self.renamed.get(key, key): value for key, value in flatten(config).items()}
+        flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
         fields, remarks = self._fields(flat, name)
         unread = {key: value for key, value in flat.items() if not any(rule.claims(key) for rule in self.rules)}
         instead = {key: why for rule in self.rules for key, why in rule.stand_ins(flat).items()}
-        remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items()]
+        remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
         remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
         extras = {key: value for key, value in flat.items() if key in unread or key in instead}
         return _job({**fields, "trainer": self.name, "extras": extras, "remarks": remarks})
@@ -108,7 +115,9 @@ class Trainer(ABC):
 
         Raises Inexpressible for what it has no key for, RequestError for a job that is wrong.
         """
-        fields = fields_of(decided(job))
+        full = self.settled(decided(job), asked=job)
+        fields = fields_of(full)
+        self.refuse(fields)
         for field, value in fields.items():
             if not self._speaks_for(field):
                 raise Inexpressible(field, value)
@@ -118,6 +127,14 @@ class Trainer(ABC):
         extras = self._kept(job, run)
         keys = {**self._unasked(run), **extras, **self._asked(run)}
         return nest({**keys, **flat, **self._still_meant(extras, flat, fields)})
+
+    def settled(self, full: Job, *, asked: Job) -> Job:
+        """`full`, where this trainer decides otherwise what the job leaves open (a null of `asked`)."""
+        del asked
+        return full
+
+    def refuse(self, fields: Fields) -> None:  # noqa: B027
+        """Raises Inexpressible for combinations that this trainer is known not to run."""
 
     def _kept(self, job: Job, run: Run) -> Config:
         """What the config that the job was read from says besides; its dataset only where no other is given."""
@@ -186,6 +203,9 @@ class Trainer(ABC):
 
     def _unpriced(self, key: str, value: Any) -> Assumption:
         why = f"a key of {self.title} that is not priced; it could move memory either way"
+        for pattern, errs in self.instead.items():
+            if covers((pattern,), key):
+                return Assumption(what=key, value=value, why=errs.why())
         known = known_keys(self.name)
         if known and not _is_known(key, known):
             near = difflib.get_close_matches(key, known, n=1)
@@ -230,7 +250,9 @@ def fields_of(job: Job) -> dict[str, Any]:
     if job.optimizer is not None:
         fields["optimizer"], implied = optimizers.resolve_name(job.optimizer)
         fields.update({f"optimizer.{key}": value for key, value in implied.items()})
-    return {**fields, **job.settings}
+    if job.attention is not None:
+        fields["attention"] = ATTENTION.get(canonical(job.attention), job.attention)
+    return {**fields, **{key: value for key, value in job.settings.items() if key not in _TWICE}}
 
 
 def _hub_id(model: str) -> str:

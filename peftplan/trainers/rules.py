@@ -41,8 +41,10 @@ class StandIn:
         return f"not modelled; priced {instead}, which {way}" + (f": {self.because}" if self.because else "")
 
 
-StandIns = Callable[[Config], Mapping[str, str]]
-"""Of the whole flat config: {key that is priced as something else: which way that errs}."""
+Kept = Mapping[str, str | None]
+"""{key: what is priced in place of its value and which way that errs}; None where it only has to be kept."""
+StandIns = Callable[[Config], Kept]
+"""Of the whole flat config: the keys that are priced as something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def covers(patterns: Iterable[str], name: str) -> bool:
     return any(name == pattern or ("*" in pattern and fnmatchcase(name, pattern)) for pattern in patterns)
 
 
-def _none(_: Config) -> Mapping[str, str]:
+def _none(_: Config) -> Kept:
     return {}
 
 
@@ -132,7 +134,7 @@ def words(key: str, field: str, meaning: Mapping[Any, Any], *, default: Any = No
             raise Inexpressible(field, value)
         return {key: spoken[value]}
 
-    def stand_ins(config: Config) -> Mapping[str, str]:
+    def stand_ins(config: Config) -> Kept:
         value = meaning.get(config.get(key))
         return {key: value.why(field)} if isinstance(value, StandIn) else {}
 
@@ -194,16 +196,21 @@ def written(key: str, value: Any) -> Rule:
     return custom((), (), read=lambda _: {}, write=lambda _: {key: value})
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted paths; lists and empty mappings are values."""
+def flatten(config: Mapping[str, Any], prefix: str = "", *, whole: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Nested mappings as dotted paths. Lists, empty mappings, the mappings named in `whole` and those whose keys are
+    not plain names are values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, path + "."))
+        if isinstance(value, Mapping) and value and path not in whole and all(map(_is_name, value)):
+            flat.update(flatten(value, path + ".", whole=whole))
         else:
             flat[path] = value
     return flat
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and "." not in key
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
