@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError
@@ -19,6 +19,7 @@ from peftplan.plugins import canonical
 from peftplan.resolve import ATTENTION, resolve
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, flatten, nest
 
+Answer = TypeVar("Answer")
 NOT_CONFIG = {
     "config", "trainer", "extras", "remarks", "set", "gpu", "usd_per_hour", "tokens", "backend", "task",
 }  # fmt: skip
@@ -98,7 +99,7 @@ class Trainer(ABC):
         """
         flat = flatten(config, whole=self.whole)
         fields, remarks = self._fields(flat, name)
-        apart = {key: why for rule in self.rules for key, why in rule.apart(flat).items()}
+        apart = {key: why for rule in self.rules for key, why in self._asked(rule, rule.apart, flat, name).items()}
         remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in apart.items() if why]
         kept = {key: flat[key] for key in apart if key in flat}
         claimed = {key for rule in self.rules for key in rule.keys}
@@ -152,15 +153,22 @@ class Trainer(ABC):
         fields: dict[str, Any] = {}
         remarks: list[Assumption] = []
         for rule in self.rules:
-            try:
-                fields.update(rule.read(flat))
-            except RequestError as error:
-                raise RequestError(f"{name}: {error}") from None
+            fields.update(self._asked(rule, rule.read, flat, name))
             for field, value in rule.defaults.items():
                 if field not in fields:
                     fields[field] = value
                     remarks.append(Assumption(what=field, value=value, why=f"{self.title}'s default"))
         return fields, remarks
+
+    def _asked(self, rule: Rule, ask: Callable[[Config], Answer], flat: Config, name: str) -> Answer:
+        """What the rule answers. Raises RequestError in one line for a value that it cannot take."""
+        try:
+            return ask(flat)
+        except RequestError as error:
+            raise RequestError(f"{name}: {error}") from None
+        except (TypeError, ValueError, AttributeError):  # a list or a mapping where the rule reads a word or a number
+            given = ", ".join(f"{key}: {flat[key]!r}" for key in rule.keys if key in flat)
+            raise RequestError(f"{name}: {self.title} takes no such value: {given}") from None
 
     def _moves_memory(self, key: str, value: Any) -> bool:
         return value not in (None, False) and not any(fnmatchcase(key, pattern) for pattern in self.harmless)
