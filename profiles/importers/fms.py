@@ -3,7 +3,8 @@
 Setup read from the repository at 876e2ed (2026-01-30): TRL's SFTTrainer with constant-length packing, so
 every mask is all ones and FlashAttention-2 runs unmasked (`exact`); gradient checkpointing, reentrant;
 use_cache off; adamw_torch is foreach; the Trainer drops the model's outputs before backward; bitsandbytes
-with double quantization. `baseline-peft-bnb` lets TRL prepare the quantized model (norms end in fp32,
+with double quantization. transformers 4.48.1 reserves nothing before it loads (modeling_utils.py), and Trainer
+empties the cache before it trains (trainer.py, _inner_training_loop: accelerator.free_memory). `baseline-peft-bnb` lets TRL prepare the quantized model (norms end in fp32,
 embeddings and head in bf16), `accelerated-peft-bnb` prepares it without any upcast.
 
 Rows of pull request 14 (2024-05) print GB of 1e9 bytes: its CSV gives the same values in bytes (static
@@ -20,9 +21,8 @@ _BASELINE_BNB = range(57, 69)
 """Rows of refs/a100_80gb.csv whose framework_config is baseline-peft-bnb."""
 _ROTARY_TABLES = 32 * 2 * 32_768 * 128 * 2
 _SMI = (
-    "nvidia-smi over a whole run, where allocated peaks agree: what loading leaves cached is not replayed "
-    "(suspected, not established), the context is known to 100 MiB, and on a full card the allocator gives "
-    "segments back: full fine-tuning reads less at batch 8 than at batch 4"
+    "nvidia-smi over a whole run, where allocated peaks agree: the context is known to 100 MiB, and the run's largest "
+    "reservation may be another step's than the one replayed"
 )
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
@@ -81,6 +81,7 @@ def _settings(row: Row, *, early: bool) -> Row:
     }
     if row["method"] != "full":
         settings["method.lora_dropout"] = 0.0 if early else 0.1
+    settings |= {"load.warm_up": False, "load.empty_cache": True}
     if row["method"] == "qlora":
         settings |= {"format.double_quant": True, **_prepared(row["id"])}
     return settings
