@@ -24,7 +24,7 @@ def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int
     """
     return replay(
         _steps(case, graph),
-        _around(case, graph, workspace_bytes),
+        around(case, graph, workspace_bytes),
         recompute=case.recompute,
         loop=case.loop,
         entry_requires_grad=case.recompute.layers,
@@ -42,7 +42,8 @@ def _steps(case: Case, graph: Graph) -> list[Graph]:
     return [graph, build_graph(replace(case, setup=shorter)), graph]
 
 
-def _around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
+def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
+    """What lives beyond a step: the loaded model, optimizer states, workspaces."""
     weights = trained(graph)
     each = [w.bytes for w in weights for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(weights, "cuda") for _ in range(s.copies) if not s.host]
@@ -56,4 +57,3 @@ def _around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
         step_temporaries=each if step == sum(each) else [step],
     )
-

@@ -6,13 +6,14 @@ non-reentrant checkpointing; use_cache off; equal lengths and no mask; torch Ada
 local, so the logits stay alive until the optimizer has stepped. "flash" rows pin SDPA to its memory-efficient
 kernel and expand K and V.
 
-How the quantized rows were loaded is inferred. transformers 5.0.0 loads ahead with up to four threads while it quantizes,
-a race; 5.17.0 does not, and PEFT 0.20.0 empties the cache after the casts, which 0.19.1 does not. Yet in the session of
-09-15, said to have run 5.17.0 and 0.20.0, equal loads end with different bytes (TinyLlama: 1,070.05 to 1,077.55 MiB), so
-its threads raced, and with four equally fast threads and the cache kept the replay gives five of its eight other setups to
-0.1 %. The session of 09-01, said to have run 5.0.0, is given exactly in three rows of four with no thread ahead. The
-sessions of 09-16 and 09-21 (5.0.0) raced too, by the same sign; how far the threads got ahead is not known, and no thread
-ahead is assumed, which errs low: one job of 09-21 reserved 11,880 MiB once and 13,272 MiB again.
+How the quantized rows were loaded is inferred. transformers 5.0.0 loads ahead with up to four threads while it
+quantizes, a race; 5.17.0 does not, and PEFT 0.20.0 empties the cache after the casts, which 0.19.1 does not. Yet in the
+session of 09-15, said to have run 5.17.0 and 0.20.0, equal loads end with different bytes (TinyLlama: 1,070.05 to
+1,077.55 MiB), so its threads raced; with four equally fast threads and the cache kept, the replay gives SmolLM2-135M
+within 2 MiB four times of four and SmolLM2-1.7B within 20 MiB. The session of 09-01, said to have run 5.0.0, is given
+exactly in three rows of four with no thread ahead. The sessions of 09-16 and 09-21 (5.0.0) raced too, by the same sign;
+how far the threads got ahead is not known, and no thread ahead is assumed, which errs low: one job of 09-21 reserved
+11,880 MiB once and 13,272 MiB again.
 """
 
 from __future__ import annotations
