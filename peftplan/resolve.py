@@ -5,7 +5,7 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peftplan import formats, methods, optimizers
@@ -248,7 +248,7 @@ def _method_knobs(job: Job) -> dict[str, Any]:
 
 def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple[int | None, Names]:
     """The rank and the target modules that a method without a say of the job's uses; None where it has no such knob."""
-    knobs = {f.name for f in fields(method)}
+    knobs = method.__dataclass_fields__
     rank: int | None = None
     targets: Names = None
     if "r" in knobs:

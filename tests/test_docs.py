@@ -27,7 +27,8 @@ def test_code_blocks_run_and_show_what_they_print(path: Path) -> None:
                 exec(compile(block.text, _name(path), "exec"), namespace)
             for command in docs_blocks.commands(block.text) if block.language == "console" else ():
                 code, printed = docs_blocks.run(command.line)
-                assert code == 0 or command.shown.startswith("error: "), printed
+                over_budget = code == 1 and command.line.startswith("peftplan check")
+                assert code == 0 or over_budget or re.search(r"^error: ", command.shown, re.M), printed
                 assert docs_blocks.agrees(command.shown, printed), (command.line, printed)
 
 

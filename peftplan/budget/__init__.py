@@ -162,6 +162,7 @@ def _judged(asked: _Asked, answers: Answers) -> Judged:
         hours=judge.hours(answer),
         limits=held,
         levers=tuple(_levers(asked, held, answers)),
+        unpriced=tuple(remark for remark in asked.job.remarks if remark.what in asked.job.extras),
     )
     return result if result.status != "error" else _unknown(result)
 

@@ -75,9 +75,8 @@ def members(path: Path, budgets: tuple[Budget, ...]) -> Iterator[tuple[Budget, S
         if budget.job is not None:
             read_it = partial(_inline, path, budget.name)
             yield budget, Source(name=f"{sources.shown(path)}: {budget.name}", path=path, read=read_it)
-        for pattern in budget.configs:
-            for source in _matching(path.parent, pattern):
-                yield budget, source
+        found = (source for pattern in budget.configs for source in _matching(path.parent, pattern))
+        yield from ((budget, source) for source in {source.name: source for source in found}.values())
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Source]:
@@ -87,7 +86,8 @@ def _matching(folder: Path, pattern: str) -> Iterator[Source]:
     found = sorted(glob.glob(pattern, root_dir=folder, recursive=True))
     files = [folder / name for name in found if (folder / name).is_file()]
     if not files:
-        yield sources.of_nothing(pattern, f"{pattern}: matches no file in {folder.resolve()}")
+        where = "" if folder == Path() else f" in {folder}"
+        yield sources.of_nothing(pattern, f"{pattern}: matches no file{where}")
     yield from map(sources.of_file, files)
 
 

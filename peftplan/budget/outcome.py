@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peftplan.job import Assumption
 from peftplan.result import Verdict
 
 Limit = Literal["gpu", "max_memory", "max_usd", "max_hours", "max_growth"]
@@ -62,6 +63,8 @@ class Judged(_Frozen):
     hours: float | None = None
     limits: tuple[Held, ...] = ()
     levers: tuple[Lever, ...] = ()
+    unpriced: tuple[Assumption, ...] = ()
+    """Keys of a trainer's config that are not priced and could move memory."""
     error: str | None = None
     error_code: int | None = None
 

@@ -1,7 +1,7 @@
 """From the process to the command and back: exit codes, one-line errors, closed pipes, Ctrl-C.
 
-Exit codes: 0 done, 2 the request is wrong, 3 the outside failed, 70 a defect in peftplan (with its
-traceback), 130 interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 1 `check`: over budget, 2 the request is wrong, 3 the outside failed, 70 a defect in peftplan (with
+its traceback), 130 interrupted, 141 the reader of the output went away.
 """
 
 from __future__ import annotations

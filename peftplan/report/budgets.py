@@ -31,7 +31,7 @@ def _paragraph(result: Judged, widths: list[int]) -> Iterator[Text]:
     title, style = _STYLES[result.status]
     name, size = _config(result).ljust(widths[0]), memory(result).rjust(widths[1])
     found = findings(result)
-    apart = len(found) > 1 and result.status != "within"
+    apart = result.status != "within"
     inline = "" if apart else "  " + " · ".join(found)
     yield Text.assemble((title.ljust(6), style), f"  {name}  {size}", inline)
     if apart:
@@ -83,9 +83,25 @@ def findings(result: Judged) -> list[str]:
     """Each limit in words, broken ones first, and the lines that matter for the first broken one."""
     if result.error is not None and not result.limits:
         return [words.printable(result.error.removeprefix(f"{result.config}: "))]
+    if result.status == "within":
+        return [*(_brief(held, result) for held in result.limits), *_unpriced(result)]
     broken = [_sentence(held, result) for held in result.limits if held.status == "over"]
     kept = [_sentence(held, result) for held in result.limits if held.status != "over"]
-    return [*broken, *_levers(result), *kept]
+    return [*broken, *_levers(result), *kept, *_unpriced(result)]
+
+
+def _unpriced(result: Judged) -> list[str]:
+    keys = ", ".join(remark.what for remark in result.unpriced)
+    return [words.printable(f"not priced, could move memory: {keys}")] if keys else []
+
+
+def _brief(held: Held, result: Judged) -> str:
+    """A limit that is kept, without the memory that stands beside it."""
+    if held.limit == "gpu":
+        return f"✓ {result.verdict} on {held.stated}"
+    told = held.limit == "max_memory" or held.found is None
+    name = f"✓ {held.limit.replace('_', '-')} {held.stated}"
+    return f"{name}: {held.why}" if held.why else name if told else f"{name}: {amount(held.found or 0, held)}"
 
 
 def _sorted(check: Check) -> list[Judged]:
