@@ -53,7 +53,7 @@ def asked(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         alloc(self, identity, size_bytes)
 
     monkeypatch.setattr(CachingAllocator, "alloc", note)
-    monkeypatch.setattr(CachingAllocator, "reset_peaks", lambda self: seen.clear())
+    monkeypatch.setattr(CachingAllocator, "reset_peaks", lambda _: seen.clear())
     reading = read(job)
     reserve.usage(reading.case, reading.graph, 0)
     return seen
