@@ -85,6 +85,14 @@ def backends(incomplete: str) -> list[str]:
     return _starting(list(get_args(Backend)), incomplete)
 
 
+def objectives(incomplete: str) -> list[str]:
+    return _starting(["cost", "time", "quality", "headroom", "simplicity"], incomplete)
+
+
+def aims(incomplete: str) -> list[str]:
+    return _starting(["best", "smallest_change"], incomplete)
+
+
 def devices(incomplete: str) -> list[str]:
     return _starting(["meta", "cpu"], incomplete)
 

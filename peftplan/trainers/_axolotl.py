@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from peftplan.errors import RequestError
 from peftplan.trainers._shared import names
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Remarks
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
 
-PACKS = ("flash_attention_2", "flash_attention_3")
-"""Attention that keeps packed documents apart by their positions (utils/schemas/enums.py)."""
-LEGACY_ATTENTION = {
-    "xformers_attention": "xformers",
-    "sage_attention": "sage",
-    "flex_attention": "flex_attention",
-    "flash_attention": "flash_attention_2",
-    "sdp_attention": "sdpa",
-    "eager_attention": "eager",
-}
-"""Switches of older configs, in the order in which they win (LEGACY_ATTN_FLAG_TO_IMPL)."""
-KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 _BNB = "bnb_config_kwargs."
 _LINEAR = {
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj",
@@ -67,7 +54,7 @@ def write_method(fields: Fields) -> Config:
     raise Inexpressible("method", method)
 
 
-def method_apart(config: Config) -> Remarks:
+def method_stand_ins(config: Config) -> Kept:
     patterns = config.get("unfrozen_parameters")
     if not patterns or read_method(config)["method"] == "bitfit":
         return {}
@@ -88,7 +75,7 @@ def read_targets(config: Config) -> Fields:
     return {"target_modules": wanted if isinstance(wanted, str) else tuple(wanted)}
 
 
-def targets_apart(config: Config) -> Remarks:
+def targets_stand_ins(config: Config) -> Kept:
     wanted = config.get("lora_target_modules")
     if not (is_lora(config) and config.get("lora_target_linear") is True and wanted):
         return {}
@@ -116,15 +103,18 @@ def read_format(config: Config) -> Fields:
     if adapter == "qlora" and config.get("load_in_4bit"):
         double = config.get(_BNB + "bnb_4bit_use_double_quant", True)
         compute = config.get(_BNB + "bnb_4bit_compute_dtype")
-        found: dict[str, Any] = {"format": config.get(_BNB + "bnb_4bit_quant_type", "nf4"), "format.prepare": False}
-        return found | ({"format.double_quant": True} if double else {}) | (
-            {"format.compute_dtype": compute} if compute else {}
-        )  # fmt: skip
+        found: dict[str, Any] = {"format": config.get(_BNB + "bnb_4bit_quant_type", "nf4")}
+        found |= {"format.double_quant": True} if double else {}
+        return found | ({"format.compute_dtype": compute} if compute else {})
     if adapter == "lora" and config.get("load_in_8bit"):
-        return {"format": "int8", "format.prepare": False}
+        return {"format": "int8"}
     if adapter == "qlora":
         raise RequestError("adapter: qlora needs load_in_4bit: true")
     return {}
+
+
+def is_packed(config: Config) -> bool:
+    return "format" in read_format(config)
 
 
 def write_format(fields: Fields) -> Config:
@@ -143,7 +133,7 @@ def write_format(fields: Fields) -> Config:
     return {"load_in_4bit": True, "load_in_8bit": False} | {_BNB + key: value for key, value in bnb.items()}
 
 
-def format_apart(config: Config) -> Remarks:
+def format_stand_ins(config: Config) -> Kept:
     """loaders/model.py reads `load_in_4bit` for qlora and `load_in_8bit` for lora; another pair loads unpacked."""
     adapter = config.get("adapter")
     ignored = {"lora": "load_in_4bit", "qlora": "load_in_8bit"}.get(str(adapter))
@@ -157,7 +147,7 @@ def read_precision(config: Config) -> Fields:
     bf16, fp16 = config.get("bf16", "auto"), config.get("fp16")
     if bf16 == "full":
         return {"dtype": "bfloat16", "precision": "bf16"}
-    if bf16 == "auto" or bf16 is None and "bf16" not in config:
+    if bf16 == "auto" or (bf16 is None and "bf16" not in config):
         bf16 = not fp16
     if bf16 or config.get("bfloat16"):
         return {"dtype": "bfloat16", "precision": "bf16-mixed"}
@@ -197,151 +187,3 @@ def write_adapter_dtype(fields: Fields) -> Config:
     if asked != fields["dtype"] or fields.get("format") == "int8":
         raise Inexpressible("adapter_dtype", asked)
     return {"peft_autocast_adapter_dtype": False}
-
-
-# -- activations ------------------------------------------------------------------------------------------------------
-
-
-def attention_of(config: Config) -> str:
-    """utils/schemas/config.py, normalize_attn_implementation; transformers' own default where nothing is said."""
-    named = config.get("attn_implementation")
-    if named:
-        return str(named)
-    return next((impl for flag, impl in LEGACY_ATTENTION.items() if config.get(flag)), "sdpa")
-
-
-def read_attention(config: Config) -> Fields:
-    name = attention_of(config)
-    return {"attention": name if name in ("eager", "sdpa", *PACKS) else "flash_attention_2"}
-
-
-def attention_apart(config: Config) -> Remarks:
-    name = attention_of(config)
-    if name in ("eager", "sdpa", *PACKS):
-        return {}
-    key = next((key for key in ("attn_implementation", *LEGACY_ATTENTION) if config.get(key)), "attn_implementation")
-    return {key: f"{name} is not modelled; priced as flash_attention_2, which keeps the same tensors: little either way"}
-
-
-def write_attention(fields: Fields) -> Config:
-    name = fields["attention"]
-    if name not in ("eager", "sdpa", *PACKS):
-        raise Inexpressible("attention", name)
-    return {"attn_implementation": name}
-
-
-def read_batching(config: Config) -> Fields:
-    """core/trainers/base.py, the multipack sampler: attention that packs sees one row of micro_batch_size packs, other
-    attention one row each with a mask. core/builders/causal.py: unpacked rows are padded to a multiple of 64."""
-    packs = read_attention(config)["attention"] in PACKS
-    flattened = config.get("batch_flattening") and config.get("micro_batch_size", 1) > 1
-    if packs and (config.get("sample_packing") or flattened):
-        return {"batching": "packed"}
-    if config.get("micro_batch_size", 1) == 1 and config.get("pad_to_sequence_len") is False:
-        return {"batching": "exact"}
-    return {"batching": "padded"}
-
-
-def write_batching(fields: Fields) -> Config:
-    batching = fields["batching"]
-    if batching == "packed":
-        if fields["attention"] not in PACKS:
-            raise Inexpressible("batching", f"packed with attention {fields['attention']}")
-        return {"sample_packing": True, "pad_to_sequence_len": True}
-    if batching == "exact" and fields["micro_batch"] > 1:
-        raise Inexpressible("batching", "exact with several sequences (that is the data's to say)")
-    return {"sample_packing": False, "pad_to_sequence_len": batching == "padded"}
-
-
-def batching_apart(config: Config) -> Remarks:
-    if config.get("sample_packing") and read_batching(config)["batching"] != "packed":
-        why = f"{attention_of(config)} gets one row a pack and a mask; priced as padded rows"
-        return {"sample_packing": why}
-    return {key: None for key in ("batch_flattening",) if config.get(key)}
-
-
-def read_recompute(config: Config) -> Fields:
-    """core/builders/base.py, _configure_gradient_checkpointing: not reentrant unless told."""
-    if not config.get("gradient_checkpointing"):
-        return {"recompute": "none"}
-    reentrant = config.get("gradient_checkpointing_kwargs.use_reentrant")
-    return {"recompute": "full"} | ({"recompute.use_reentrant": True} if reentrant else {})
-
-
-def write_recompute(fields: Fields) -> Config:
-    if fields["recompute"] == "none":
-        return {"gradient_checkpointing": False}
-    if fields["recompute"] != "full":
-        raise Inexpressible("recompute", fields["recompute"])
-    reentrant = fields.get("recompute.use_reentrant", False)
-    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
-
-
-def recompute_apart(config: Config) -> Remarks:
-    if config.get("gradient_checkpointing") in (None, True, False):
-        return {}
-    return {"gradient_checkpointing": "priced as recomputation that keeps each layer's input on the GPU; errs high"}
-
-
-# -- kernels ----------------------------------------------------------------------------------------------------------
-
-
-def read_kernels(config: Config) -> Fields:
-    del config
-    return {}
-
-
-def kernels_apart(config: Config) -> Remarks:
-    """utils/schemas/config.py, check_auto_enable_lora_kernels: on where no key is there, but for int8 and trusted code."""
-    why = "Axolotl's fused LoRA kernels keep fewer activations; priced without them, errs high"
-    on = {key: why for key in KERNELS if config.get(key)}
-    silent = is_lora(config) and all(config.get(key) is None for key in KERNELS)
-    excused = config.get("load_in_8bit") or config.get("trust_remote_code") or config.get("rl")
-    if silent and not excused:
-        return {KERNELS[0]: "on where no lora_*_kernel key is set: " + why}
-    return on
-
-
-def write_kernels(fields: Fields) -> Config:
-    return dict.fromkeys(KERNELS, False) if fields["method"] == "lora" else {}
-
-
-def plugins_apart(config: Config) -> Remarks:
-    listed = names(config.get("plugins"))
-    if any(name.endswith("CutCrossEntropyPlugin") for name in listed) and config.get("cut_cross_entropy", True):
-        return {"plugins": "cut cross-entropy never makes the logits; priced with them, errs high"}
-    if any(name.endswith("SpectrumPlugin") for name in listed):
-        return {"plugins": "Spectrum trains some of the layers; priced as if all trained, errs high"}
-    return {"plugins": None} if listed else {}
-
-
-# -- machines ---------------------------------------------------------------------------------------------------------
-
-
-def read_layout(config: Config) -> Fields:
-    """fsdp (a list, until 2025) and fsdp_config; deepspeed (a file's name or its content)."""
-    if config.get("deepspeed") or any(key.startswith("deepspeed.") for key in config):
-        return _deepspeed(config)
-    sizes = {"tp": config.get("tensor_parallel_size"), "cp": config.get("context_parallel_size")}
-    parts = [f"{name}={size}" for name, size in sizes.items() if size and size > 1]
-    fsdp = any(key == "fsdp" or key.startswith("fsdp_config") for key in config if config[key] not in (None, [], {}))
-    if fsdp:
-        offload = config.get("fsdp_config.offload_params") or config.get("fsdp_config.fsdp_offload_params")
-        offload = offload or "offload" in names(config.get("fsdp"))
-        return {"layout": ",".join(["fsdp", *parts])} | ({"offload": "parameters"} if offload else {})
-    return {"layout": ",".join(parts)} if parts else {}
-
-
-def _deepspeed(config: Config) -> Fields:
-    said = config.get("deepspeed")
-    if isinstance(said, str):
-        stage = next((n for n in "3210" if f"zero{n}" in said.lower()), None)
-        if stage is None:
-            raise RequestError(f"deepspeed: {said}: its ZeRO stage is not read from the file; write its JSON here instead")
-        return {"layout": f"zero{stage}"} | ({"offload": "parameters"} if "offload" in said.lower() else {})
-    zero = "deepspeed.zero_optimization."
-    devices: Mapping[str, Any] = {
-        what: config.get(f"{zero}offload_{key}.device") for what, key in (("optimizer", "optimizer"), ("parameters", "param"))
-    }
-    moved = [what for what, device in devices.items() if device in ("cpu", "nvme")]
-    return {"layout": f"zero{config.get(zero + 'stage', 0)}"} | ({"offload": ",".join(moved)} if moved else {})

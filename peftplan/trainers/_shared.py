@@ -1,94 +1,13 @@
-"""Rules that several trainers' configs share: optimizer names, LoRA's knobs, where the states are."""
+"""Rules that the YAML trainers share besides those of transformers: a method's settings word for word, LoRA+."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
-from peftplan import optimizers
-from peftplan.errors import RequestError
-from peftplan.plugins import canonical
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Remarks, Rule, custom
-
-OPTIM = {
-    "adamw": "adamw_torch",
-    "adamw_torch": "adamw_torch",
-    "adamw_foreach": "adamw_torch",
-    "adamw_torch_foreach": "adamw_torch",
-    "adamw_fused": "adamw_torch_fused",
-    "adamw_torch_fused": "adamw_torch_fused",
-    "adamw8bit": "adamw_8bit",
-    "adamw_8bit": "adamw_8bit",
-    "adamw_bnb_8bit": "adamw_bnb_8bit",
-    "paged_adamw": "paged_adamw_32bit",
-    "paged_adamw_32bit": "paged_adamw_32bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
-"""peftplan's name: transformers' (training_args.py, OptimizerNames, 5.23.0). `adamw_torch` is foreach on a GPU."""
-_NEAREST = (
-    ("paged*lion*8bit", "paged_adamw_8bit", "two 8-bit states in place of one; errs high"),
-    ("*lion*8bit", "adamw_8bit", "two 8-bit states in place of one; errs high"),
-    ("paged*8bit", "paged_adamw_8bit", "two 8-bit states; errs low where it has three"),
-    ("*4bit*", "adamw_8bit", "8-bit states in place of 4-bit ones; errs high"),
-    ("galore*", "adamw_torch", "full states in place of low-rank ones; errs high"),
-    ("q_galore*", "adamw_8bit", "full 8-bit states in place of low-rank ones; errs high"),
-    ("apollo*", "adamw_torch", "full states in place of low-rank ones; errs high"),
-    ("*8bit*", "adamw_8bit", "two 8-bit states; errs low where it has three"),
-    ("*fp8*", "adamw_8bit", "two states of one byte and their scales; errs either way by a few percent"),
-    ("flash_adam*", "adamw_8bit", "two 8-bit states; errs either way"),
-    ("adafactor", "adamw_torch", "two full states in place of row and column sums; errs high"),
-    ("came*", "adamw_torch", "two full states in place of one and row and column sums; errs high"),
-    ("*lomo", "adamw_torch", "states and gradients that it does not keep; errs high"),
-    ("*lion*", "adamw_torch", "two states in place of one; errs high"),
-    ("muon", "adamw_torch", "two states in place of one for matrices; errs high"),
-    ("*sgd*", "adamw_torch", "two states in place of at most one; errs high"),
-    ("rmsprop*", "adamw_torch", "two states in place of one; errs high"),
-    ("adagrad", "adamw_torch", "two states in place of one; errs high"),
-    ("ademamix*", "adamw_torch", "two states in place of three; errs low"),
-    ("*", "adamw_torch", "errs either way"),
-)
-"""For optimizers that peftplan has no file of: the nearest one, and which way that errs."""
-
-
-def optim(key: str, *, default: str) -> Rule:
-    """The optimizer by transformers' names. One that peftplan does not know is priced as the nearest it does."""
-
-    def read(config: Config) -> Fields:
-        word = config.get(key)
-        return {} if word is None else {"optimizer": word if _known(word) else _nearest(word)[0]}
-
-    def write(fields: Fields) -> Config:
-        name = canonical(fields["optimizer"])
-        if name not in OPTIM and name not in _own_words():
-            raise Inexpressible("optimizer", name)
-        return {key: OPTIM.get(name, name)}
-
-    def apart(config: Config) -> Remarks:
-        word = config.get(key)
-        if word is None or _known(word):
-            return {}
-        name, why = _nearest(word)
-        return {key: f"not modelled; priced as {name}: {why}"}
-
-    return custom(
-        (key,), ("optimizer",), read=read, write=write, defaults={"optimizer": default}, apart=apart
-    )  # fmt: skip
-
-
-def _own_words() -> set[str]:
-    """Optimizers whose name is transformers' too, although no row above says so."""
-    return (set(optimizers.names()) | set(optimizers.aliases())) - {"adamw_for_loop"}
-
-
-def _known(word: Any) -> bool:
-    name = canonical(str(word))
-    return name in OPTIM or name in _own_words()
-
-
-def _nearest(word: Any) -> tuple[str, str]:
-    name = canonical(str(word))
-    return next((near, why) for pattern, near, why in _NEAREST if fnmatchcase(name, pattern))
+from peftplan.job import Job
+from peftplan.trainers import _deepspeed
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, Rule, StandIn, custom
 
 
 def knobs(
@@ -96,8 +15,8 @@ def knobs(
     *,
     method: str,
     where: Callable[[Config], bool],
-    defaults: Fields,
-    otherwise: Fields,
+    defaults: Fields | None = None,
+    otherwise: Fields | None = None,
 ) -> Rule:
     """Keys that say a method's settings word for word, where a config has that method (`where`).
 
@@ -109,15 +28,18 @@ def knobs(
         if not where(config):
             return {}
         given = {field: config[key] for key, field in pairs.items() if config.get(key) not in (None, "", [])}
-        return {**defaults, **{field: value for field, value in given.items() if value is not False}}
+        return {field: value for field, value in given.items() if value is not False}
 
     def write(fields: Fields) -> Config:
         if fields["method"] != method:
             return {}
-        full = {**otherwise, **fields}
+        full = {**(otherwise or {}), **fields}
         return {key: _plain(full[field]) for key, field in pairs.items() if full.get(field) is not None}
 
-    return custom(tuple(pairs), tuple(pairs.values()), read=read, write=write)
+    def silent(config: Config) -> Fields:
+        return (defaults or {}) if where(config) else {}
+
+    return custom(tuple(pairs), tuple(pairs.values()), read=read, write=write, defaults=silent)
 
 
 def lora_plus(key: str) -> Rule:
@@ -129,26 +51,65 @@ def lora_plus(key: str) -> Rule:
     def write(fields: Fields) -> Config:
         return {key: 16.0} if fields.get("variant") == "lora_plus" else {}
 
-    def apart(config: Config) -> Remarks:
+    def stand_ins(config: Config) -> Kept:
         return {key: None} if config.get(key) else {}
 
-    return custom((key,), ("variant",), read=read, write=write, apart=apart)
+    return custom((key,), ("variant",), read=read, write=write, stand_ins=stand_ins)
 
 
-def variant(fields: Fields, known: tuple[str, ...]) -> None:
-    """Raises Inexpressible for a variant that is not among `known`."""
-    if fields.get("variant") not in (None, *known):
-        raise Inexpressible("method", fields["variant"])
+def startable(fields: Fields) -> None:
+    """Raises Inexpressible for starts of LoRA that no config alone can make: LoftQ, EVA and CorDA want more than a
+    word, and PiSSA a base that is not packed."""
+    start = str(fields.get("method.init_lora_weights"))
+    if start in ("loftq", "eva", "corda", "lora_ga"):
+        raise Inexpressible("method.init_lora_weights", start)
+    if start.startswith("pissa") and fields.get("format") is not None:
+        raise Inexpressible("method.init_lora_weights", f"{start} on {fields['format']}")
 
 
-def positive(config: Config, key: str) -> int | None:
-    """The whole number that a key holds. Raises RequestError for anything else."""
-    value = config.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"{key}: write a whole number of at least 1, not {value!r}")
-    return value
+def less(because: str) -> StandIn:
+    """Of something that takes less than what is priced without it."""
+    return StandIn(errs="high", because=because)
+
+
+def more(because: str) -> StandIn:
+    """Of something that takes more than what is priced without it."""
+    return StandIn(errs="low", because=because)
+
+
+def processes(job: Job) -> str:
+    """torchrun's words: as many processes a node as GPUs; with several nodes each says which it is."""
+    one = f"--nproc_per_node {job.gpus}"
+    if job.nodes == 1:
+        return one
+    place = '--node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port 29500'
+    return f"{one} --nnodes {job.nodes} {place}"
+
+
+def environment(job: Job) -> str:
+    """The same, for launchers that read it from the environment."""
+    if job.nodes == 1:
+        return f"env NPROC_PER_NODE={job.gpus}"
+    place = 'NODE_RANK="${NODE_RANK:?}" MASTER_ADDR="${MASTER_ADDR:?}" MASTER_PORT=29500'
+    return f"env NPROC_PER_NODE={job.gpus} NNODES={job.nodes} {place}"
+
+
+def spread(fields: Fields) -> Config:
+    """The `deepspeed` key for ZeRO; FSDP and DDP are said elsewhere. Raises Inexpressible."""
+    layout = str(fields.get("layout", "ddp"))
+    if layout in ("ddp", "fsdp"):
+        if layout == "ddp" and fields.get("offload"):
+            raise Inexpressible("offload", f"{fields['offload']} with --layout ddp")
+        if layout == "fsdp" and fields.get("format") == "int8":
+            raise Inexpressible("format", "int8 with --layout fsdp")
+        return {}
+    return {"deepspeed": f"zero{_deepspeed.stage(layout)}.json"}
+
+
+def deepspeed_file(job: Job) -> dict[str, str]:
+    """The file that `spread` names, where there is one."""
+    fields = {"layout": job.layout, "offload": job.offload}
+    return {f"{job.layout}.json": _deepspeed.text(fields)} if str(job.layout).startswith("zero") else {}
 
 
 def names(value: Any) -> tuple[str, ...]:

@@ -11,16 +11,18 @@ they are priced in the model's dtype (errs low).
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import Any, final
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
 
 import yaml
 
 from peftplan.job import Job
+from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers import _axolotl as own
-from peftplan.trainers._shared import knobs, lora_plus, optim, variant
+from peftplan.trainers import _axolotl_step as step
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, processes, startable
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, same
+from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
 
 _LORA = knobs(
     {
@@ -51,77 +53,68 @@ def _accumulation(config: Config) -> Fields:
     return {} if steps is None else {"grad_accum": steps}
 
 
-def _machines(fields: Fields) -> Config:
-    if fields.get("layout") or fields.get("offload"):
-        raise Inexpressible("layout", fields.get("layout") or fields["offload"])
-    return {}
-
-
 @final
 class Axolotl(Trainer):
     name = "axolotl"
     title = "Axolotl"
     homepage = "https://docs.axolotl.ai"
     requirements = ("axolotl==0.19.0", "transformers==5.16.1", "peft==0.20.0", "accelerate==1.13.0")
-    signature = frozenset(
-        {
-            "base_model", "sequence_len", "micro_batch_size", "adapter", "sample_packing", "lora_target_linear",
-            "lora_r", "load_in_4bit", "datasets", "pad_to_sequence_len", "val_set_size", "flash_attention",
-        }
-    )  # fmt: skip
+    signature = frozenset({
+        "base_model", "sequence_len", "micro_batch_size", "adapter", "sample_packing", "lora_target_linear", "lora_r",
+        "load_in_4bit", "datasets", "pad_to_sequence_len", "val_set_size", "flash_attention",
+    })  # fmt: skip
     dataset_keys = ("datasets",)
+    beside = ("gpus", "nodes")
     whole = frozenset({"lora_rank_pattern", "lora_alpha_pattern", "special_tokens", "added_tokens_overrides"})
-    harmless = frozenset(
-        {
-            "dataset*", "test_datasets*", "pretraining_dataset*", "shuffle_*", "chat_template*", "special_tokens*",
-            "tokens", "tokenizer_*", "model_type", "is_*_derived_model", "trust_remote_code", "strict", "hub_*",
-            "push_dataset_to_hub", "hf_use_auth_token", "output_dir", "wandb_*", "use_wandb", "mlflow_*", "use_mlflow",
-            "comet_*", "use_comet", "use_tensorboard", "use_trackio", "use_otel_metrics", "otel_*", "trackio_*",
-            "swanlab_*", "use_swanlab", "logging_*", "save_*", "saves_per_epoch", "eval_*", "evals_per_epoch",
-            "evaluation_strategy", "do_*eval", "val_set_size", "num_epochs", "max_steps", "warmup_*", "weight_decay",
-            "learning_rate", "lr_*", "cosine_*", "adam_*", "max_grad_norm", "optim_args*", "embedding_lr*",
-            "loraplus_lr_embedding", "seed", "resume_from_checkpoint", "auto_resume_from_checkpoints", "lora_model_dir",
-            "lora_fan_in_fan_out", "merge_*", "train_on_inputs", "group_by_length", "dataloader_*", "early_stopping_*",
-            "load_best_model_at_end", "loss_watchdog_*", "debug", "tf32", "fsdp_version", "ddp*", "excess_length_strategy",
-            "sample_packing_*", "curriculum_sampling", "streaming*", "roles_to_train", "min_sample_len", "low_cpu_mem_usage",
-            "revision_of_model", "model_revision", "eot_tokens", "default_system_message", "remove_unused_columns",
-            "include_t*", "profiler_*", "jagged_*", "relora_*", "peft_ensure_weight_tying", "data_seed", "gc_*",
-            "accelerator_config*", "train_on_*", "use_ray", "ray_*", "noisy_embedding_alpha", "type_of_model",
-            "overrides_of_model_kwargs*", "base_model_config", "base_model_ignore_patterns", "torchdistx_path",
-        }
-    )  # fmt: skip
-    unpriced = MappingProxyType(
-        {
-            "liger_fused_linear_cross_entropy": "Liger's loss never makes the logits; priced with them, errs high",
-            "liger_*": "Liger's kernels keep fewer activations; priced as transformers' own, errs high",
-            "unsloth_*": "unsloth's kernels keep fewer activations; priced as transformers' own, errs high",
-            "cut_cross_entropy": "cut cross-entropy never makes the logits; priced with them, errs high",
-            "chunked_cross_entropy*": "a loss in chunks never holds all logits in fp32; priced with them, errs high",
-            "tiled_mlp*": "a feed-forward in tiles is priced whole, errs high",
-            "fused_attn_kernel": "fused norms and rotations keep fewer activations; priced without, errs high",
-            "flash_attn_*": "a fused kernel keeps fewer activations; priced as transformers' own, errs high",
-            "torch_compile*": "a compiled model keeps fewer activations; priced as it runs eagerly, errs high",
-            "activation_offloading": "activations are priced as if they stayed on the GPU; errs high",
-            "layer_offloading": "frozen layers are priced as if they stayed on the GPU; errs high",
-            "selective_checkpointing*": "priced as if everything were recomputed; errs low by what it keeps",
-            "lisa_*": "LISA trains some layers at a time; priced as if all trained, errs high",
-            "relora": "priced between restarts; the merge into the base for a moment takes more, errs low",
-            "rl": "priced as supervised training; pairs of answers and a reference model take more, errs low",
-            "reward_model": "priced as supervised training on the whole vocabulary; errs high",
-            "process_reward_model": "priced as supervised training on the whole vocabulary; errs high",
-            "neftune_noise_alpha": "the noise takes another copy of the embeddings' output for a moment; errs low",
-            "resize_token_embeddings_to_32x": "the vocabulary is priced unpadded; errs low by up to 31 rows",
-            "gptq*": "GPTQ weights are not read from here; priced in the model's dtype, errs high",
-            "peft_layer_replication": "replicated layers are not priced; errs low",
-            "peft_trainable_token_indices": "trained token embeddings are not priced; errs low",
-            "lora_target_parameters": "adapters on bare parameters are not priced; errs low",
-            "embeddings_skip_upcast": "embeddings are priced in the model's dtype, as they end up either way",
-            "peft.loftq_config*": "LoftQ starts the adapter otherwise; what is trained is the same",
-            "gpu_memory_limit": "a limit by device is not modelled; priced as if all stayed on one GPU, errs high",
-            "max_memory*": "a limit by device is not modelled; priced as if all stayed on one GPU, errs high",
-            "batch_flattening": "",
-        }
-    )
+    harmless = _huggingface.HARMLESS | {
+        "trl.*", "ebft.*", "vllm.*", "skip_prepare_dataset", "processor_type", "eta_min",
+        "adam_*", "auto_resume_from_checkpoints", "base_model_config", "base_model_ignore_patterns", "chat_template*",
+        "comet_*", "cosine_*", "curriculum_sampling", "dataset*", "ddp*", "default_system_message",
+        "early_stopping_*", "embedding_lr*", "eot_tokens", "evals_per_epoch", "excess_length_strategy",
+        "fsdp_version", "gc_*", "hf_use_auth_token", "include_t*", "is_*_derived_model", "jagged_*",
+        "lora_fan_in_fan_out", "lora_model_dir", "loraplus_lr_embedding", "loss_watchdog_*", "low_cpu_mem_usage",
+        "lr_*", "merge_*", "min_sample_len", "mlflow_*", "model_type", "noisy_embedding_alpha", "num_epochs",
+        "optim_args*", "otel_*", "overrides_of_model_kwargs*", "peft_ensure_weight_tying", "pretraining_dataset*",
+        "profiler_*", "push_dataset_to_hub", "ray_*", "relora_*", "revision_of_model", "roles_to_train",
+        "sample_packing_*", "saves_per_epoch", "shuffle_*", "special_tokens*", "streaming*", "strict", "swanlab_*",
+        "test_datasets*", "tokenizer_*", "tokens", "torchdistx_path", "train_on_*", "train_on_inputs",
+        "type_of_model", "use_comet", "use_mlflow", "use_otel_metrics", "use_ray", "use_swanlab", "use_tensorboard",
+        "use_trackio", "use_wandb", "val_set_size", "wandb_*",
+    }  # fmt: skip
+    instead: ClassVar[Mapping[str, StandIn]] = {
+        "liger_fused_linear_cross_entropy": less("its loss never makes the logits"),
+        "liger_*": less("its kernels keep fewer activations"),
+        "unsloth_*": less("its kernels keep fewer activations"),
+        "cut_cross_entropy": less("it never makes the logits"),
+        "chunked_cross_entropy*": less("a loss in chunks never holds all logits in fp32"),
+        "tiled_mlp*": less("a feed-forward in tiles holds one at a time"),
+        "fused_attn_kernel": less("fused norms and rotations keep fewer activations"),
+        "flash_attn_*": less("fused kernels keep fewer activations"),
+        "flash_optimum": less("fused kernels keep fewer activations"),
+        "torch_compile*": less("compiled graphs keep and make fewer tensors"),
+        "activation_offloading": less("what backward needs lies in host memory"),
+        "layer_offloading": less("frozen layers lie in host memory"),
+        "selective_checkpointing*": more("some outputs are kept besides each layer's input"),
+        "lisa_*": less("a few layers train at a time"),
+        "relora": more("each restart merges the adapter into the base, for a moment"),
+        "rl": more("pairs of answers, and for some a reference model"),
+        "reward_model": less("a reward takes the place of the vocabulary's logits"),
+        "process_reward_model": less("a reward takes the place of the vocabulary's logits"),
+        "neftune_noise_alpha": more("it adds noise of the embeddings' size"),
+        "resize_token_embeddings_to_32x": more("the vocabulary grows by up to 31 rows"),
+        "gptq*": less("the base is packed"),
+        "quantize_moe_experts": less("experts are packed"),
+        "peft_layer_replication": more("replicated layers have adapters and activations of their own"),
+        "peft_trainable_token_indices": more("token embeddings train besides"),
+        "lora_target_parameters": more("bare parameters are adapted besides"),
+        "peft.loftq_config*": StandIn(errs="either way", because="only the start differs, once it is made"),
+        "gpu_memory_limit": less("layers beyond the limit lie elsewhere"),
+        "max_memory*": less("layers beyond the limit lie elsewhere"),
+        "expert_parallel_size": less("experts are spread over GPUs"),
+        "model_config.*": StandIn(errs="either way", because="the model's config is changed"),
+        "fp8*": less("products in fp8 keep smaller inputs"),
+        "qat*": more("weights are quantized on the fly"),
+    }
     rules = (
         same("base_model", "model"),
         custom(
@@ -129,7 +122,7 @@ class Axolotl(Trainer):
             ("method", "method.train"),
             read=own.read_method,
             write=own.write_method,
-            apart=own.method_apart,
+            stand_ins=own.method_stand_ins,
         ),
         _LORA,
         custom(
@@ -137,19 +130,23 @@ class Axolotl(Trainer):
             ("target_modules",),
             read=own.read_targets,
             write=own.write_targets,
-            apart=own.targets_apart,
+            stand_ins=own.targets_stand_ins,
         ),
         lora_plus("loraplus_lr_ratio"),
         custom(
             (
-                "load_in_4bit", "load_in_8bit", "bnb_config_kwargs.bnb_4bit_quant_type",
-                "bnb_config_kwargs.bnb_4bit_use_double_quant", "bnb_config_kwargs.bnb_4bit_compute_dtype",
+                "load_in_4bit",
+                "load_in_8bit",
+                "bnb_config_kwargs.bnb_4bit_quant_type",
+                "bnb_config_kwargs.bnb_4bit_use_double_quant",
+                "bnb_config_kwargs.bnb_4bit_compute_dtype",
             ),
             ("format", "format.double_quant", "format.blocksize", "format.compute_dtype"),
             read=own.read_format,
             write=own.write_format,
-            apart=own.format_apart,
+            stand_ins=own.format_stand_ins,
         ),
+        does("format.prepare", False, when=own.is_packed),
         custom(
             ("bf16", "fp16", "bfloat16", "float16", "float32"),
             ("dtype", "precision"),
@@ -172,44 +169,54 @@ class Axolotl(Trainer):
         ),
         same("sequence_len", "seq_len", default=512),
         custom(
-            ("attn_implementation", *own.LEGACY_ATTENTION),
+            ("attn_implementation", *step.LEGACY_ATTENTION),
             ("attention",),
-            read=own.read_attention,
-            write=own.write_attention,
-            apart=own.attention_apart,
+            read=step.read_attention,
+            write=step.write_attention,
+            stand_ins=step.attention_stand_ins,
         ),
         custom(
             ("sample_packing", "pad_to_sequence_len", "batch_flattening"),
             ("batching",),
-            read=own.read_batching,
-            write=own.write_batching,
-            apart=own.batching_apart,
+            read=step.read_batching,
+            write=step.write_batching,
+            stand_ins=step.batching_stand_ins,
         ),
         custom(
             ("gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant"),
             ("recompute", "recompute.use_reentrant"),
-            read=own.read_recompute,
-            write=own.write_recompute,
-            apart=own.recompute_apart,
+            read=step.read_recompute,
+            write=step.write_recompute,
+            stand_ins=step.recompute_stand_ins,
         ),
-        optim("optimizer", default="adamw_torch_fused"),
-        custom(own.KERNELS, (), read=own.read_kernels, write=own.write_kernels, apart=own.kernels_apart),
-        custom(("plugins",), (), read=own.read_kernels, write=lambda _: {}, apart=own.plugins_apart),
-        custom((), ("gpus", "nodes", "layout", "offload"), read=own.read_layout, write=_machines),
+        _huggingface.optimizer("optimizer", others=step.OPTIMIZERS),
+        custom(step.KERNELS, (), read=lambda _: {}, write=step.write_kernels, stand_ins=step.kernels_stand_ins),
+        custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=step.plugins_stand_ins),
+        custom(
+            step.LAYOUT_KEYS,
+            ("layout", "offload"),
+            read=step.read_layout,
+            write=step.write_layout,
+            stand_ins=step.layout_stand_ins,
+        ),
         always("loop.outputs_until", "loss"),
+        always("model.use_cache", False),
     )
 
     def settled(self, full: Job, *, asked: Job) -> Job:
-        """bf16 under autocast, where the job leaves it open: what `bf16: auto` does on a GPU that has it."""
-        if asked.precision is not None or full.dtype == "float32":
+        """bf16 weights under autocast, where the job leaves it open: what `bf16: auto` does on a GPU that has it."""
+        if asked.precision not in (None, "bf16-mixed", "fp16-mixed") or (asked.precision, full.dtype) == (
+            None,
+            "float32",
+        ):
             return full
-        dtype = full.dtype if asked.dtype is not None else "bfloat16"
-        short = "fp16" if dtype == "float16" else "bf16"
-        return full.model_copy(update={"dtype": dtype, "precision": f"{short}-mixed"})
+        half = "float16" if "fp16" in (asked.precision or "") or asked.dtype in ("float16", "fp16") else "bfloat16"
+        dtype = full.dtype if asked.dtype is not None else half
+        precision = asked.precision or ("fp16-mixed" if half == "float16" else "bf16-mixed")
+        return full.model_copy(update={"dtype": dtype, "precision": precision})
 
-    def refuse(self, full: Job, fields: Fields) -> None:
-        variant(fields, ("lora_plus",))
-        del full
+    def refuse(self, fields: Fields) -> None:
+        startable(fields)
 
     def run_keys(self, run: Run) -> Config:
         local = run.dataset is None or run.dataset.endswith((".json", ".jsonl"))
@@ -226,8 +233,10 @@ class Axolotl(Trainer):
         }
 
     def folder(self, job: Job, run: Run) -> Folder:
-        text = yaml.safe_dump(self.config(job, run), sort_keys=False)
-        return Folder(files={"axolotl.yaml": text}, command="axolotl train axolotl.yaml")
+        files = {"axolotl.yaml": yaml.safe_dump(self.config(job, run), sort_keys=False)}
+        files |= deepspeed_file(job)
+        several = f"torchrun -- {processes(job)}" if _accelerate.spreads(job) else "python"
+        return Folder(files=files, command=f"axolotl train axolotl.yaml --launcher {several}")
 
 
 TRAINER = Axolotl
