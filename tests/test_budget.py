@@ -166,6 +166,12 @@ def test_lines_are_found_in_json_and_in_toml() -> None:
     assert (lever.file, lever.line, lever.text) == ("peftplan.toml", 3, "micro_batch: 64")
 
 
+def test_line_ends_are_no_change_and_lines_are_counted_as_editors_do() -> None:
+    place = Place(file="a.yaml", measure=lambda text: 8 if "b: 4" in text else 4, unit="bytes")
+    (lever,) = levers.changed("a: 1 # \u2028\r\n\r\nb: 4\r\n", "a: 1 # \u2028\n\nb: 2\n", place)
+    assert (lever.line, lever.text, lever.instead, lever.saves) == (3, "b: 4", "b: 2", 4)
+
+
 def test_a_switch_is_turned_to_see_what_it_costs() -> None:
     def measure(text: str) -> int:
         return 10 if "checkpointing: false" in text else 5
