@@ -17,7 +17,7 @@ from typing import Any, final
 
 import yaml
 
-from peftplan.errors import RequestError
+from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers.base import Folder, Run, Trainer
@@ -29,8 +29,13 @@ _KNOBS = {
     "lora_alpha": "method.lora_alpha", "lora_dropout": "method.lora_dropout",
     "lora_modules_to_save": "method.modules_to_save", **_FLAGS,
 }  # fmt: skip
-_OLD_NAMES = {"torch_dtype": "dtype", "max_seq_length": "max_length"}
+_OLD_NAMES = {"torch_dtype": "dtype", "max_seq_length": "max_length", "use_liger": "use_liger_kernel"}
 """Until TRL 0.20."""
+_OTHER_TRAINERS = (
+    "beta", "max_prompt_length", "max_completion_length", "num_generations", "desirable_weight", "reward_model_path",
+    "ref_model_mixup_alpha", "precompute_ref_log_probs",
+)  # fmt: skip
+"""Keys of the configs of TRL's other trainers (DPOConfig, GRPOConfig, KTOConfig, ...)."""
 _MULTIPLE = StandIn(errs="low", because="rows grow by less than that many tokens")
 _HOST = StandIn(errs="high", because="what backward needs lies in host memory")
 _LORA_KEYS = ("lora_r", "lora_target_modules", *_KNOBS)
@@ -153,6 +158,13 @@ def _storage(fields: Fields) -> Config:
     return {"bnb_4bit_quant_storage": fields["dtype"]} if sharded else {}
 
 
+def _refuse_others(config: Config) -> Fields:
+    other = next((key for key in _OTHER_TRAINERS if config.get(key) is not None), None)
+    if other is not None:
+        raise Unsupported(f"{other} is a key of TRL's preference or reward training; only `trl sft` is modelled")
+    return {}
+
+
 def _loss(config: Config) -> Fields:
     return {"loss.style": "shifted_labels" if config.get("label_smoothing_factor") else "fused_head"}
 
@@ -188,6 +200,7 @@ class Trl(Trainer):
         "ddp_broadcast_buffers",
     }  # fmt: skip
     rules = (
+        custom(_OTHER_TRAINERS, (), read=_refuse_others, write=lambda _: {}),
         same("model_name_or_path", "model"),
         custom(
             ("use_peft", *_LORA_KEYS),
