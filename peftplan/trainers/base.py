@@ -162,7 +162,11 @@ class Trainer(ABC):
         kept: dict[str, Any] = {}
         for rule in self.rules:
             own = {key: value for key, value in extras.items() if rule.claims(key)}
-            if own and all(fields.get(field) == value for field, value in rule.read({**flat, **own}).items()):
+            if not own:
+                continue
+            meant = {**rule.defaults({**flat, **own}), **rule.read({**flat, **own})}
+            spoken = {*meant, *(field for field in fields if rule.speaks_for(field))}
+            if all(fields.get(field) == meant.get(field) for field in spoken):
                 kept.update(own)
         return kept
 
