@@ -7,7 +7,7 @@ from functools import reduce
 from math import prod
 from typing import final
 
-from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Op, Tensor
+from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.ops import (
     Activate,
     Add,
@@ -18,6 +18,7 @@ from peftplan.graph.ops import (
     DetachedLinear,
     Div,
     Dropout,
+    Formula,
     Hold,
     Linear,
     Make,
@@ -134,11 +135,16 @@ class Builder:
 
     def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str, autocast: bool = True) -> Tensor:
         """(..., i, j) x (..., j, k). Without `autocast`, inside an operator that autocast has dealt with."""
-        if autocast and self.numerics.autocast is not None:
-            a, b = self.autocast(a), self.autocast(b)
+        given = a, b
+        if autocast and self.numerics.autocast is not None:  # arguments are evaluated from the last to the first
+            b = self.autocast(b)
+            a = self.autocast(a)
         n = self.name(label)
         out = Tensor(n, shape, a.dtype)
-        return self._emit(MatMul(name=n, ins=(a, b), out=out, inner=inner, site=self._site, part=self._part))
+        self._emit(MatMul(name=n, ins=(a, b), out=out, inner=inner, site=self._site, part=self._part))
+        if (a, b) != given:
+            self.hold(*given)
+        return out
 
     def autocast(self, t: Tensor) -> Tensor:
         """What torch.autocast makes of an operand of a matrix product."""
@@ -250,12 +256,12 @@ class Builder:
     def view(self, x: Tensor, *shape: int, label: str = "view", grad_copied: bool = False) -> Tensor:
         """A view whose gradient matters: as an op, because its gradient may be copied."""
         n = self.name(label)
-        out = Tensor(n, shape or x.shape, x.dtype, base=x.storage)
+        out = Tensor(n, shape or x.shape, x.dtype, _kind_of_part(x), base=x.storage)
         return self._emit(View(name=n, ins=(x,), out=out, grad_copied=grad_copied, site=self._site, part=self._part))
 
     def slice(self, x: Tensor, *shape: int, label: str = "slice") -> Tensor:
         n = self.name(label)
-        out = Tensor(n, shape, x.dtype, base=x.storage)
+        out = Tensor(n, shape, x.dtype, _kind_of_part(x), base=x.storage)
         return self._emit(Slice(name=n, ins=(x,), out=out, site=self._site, part=self._part))
 
     def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
@@ -311,3 +317,38 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
         return self._emit(DetachedLinear(name=n, ins=(x, w), out=out, site=self._site, part=self._part))
+
+    def formula(
+        self, label: str, out: Tensor, *ins: Tensor, keeps: tuple[Tensor, ...] = (), keeps_out: bool = False,
+        grads: tuple[Grad, ...] = (), temporary_bytes: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """A node whose rule is stated here; `out` gives shape and dtype, and the storage it is a part of, if any."""
+        n = self.name(label)
+        made = out._replace(name=n, kind=ACTIVATION, trainable=False)
+        op = Formula(
+            name=n, ins=ins, out=made, keeps=(*keeps, made) if keeps_out else keeps, grads=grads,
+            temporary_bytes=temporary_bytes, site=self._site, part=self._part,
+        )  # fmt: skip
+        return self._emit(op)
+
+    def alias(self, weight: Tensor) -> Tensor:
+        """A parameter that several ops read: their gradients meet here, as in the engine's input buffer."""
+        n = self.name(f"{weight.name.rsplit('.', 1)[-1]}_alias")
+        out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
+        return self._emit(View(name=n, ins=(weight,), out=out, site=self._site, part=self._part))
+
+    def minus(self, a: Tensor, b: Tensor, label: str = "sub") -> Tensor:
+        """a - b: the gradient of b is a new tensor."""
+        return self.add(a, self.view(b, label=f"{label}_other", grad_copied=True), label)
+
+    def norm(self, x: Tensor, *shape: int, label: str = "norm") -> Tensor:
+        """torch.linalg.vector_norm: keeps its result and x; x over it and a mask are made besides the gradient
+        (FunctionsManual.cpp, linalg_vector_norm_backward)."""
+        out = Tensor("", shape, x.dtype)
+        grads = (Grad(x, x.logical_bytes, x.logical_bytes + out.numel),)
+        return self.formula(label, out, x, keeps=(x,), keeps_out=True, grads=grads)
+
+
+def _kind_of_part(x: Tensor) -> str:
+    """What a view of a buffer, or of a parameter's alias, is for: nobody frees it either."""
+    return BUFFER if x.kind == BUFFER else ACTIVATION

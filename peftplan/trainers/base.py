@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from peftplan import formats, methods, optimizers
 from peftplan.arch import catalog
@@ -19,6 +19,7 @@ from peftplan.plugins import canonical
 from peftplan.resolve import ATTENTION, resolve
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, StandIn, covers, flatten, nest
 
+Answer = TypeVar("Answer")
 NOT_CONFIG = {
     "config", "trainer", "extras", "remarks", "set", "gpu", "usd_per_hour", "tokens", "backend", "task",
 }  # fmt: skip
@@ -103,7 +104,7 @@ class Trainer(ABC):
         flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
         fields, remarks = self._fields(flat, name)
         unread = {key: value for key, value in flat.items() if not any(rule.claims(key) for rule in self.rules)}
-        instead = {key: why for rule in self.rules for key, why in rule.stand_ins(flat).items()}
+        instead = {key: why for rule in self.rules for key, why in self._answer(rule, rule.stand_ins, flat, name).items()}
         remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
         remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
         extras = {key: value for key, value in flat.items() if key in unread or key in instead}
@@ -190,15 +191,22 @@ class Trainer(ABC):
         fields: dict[str, Any] = {}
         remarks: list[Assumption] = []
         for rule in self.rules:
-            try:
-                stated = rule.read(flat)
-            except RequestError as error:
-                kind = Unsupported if isinstance(error, Unsupported) else RequestError
-                raise kind(f"{name}: {error}") from None
-            silent = {field: value for field, value in rule.defaults(flat).items() if field not in stated}
+            stated = self._answer(rule, rule.read, flat, name)
+            silent = {f: v for f, v in self._answer(rule, rule.defaults, flat, name).items() if f not in stated}
             fields.update({**silent, **stated})
             remarks += [Assumption(what=f, value=v, why=self._default_of(f)) for f, v in silent.items()]
         return fields, remarks
+
+    def _answer(self, rule: Rule, ask: Callable[[Config], Answer], flat: Config, name: str) -> Answer:
+        """What the rule answers. Raises RequestError in one line for a value that it cannot take."""
+        try:
+            return ask(flat)
+        except RequestError as error:
+            kind = Unsupported if isinstance(error, Unsupported) else RequestError
+            raise kind(f"{name}: {error}") from None
+        except (TypeError, ValueError, AttributeError):  # a list or a mapping where the rule reads a word or a number
+            given = ", ".join(f"{key}: {flat[key]!r}" for key in flat if rule.claims(key))
+            raise RequestError(f"{name}: {self.title} takes no such value: {given}") from None
 
     def _default_of(self, field: str) -> str:
         return f"{self.title}'s default" if not field.startswith(_BEHAVIOUR) else f"what {self.title} does"
