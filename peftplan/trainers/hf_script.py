@@ -153,6 +153,9 @@ class HfScript(Trainer):
         always("model.use_cache", False),
     )  # fmt: skip
 
+    def refuse(self, fields: Fields) -> None:
+        _huggingface.refuse_packed_training(fields)
+
     def run_keys(self, run: Run) -> Config:
         return {
             "data.dataset": run.dataset,

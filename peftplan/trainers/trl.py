@@ -249,6 +249,9 @@ class Trl(Trainer):
         always("model.use_cache", False),
     )  # fmt: skip
 
+    def refuse(self, fields: Fields) -> None:
+        _huggingface.refuse_packed_training(fields)
+
     def run_keys(self, run: Run) -> Config:
         is_file = run.dataset is not None and run.dataset.endswith((".json", ".jsonl"))
         rows = [{"path": "json", "data_files": run.dataset, "split": "train"}]

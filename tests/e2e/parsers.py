@@ -31,10 +31,10 @@ def axolotl() -> Callable[[dict[str, Any]], object]:
 
 
 def llamafactory() -> Callable[[dict[str, Any]], object]:
-    parser = import_module("llamafactory.hparams.parser")
+    parser: Any = import_module("llamafactory.hparams.parser")
     parser.is_torch_bf16_gpu_available = lambda: True
     parser.check_version = lambda *_, **__: None
-    import_module("transformers.training_args").is_torch_bf16_gpu_available = lambda: True
+    _with_bf16()
 
     def parse(keys: dict[str, Any]) -> object:
         return parser.get_train_args(dict(keys))
@@ -44,7 +44,7 @@ def llamafactory() -> Callable[[dict[str, Any]], object]:
 
 def swift() -> Callable[[dict[str, Any]], object]:
     arguments, utils = import_module("swift.arguments"), import_module("swift.utils")
-    import_module("transformers.training_args").is_torch_bf16_gpu_available = lambda: True
+    _with_bf16()
 
     def parse(keys: dict[str, Any]) -> object:
         return utils.parse_args(arguments.SftArguments, _words(keys))[0]
@@ -63,19 +63,25 @@ def _words(keys: dict[str, Any]) -> list[str]:
     return words
 
 
+def _with_bf16() -> None:
+    arguments: Any = import_module("transformers.training_args")
+    arguments.is_torch_bf16_gpu_available = lambda: True
+
+
 PARSERS = {"axolotl": axolotl, "llamafactory": llamafactory, "swift": swift}
 
 
 def objections(name: str, files: list[str]) -> dict[str, str | None]:
     parse = PARSERS[name]()
-    found: dict[str, str | None] = {}
-    for file in files:
-        try:
-            parse(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-            found[file] = None
-        except (Exception, SystemExit) as error:
-            found[file] = f"{type(error).__name__}: {error}"
-    return found
+    return {file: _objection(parse, file) for file in files}
+
+
+def _objection(parse: Callable[[dict[str, Any]], object], file: str) -> str | None:
+    try:
+        parse(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 if __name__ == "__main__":
