@@ -43,21 +43,16 @@ QUICK: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-packed": ("trl", {"method": "lora", "batching": "packed", "recompute": "full"}),
 }
 """{name: (trainer, fields of the job)}."""
-OTHERS = {
-    **{f"script-{name}": ("hf_script", {"method": name}) for name in methods.names()},
-    **{
-        f"script-{name}": ("hf_script", {"method": name}) for name in ("rslora", "lora_plus", "pissa", "olora", "qdora")
-    },
+VARIANTS = ("rslora", "lora_plus", "pissa", "olora", "qdora")
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"script-{name}": ("hf_script", {"method": name}) for name in (*methods.names(), *VARIANTS)},
     **{
         f"script-nf4-{name}": ("hf_script", {"method": name, "format": "nf4"})
         for name in ("ia3", "vera", "oft", "miss", "ln_tuning", "prompt_tuning", "lora_fa")
     },
     "script-int8": ("hf_script", {"method": "lora", "format": "int8"}),
     "script-exact": ("hf_script", {"method": "lora", "batching": "exact", "grad_accum": 2}),
-    "script-paged_adamw_8bit": (
-        "hf_script",
-        {"method": "lora", "optimizer": "paged_adamw_8bit", "model": "wide-llama"},
-    ),
+    "script-paged_8bit": ("hf_script", {"method": "lora", "optimizer": "paged_adamw_8bit", "model": "wide-llama"}),
     "script-paged_adamw_32bit": ("hf_script", {"method": "lora", "optimizer": "paged_adamw_32bit"}),
     "script-fused": ("hf_script", {"method": "lora", "optimizer": "adamw_torch_fused"}),
     "trl-dora": ("trl", {"method": "dora", **HALF}),
