@@ -60,7 +60,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-wrapped": ("trl", {"method": "lora", "batching": "exact"}),
     "trl-int8": ("trl", {"method": "lora", "format": "int8", **HALF}),
 }
+FITTING: dict[str, dict[str, Any]] = {"c3a": {"method.block_size": 16}, "road": {"method.group_size": 16}}
+"""Settings of methods whose defaults do not divide the tiny model's sizes."""
 SAVED_BESIDE = {
+    "delora": "PEFT saves the norms of the base's weights",
     "lora_fa": "PEFT saves A, which does not train, beside B",
     "p_tuning": "PEFT saves the virtual tokens, not the encoder that made them",
     "vera": "PEFT saves the frozen projections beside the trained vectors",
@@ -81,7 +84,8 @@ def job_of(fields: Mapping[str, Any], models: Path, **more: Any) -> Job:
     method = fields["method"]
     model = fields.get("model", "tiny-qwen2" if method == "bitfit" else "tiny-llama")
     example = trainers.example(method, str(models / model))
-    return example.model_copy(update={**COMMON, **fields, **more, "model": str(models / model)})
+    fitting = {"settings": FITTING[method]} if method in FITTING else {}
+    return example.model_copy(update={**COMMON, **fitting, **fields, **more, "model": str(models / model)})
 
 
 def write(folder: Path, job: Job, trainer: str, models: Path) -> str:
