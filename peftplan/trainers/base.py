@@ -91,6 +91,8 @@ class Trainer(ABC):
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
     instead: ClassVar[Mapping[str, StandIn]] = {}
     """Patterns of keys of no rule that move memory and are not modelled."""
+    proved: ClassVar[str] = "Nothing was trained with it; its keys are those of the pinned version."
+    """What the tests have run of what is written, and what they have only parsed."""
     whole: ClassVar[frozenset[str]] = frozenset()
     """Keys whose mappings are values (ranks by module name), not sections."""
 
