@@ -14,8 +14,8 @@ from peftplan.trainers.rules import Inexpressible, flatten
 
 CONFIGS = Path(__file__).parent / "configs"
 ALSO_SAID = {
-    "method.lora_alpha", "method.lora_dropout", "method.vera_dropout", "adapter_dtype", "format.prepare",
-    "format.compute_dtype", "method.layers", "method.oft_block_size",
+    "format.double_quant", "method.lora_alpha", "method.lora_dropout", "method.vera_dropout", "adapter_dtype",
+    "format.prepare", "format.compute_dtype", "method.layers", "method.oft_block_size", "method.n_frequency",
 }  # fmt: skip
 """What a written config says of a job that is silent on it: a default, or what the trainer does."""
 
