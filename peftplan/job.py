@@ -121,4 +121,20 @@ def _line(error: Any, known: Iterable[str]) -> str:
         return f"unknown job field {field!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     if error["type"] == "missing":
         return f"{option} is missing"
-    return f"{option}: {error['msg'].lower()}, not {error['input']!r}"
+    return f"{option}: {_expected(error)}, not {error['input']!r}"
+
+
+def _expected(error: Any) -> str:
+    """What pydantic wanted, as an instruction."""
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind in ("int_parsing", "int_type", "int_from_float", "int_parsing_size"):
+        return "give a whole number"
+    if kind in ("float_parsing", "float_type", "finite_number"):
+        return "give a number"
+    if kind == "greater_than_equal":
+        return f"give {limits['ge']} or more"
+    if kind == "less_than_equal":
+        return f"give at most {limits['le']}"
+    if kind == "literal_error":
+        return f"give {limits['expected']}"
+    return str(error["msg"]).lower()

@@ -23,7 +23,7 @@ from peftplan.step.clock import (
     metered,
     peak_flops,
 )
-from peftplan.step.memory import StepMemory
+from peftplan.step.work import Pass
 from peftplan.units import DType
 
 
@@ -37,7 +37,7 @@ class Paced:
 
 def pace(
     case: Case,
-    step: StepMemory,
+    runs: Sequence[Pass],
     flops: Flops,
     gpu: Gpu | None,
     *,
@@ -53,19 +53,19 @@ def pace(
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
-    meter = metered_case(case, step, gpu)
+    meter = metered_case(case, runs, gpu)
     if isinstance(meter, Unknown):
         return _open(meter.why)
     found = meter.total(traffic(case.optimizer, trained, state_bytes), case.job.grad_accum)
     return _paced(case, found, flops, gpu)
 
 
-def metered_case(case: Case, step: StepMemory, gpu: Gpu) -> Meter | Unknown:
-    """The seconds of one micro-batch of `case` on `gpu`, whatever the optimizer."""
+def metered_case(case: Case, runs: Sequence[Pass], gpu: Gpu) -> Meter | Unknown:
+    """The seconds of one micro-batch of `case` on `gpu`, whatever the optimizer; `runs` for its `cache_bytes`."""
     if case.job.backend == "cpu":
         return Unknown(why="the clock models GPUs, not the cpu backend")
     kernel = attention_kernel(case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=_computed_in(case))
-    return metered(step.segments, gpu, attention=kernel, reentrant=case.recompute.reentrant)
+    return metered(runs, gpu, attention=kernel)
 
 
 def tokens_per_second(batch: Batch, found: StepTime, *, micro_batches: int) -> float:

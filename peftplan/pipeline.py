@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,11 @@ from peftplan.result import (
     Memory,
     Parameters,
 )
+from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
+from peftplan.step.work import Pass, passes
 
 VERSION = "0.1.0"
 
@@ -99,8 +102,9 @@ def read(job: Job) -> Reading:
     graph, static, step = walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
     memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
-    flops = _flops(case, step)
-    paced = pace(case, step, flops, gpu, trained=walked.weights, state_bytes=static["state"])
+    runs = passes(step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None)
+    flops = _flops(runs)
+    paced = pace(case, runs, flops, gpu, trained=walked.weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -156,7 +160,8 @@ def _workspaces(case: Case, graph: Graph) -> int:
 
 def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
-    return any(isinstance(op, (Linear, PackedLinear)) and len(op.ins) > 2 for r in graph.regions for op in r.ops)
+    linears = (op for r in graph.regions for op in r.ops if len(op.ins) > 2)
+    return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:
@@ -192,15 +197,10 @@ def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) 
     )
 
 
-def _flops(case: Case, step: StepMemory) -> Flops:
-    forward = backward = again = 0
-    for part in step.segments:
-        ahead, back = part.walk.flops()
-        forward += ahead * part.count
-        backward += back * part.count
-        if part.checkpointed:
-            early = not case.recompute.reentrant
-            again += part.walk.recompute_flops(stop_early=early) * part.count
+def _flops(runs: Sequence[Pass]) -> Flops:
+    forward, backward, again = (
+        sum(run.flops for run in runs if run.name == name) for name in ("forward", "backward", "recompute")
+    )
     return Flops(forward=forward, backward=backward, recompute=again, optimizer=0, total=forward + backward + again)
 
 

@@ -18,6 +18,7 @@ class DType(Enum):
     bfloat16 = ("bfloat16", 16)
     float16 = ("float16", 16)
     float8 = ("float8", 8)
+    complex64 = ("complex64", 64)
     int64 = ("int64", 64)
     int32 = ("int32", 32)
     int8 = ("int8", 8)
@@ -30,6 +31,8 @@ class DType(Enum):
         self.size = bits // 8
         """Bytes per element."""
         self.is_half = label in ("bfloat16", "float16")
+
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes its name
 
     @property
     def is_float(self) -> bool:

@@ -10,14 +10,14 @@ import pytest
 
 from peftplan import datafile
 from peftplan.cli import jobfile
-from peftplan.cli.options import JobOptions
+from peftplan.cli.options import FILE_FIELDS, JobOptions
 from peftplan.errors import PeftplanError
 from peftplan.job import Job
 from tests import sample
 
 
 def test_every_field_of_a_job_has_an_option_or_comes_from_a_file_only() -> None:
-    options = set(get_type_hints(JobOptions)) - {"job_file", "assignments"}
+    options = set(get_type_hints(JobOptions)) - {*FILE_FIELDS, "assignments"}
     assert set(Job.model_fields) - options == {"settings", "config", "trainer", "extras", "remarks"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +20,13 @@ def find_config(model: str) -> Path | None:
 
     A folder counts when it holds a config.json. Raises BadFile, or Unsupported for a weights file.
     """
-    if Path(model).suffix.lower() in _CHECKPOINTS:
-        raise Unsupported(f"{model}: a weights file is not read; give the model's config.json or folder")
+    if _is_plain(model) and not os.path.isdir(model):
+        return None
     path = _expand(model)
-    is_path = model.startswith((".", "/", "~")) or path.suffix.lower() == ".json"
+    ending = path.suffix.lower()
+    if ending in _CHECKPOINTS:
+        raise Unsupported(f"{model}: a weights file is not read; give the model's config.json or folder")
+    is_path = model.startswith((".", "/", "~")) or ending == ".json"
     try:
         if path.is_dir():
             return _in_folder(model, path)
@@ -33,11 +37,20 @@ def find_config(model: str) -> Path | None:
         raise BadFile(f"{model}: cannot be read ({error.strerror})") from None
 
 
+def _is_plain(model: str) -> bool:
+    """Whether it can only be a name, or a folder in the working directory."""
+    lower = model.lower()
+    return "/" not in lower and not lower.startswith((".", "~")) and not lower.endswith((".json", *_CHECKPOINTS))
+
+
 def _expand(model: str) -> Path:
+    path = Path(model)
+    if not model.startswith("~"):
+        return path
     try:
-        return Path(model).expanduser()
+        return path.expanduser()
     except RuntimeError:  # ~nobody
-        return Path(model)
+        return path
 
 
 def _in_folder(model: str, folder: Path) -> Path | None:

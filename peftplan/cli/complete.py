@@ -43,6 +43,18 @@ def optimizers(incomplete: str) -> list[str]:
     return _starting(list(plugins.names()), incomplete)
 
 
+def trainers(incomplete: str) -> list[str]:
+    from peftplan import trainers as plugins
+
+    return _starting(list(plugins.names()), incomplete)
+
+
+def launchers(incomplete: str) -> list[str]:
+    from peftplan import launchers as plugins
+
+    return _starting(list(plugins.names()), incomplete)
+
+
 def dtypes(incomplete: str) -> list[str]:
     return _starting(_DTYPES, incomplete)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftplan import datafile
-from peftplan.errors import BadFile, RequestError, UnknownName
+from peftplan.errors import RequestError, UnknownName
 
 
 def prefixes() -> tuple[str, ...]:
@@ -19,20 +19,34 @@ def prefixes() -> tuple[str, ...]:
 
 def read(path: Path) -> dict[str, Any]:
     """The job's fields in `path`: a Job, or an estimate's JSON, whose `job` is taken. Raises BadFile."""
-    data = datafile.load(path)
-    if not isinstance(data, dict):
-        raise BadFile(f"{path}: expected a mapping of job fields, found {datafile.kind(data)}")
-    if str(data.get("schema", "")).startswith("peftplan."):
-        data = data.get("job")
-        if not isinstance(data, dict):
-            raise BadFile(f"{path}: this peftplan output holds no job")
-    return _checked_fields(path, data)
+    from peftplan import questions
+
+    return questions.fields(path)
+
+
+def read_trainer(path: Path) -> dict[str, Any]:
+    """The job's fields that a trainer's config states. Raises BadFile and RequestError."""
+    from peftplan.trainers import read_config
+
+    return read_config(path).model_dump(exclude_defaults=True, by_alias=True)
+
+
+def read_adapter(path: Path) -> dict[str, Any]:
+    """The job's fields that PEFT's own config states. Raises BadFile and Unsupported."""
+    from peftplan import adapter_config
+
+    return adapter_config.read(path)
 
 
 def override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `stated`; a replaced choice takes its own knobs (`method.*`, `model.*`, ...) with it."""
+    """`given` over `stated`.
+
+    A replaced choice takes its own knobs (`method.*`, `model.*`, ...) and what was remarked about it with it.
+    """
     settings = dict(stated.get("set") or {})
     merged = {**stated, **given}
+    merged = {**merged, "remarks": _remarks(stated, given)} if "remarks" in merged else merged
+    _drop_shape(merged, stated, given)
     for name in prefixes():
         if name in given and given[name] != stated.get(name):
             settings = {key: value for key, value in settings.items() if not key.startswith(name + ".")}
@@ -40,6 +54,24 @@ def override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
                 merged.pop("config", None)
     settings.update(given.get("set") or {})
     return {**merged, "set": settings} if settings else {k: v for k, v in merged.items() if k != "set"}
+
+
+def _remarks(stated: dict[str, Any], given: dict[str, Any]) -> list[Any]:
+    replaced = {*given, *(given.get("set") or {})}
+    kept = [remark for remark in stated.get("remarks") or () if dict(remark)["what"] not in replaced]
+    return [*kept, *(given.get("remarks") or ())]
+
+
+def _drop_shape(merged: dict[str, Any], stated: dict[str, Any], given: dict[str, Any]) -> None:
+    """Rank and targets of the method that was replaced, where the new one has none."""
+    from peftplan import methods
+
+    if "method" not in given or given["method"] == stated.get("method"):
+        return
+    knobs, _ = methods.settings_of(given["method"])
+    for field, knob in (("rank", "r"), ("target_modules", "target_modules")):
+        if knob not in knobs and field not in given:
+            merged.pop(field, None)
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -65,16 +97,3 @@ def _value(pair: str, text: str) -> Any:
     if isinstance(value, dict):
         raise RequestError(f"--set {pair!r}: a value is a number, a word, true, false, null or a [list]")
     return value
-
-
-def _checked_fields(path: Path, data: dict[Any, Any]) -> dict[str, Any]:
-    for key in data:
-        if not isinstance(key, str):
-            raise BadFile(f"{path}: the field name {key!r} is not text")
-    settings = data.get("set")
-    if settings is not None and not isinstance(settings, dict):
-        raise BadFile(f"{path}: `set` must be a mapping such as method.lora_dropout: 0.1")
-    for key in settings or {}:
-        if str(key).partition(".")[0] not in prefixes():
-            raise UnknownName(f"prefix in {path}: set", str(key).partition(".")[0], prefixes())
-    return {key: value for key, value in data.items() if value is not None}

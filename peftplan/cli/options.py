@@ -16,7 +16,7 @@ from peftplan.errors import RequestError
 from peftplan.job import Job, make_job
 
 MODEL, METHOD, TRAINING, MACHINE, FILES = "Model", "Method", "Training", "Machine", "Files and output"
-LIMITS = "Limits and preferences"
+LIMITS = "Limits"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=FILES)]
 
@@ -31,6 +31,7 @@ def _option(
     )
 
 
+FILE_FIELDS = ("job_file", "config_file", "adapter_config")
 Text = str | None
 """As typed; Job turns it into a number and judges it, so that files, Python and options are judged alike."""
 
@@ -39,7 +40,7 @@ Text = str | None
 class JobOptions:
     """A job as typed: None where the option was not given, so that a job file or the default decides.
 
-    Named like Job's fields, plus `job_file` and `assignments`.
+    Named like Job's fields, plus the files and `assignments`.
     """
 
     model: Annotated[
@@ -121,21 +122,54 @@ class JobOptions:
         _option("--job", FILES, "FILE", "A job (YAML or JSON) or an estimate's JSON; options override it."),
     ] = None
 
+    config_file: Annotated[
+        Path | None,
+        _option("--config", FILES, "FILE", "A trainer's own config (Axolotl, TRL, ...); options override it."),
+    ] = None
+    adapter_config: Annotated[
+        Path | None,
+        _option("--adapter-config", FILES, "FILE", "PEFT's adapter_config.json: the method and all its knobs."),
+    ] = None
+
     def job(self) -> Job:
-        """The Job that the file and the options describe together. Raises RequestError."""
+        """The Job that the files and the options describe together. Raises RequestError."""
+        return self.over(self._stated())
+
+    def over(self, stated: dict[str, Any]) -> Job:
+        """The Job that the options make of one that a file states. Raises RequestError."""
         from peftplan.cli import jobfile
 
-        stated = jobfile.read(self.job_file) if self.job_file else {}
-        merged = jobfile.override(stated, self._given())
-        if "model" not in merged and not stated:
-            raise RequestError("--model is missing; name one (`peftplan list models`) or give --job FILE")
+        merged = self._given()
+        if self.adapter_config:
+            merged = jobfile.override(jobfile.read_adapter(self.adapter_config), merged)
+        merged = jobfile.override(stated, merged)
+        if "model" not in merged:
+            raise RequestError("--model is missing; name one (`peftplan list models`) or give --job or --config FILE")
         return make_job(**merged)
+
+    def _stated(self) -> dict[str, Any]:
+        from peftplan.cli import jobfile
+
+        if self.job_file and self.config_file:
+            raise RequestError("--job and --config both state a whole job; give one of them")
+        if self.config_file:
+            return jobfile.read_trainer(self.config_file)
+        return jobfile.read(self.job_file) if self.job_file else {}
+
+    @property
+    def said(self) -> str:
+        """The options as one would type them, without the files that state a whole job."""
+        given = self._given()
+        pairs = [*given.pop("set", {}).items(), *given.items()]
+        adapter = [f"--adapter-config {self.adapter_config}"] if self.adapter_config else []
+        return " ".join([*adapter, *(f"--{key.replace('_', '-')} {value}" for key, value in pairs)])
 
     def _given(self) -> dict[str, Any]:
         from peftplan.cli import jobfile
 
         named = {f.name: getattr(self, f.name) for f in fields(self)}
-        del named["job_file"]
+        for file in FILE_FIELDS:
+            del named[file]
         assignments = named.pop("assignments") or []
         given = {name: value for name, value in named.items() if value is not None}
         return {**given, "set": jobfile.assignments(assignments)} if assignments else given
@@ -143,15 +177,25 @@ class JobOptions:
 
 def takes_job(command: Callable[..., str]) -> Callable[..., str]:
     """`command(job, ...)` as typer should see it: with every option of a job in place of `job`."""
+    return _with_options(command, JobOptions.job)
+
+
+def takes_options(command: Callable[..., str]) -> Callable[..., str]:
+    """`command(options, ...)` as typer should see it: with every option of a job in place of the JobOptions."""
+    return _with_options(command, lambda options: options)
+
+
+def _with_options(command: Callable[..., str], make: Callable[[JobOptions], object]) -> Callable[..., str]:
+    """`command` with every option of a job in place of its first parameter, which is what `make` makes of them."""
     shared = _job_parameters()
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "job"]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     names = [p.name for p in shared]
 
     def run(**values: Any) -> str:
         options = JobOptions(**{name: values.pop(name) for name in names})
-        return command(options.job(), **values)
+        return command(make(options), **values)
 
-    parameters = [*shared, *own]
+    parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -180,7 +224,7 @@ class Sections(TyperCommand):
                 formatter.write_dl(sections[title])
 
 
-_ORDER = ["Arguments", MODEL, METHOD, TRAINING, MACHINE, LIMITS, FILES]
+_ORDER = ["Arguments", LIMITS, "Which", MODEL, METHOD, TRAINING, MACHINE, FILES]
 
 
 def _section(param: Any) -> str:

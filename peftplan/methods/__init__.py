@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from peftplan import plugins
 from peftplan.methods.base import Host, Method
 
-__all__ = ["Host", "Method", "aliases", "get", "make", "names"]
+__all__ = ["Host", "Method", "aliases", "get", "make", "names", "resolve_name", "settings_of"]
 
 
 def names() -> tuple[str, ...]:
@@ -42,6 +43,20 @@ def get(name: str) -> type[Method]:
     """The method class a name stands for."""
     cls: type[Method] = plugins.load(__name__, "method", resolve_name(name)[0]).METHOD
     return cls
+
+
+def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(settings that move memory, settings the libraries have besides) of a method."""
+    module = plugins.load(__name__, "method", resolve_name(name)[0])
+    modelled = frozenset(field.name for field in dataclasses.fields(module.METHOD))
+    return modelled, getattr(module, "HARMLESS", frozenset())
+
+
+def example(name: str) -> dict[str, Any]:
+    """The settings of a method's first example that are not its defaults."""
+    module = plugins.load(__name__, "method", resolve_name(name)[0])
+    first = module.EXAMPLES[0]
+    return {f.name: value for f in dataclasses.fields(first) if (value := getattr(first, f.name)) != f.default}
 
 
 def make(name: str, knobs: Mapping[str, Any]) -> Method:

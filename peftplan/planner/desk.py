@@ -33,7 +33,8 @@ from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.space import Choice, Seat, Space, changed
 from peftplan.resolve import resolve
 from peftplan.result import Time
-from peftplan.step.clock import Meter, OptimizerTraffic
+from peftplan.step.clock import Meter, OptimizerTraffic, Unknown, cache_bytes
+from peftplan.step.work import passes
 
 
 class Figures(NamedTuple):
@@ -183,12 +184,16 @@ class _OneCard:
         """One for each optimizer."""
         peaks = [self._peak_bytes(gpu, optimizer) for optimizer in self._optimizers]
         fitting = any(_may_fit(peak, gpu, usable) for peak in peaks)
-        meter = metered_case(self._walked.case, self._walked.step, gpu) if fitting else None
+        meter = self._meter(gpu) if fitting else None
         for peak, optimizer in zip(peaks, self._optimizers, strict=True):
             if isinstance(meter, Meter) and _may_fit(peak, gpu, usable):
                 yield Figures(peak, self._speed(meter, optimizer), usd_per_hour)
             else:
                 yield Figures(peak, None, usd_per_hour)
+
+    def _meter(self, gpu: Gpu) -> Meter | Unknown:
+        runs = passes(self._walked.step.segments, cache_bytes=cache_bytes(gpu))
+        return metered_case(self._walked.case, runs, gpu)
 
     def _peak_bytes(self, gpu: Gpu, optimizer: _Optimizer) -> int:
         workspace = workspace_bytes(
