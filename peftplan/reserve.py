@@ -54,4 +54,3 @@ def _around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
         step_temporaries=each if step == sum(each) else [step],
     )
-

@@ -261,7 +261,16 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = ("weight", "adapter", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+        steady = (
+            "weight",
+            "adapter",
+            "accumulated",
+            "state",
+            "grad",
+            "input",
+            "forward workspace",
+            "backward workspace",
+        )
         self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
 
     def _after(self) -> None:

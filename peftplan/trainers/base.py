@@ -104,7 +104,9 @@ class Trainer(ABC):
         flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
         fields, remarks = self._fields(flat, name)
         unread = {key: value for key, value in flat.items() if not any(rule.claims(key) for rule in self.rules)}
-        instead = {key: why for rule in self.rules for key, why in self._answer(rule, rule.stand_ins, flat, name).items()}
+        instead = {
+            key: why for rule in self.rules for key, why in self._answer(rule, rule.stand_ins, flat, name).items()
+        }
         remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
         remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
         extras = {key: value for key, value in flat.items() if key in unread or key in instead}
