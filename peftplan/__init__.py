@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from peftplan.arch import load_arch
     from peftplan.arch.core import Arch
     from peftplan.breakdown import Saving, explain, savings
+    from peftplan.budget import Check, Limits, check
+    from peftplan.differences import Comparison, compare
     from peftplan.errors import OutsideError, PeftplanError, RequestError
     from peftplan.exporter import Exported, export
     from peftplan.job import Assumption, Job
     from peftplan.pipeline import estimate
+    from peftplan.planner import Goal, Plan, plan
     from peftplan.result import Estimate, Term
     from peftplan.trainers import Run
 
@@ -27,38 +30,54 @@ __version__ = "0.1.0"
 _HOMES = {
     "Arch": "peftplan.arch.core",
     "Assumption": "peftplan.job",
+    "Check": "peftplan.budget",
+    "Comparison": "peftplan.differences",
     "Estimate": "peftplan.result",
+    "Goal": "peftplan.planner.goal",
     "Job": "peftplan.job",
+    "Limits": "peftplan.budget",
     "OutsideError": "peftplan.errors",
     "PeftplanError": "peftplan.errors",
+    "Plan": "peftplan.planner.result",
     "RequestError": "peftplan.errors",
     "Saving": "peftplan.breakdown",
     "Term": "peftplan.result",
     "Exported": "peftplan.exporter",
     "Run": "peftplan.trainers",
+    "check": "peftplan.budget",
+    "compare": "peftplan.differences",
     "estimate": "peftplan.pipeline",
     "export": "peftplan.exporter",
     "explain": "peftplan.breakdown",
     "load_arch": "peftplan.arch",
+    "plan": "peftplan.planner.search",
     "savings": "peftplan.breakdown",
 }
 
 __all__ = [
     "Arch",
     "Assumption",
+    "Check",
+    "Comparison",
     "Estimate",
     "Exported",
+    "Goal",
     "Job",
+    "Limits",
     "OutsideError",
     "PeftplanError",
+    "Plan",
     "RequestError",
     "Run",
     "Saving",
     "Term",
+    "check",
+    "compare",
     "estimate",
     "explain",
     "export",
     "load_arch",
+    "plan",
     "savings",
 ]
 

@@ -6,6 +6,7 @@ Field names are the command line's options with `_` for `-`. A *resolved* job (s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -102,17 +103,38 @@ def make_job(**fields: Any) -> Job:
     try:
         return Job.model_validate(fields)
     except ValidationError as error:
-        raise RequestError("; ".join(_line(e) for e in error.errors())) from None
+        raise RequestError(mistakes(error, Job.model_fields)) from None
 
 
-def _line(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"]) or "job"
+def mistakes(error: ValidationError, known: Iterable[str]) -> str:
+    """Every mistake of a failed validation in one line, each with the option it concerns."""
+    return "; ".join(_line(e, known) for e in error.errors())
+
+
+def _line(error: Any, known: Iterable[str]) -> str:
+    field = ".".join(part for part in error["loc"] if isinstance(part, str)) or "job"
     option = "--" + field.replace("_", "-")
     if error["type"] == "extra_forbidden":
         import difflib
 
-        near = difflib.get_close_matches(field, Job.model_fields, n=2)
+        near = difflib.get_close_matches(field, list(known), n=2)
         return f"unknown job field {field!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     if error["type"] == "missing":
         return f"{option} is missing"
-    return f"{option}: {error['msg'].lower()}, not {error['input']!r}"
+    return f"{option}: {_expected(error)}, not {error['input']!r}"
+
+
+def _expected(error: Any) -> str:
+    """What pydantic wanted, as an instruction."""
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind in ("int_parsing", "int_type", "int_from_float", "int_parsing_size"):
+        return "give a whole number"
+    if kind in ("float_parsing", "float_type", "finite_number"):
+        return "give a number"
+    if kind == "greater_than_equal":
+        return f"give {limits['ge']} or more"
+    if kind == "less_than_equal":
+        return f"give at most {limits['le']}"
+    if kind == "literal_error":
+        return f"give {limits['expected']}"
+    return str(error["msg"]).lower()

@@ -212,5 +212,10 @@ class Estimate(_Frozen):
         made._fit = fit
         return made
 
+    def reason(self, *names: str) -> str:
+        """Why the first of `names` (`time.step_seconds`, `time`) that has a reason is null; else nothing."""
+        reasons = {a.what: a.why for a in self.assumptions if a.value is None}
+        return next((reasons[name] for name in names if name in reasons), "")
+
     def to_json(self, indent: int | None = 2) -> str:
         return self.model_dump_json(indent=indent, by_alias=True)

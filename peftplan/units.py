@@ -32,6 +32,8 @@ class DType(Enum):
         """Bytes per element."""
         self.is_half = label in ("bfloat16", "float16")
 
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes its name
+
     @property
     def is_float(self) -> bool:
         return self.label.startswith(("float", "bfloat"))

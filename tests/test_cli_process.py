@@ -16,7 +16,7 @@ EXTRA = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
 HEAVY = (*EXTRA, "huggingface_hub")
 ESTIMATE = ["estimate", "--model", "llama-7b", "--method", "qlora"]
 
-_WATCHED = """
+WATCHED = """
 import sys
 def forbid(event, args):
     if event.startswith("socket."):
@@ -31,7 +31,7 @@ print(code, *sorted(sys.modules), file=sys.stderr)
 def _loaded(*arguments: str) -> set[str]:
     """The modules of a process that ran one command; it fails where a socket is made."""
     done = subprocess.run(
-        [sys.executable, "-c", _WATCHED, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", WATCHED, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
     )
     code, *modules = done.stderr.split()
     assert code == "0", done.stderr

@@ -24,6 +24,7 @@ from peftplan.step.clock import (
     Unknown,
     achieved_flops,
     attention_kernel,
+    cache_bytes,
     peak_flops,
     step_time,
 )
@@ -139,7 +140,7 @@ def test_packed_weights_pay_for_unpacking() -> None:
     """One token: no arithmetic to speak of, so what differs is the traffic of the weights."""
     one = {"micro_batch": 1, "seq_len": 8, "dtype": "bf16"}
     bf16, nf4 = (
-        passes(reading.step.segments, reentrant=False, cache_bytes=0)
+        passes(reading.step.segments, cache_bytes=0)
         for reading in (
             read(make_job(**{**SMALL, "method": "lora", **one})),
             read(make_job(**{**SMALL, "method": "qlora", "recompute": "none", **one})),
@@ -151,7 +152,7 @@ def test_packed_weights_pay_for_unpacking() -> None:
 
 def test_the_first_layer_of_lora_runs_less_backward() -> None:
     reading = read(make_job(**{**SMALL, "method": "lora"}))
-    runs = passes(reading.step.segments, reentrant=False, cache_bytes=0)
+    runs = passes(reading.step.segments, cache_bytes=0)
     layers = [p for p in runs if p.name == "backward" and p.count in (1, 21) and len(p.products) > 5]
     assert [p.count for p in layers] == [1, 21]
     first, rest = (sum(k.flops for k in p.products) for p in layers)
@@ -161,7 +162,7 @@ def test_the_first_layer_of_lora_runs_less_backward() -> None:
 def test_flops_of_the_passes_are_those_of_the_answer() -> None:
     for fields in ({"method": "lora"}, {"method": "qlora"}, {"method": "full"}):
         reading = read(make_job(**{**SMALL, **fields}))
-        runs = passes(reading.step.segments, reentrant=False, cache_bytes=0)
+        runs = passes(reading.step.segments, cache_bytes=0)
         total = sum(k.flops * p.count for p in runs for k in p.products)
         assert total == reading.estimate.flops.total
 
@@ -210,12 +211,11 @@ def test_attention_kernels() -> None:
 
 def low(segments: list[Segment], gpu: Gpu) -> float:
     found = step_time(
-        segments,
+        passes(segments, cache_bytes=cache_bytes(gpu)),
         gpu,
         attention=AttentionKernel(flash=True, skips_masked=True),
         optimizer=OptimizerTraffic(weight_bytes=0, state_bytes=0, fused=True),
         micro_batches=1,
-        reentrant=False,
     )
     assert isinstance(found, StepTime)
     return found.low
@@ -230,12 +230,11 @@ def test_an_unknown_cache_keeps_everything() -> None:
 
 def test_unknown_says_why() -> None:
     found = step_time(
-        read(make_job(**SMALL)).step.segments,
+        passes(read(make_job(**SMALL)).step.segments),
         replace(find_gpu("a100-80gb"), dense_tflops={}),
         attention=AttentionKernel(flash=True, skips_masked=True),
         optimizer=OptimizerTraffic(weight_bytes=0, state_bytes=0, fused=True),
         micro_batches=1,
-        reentrant=False,
     )
     assert isinstance(found, Unknown)
     assert "A100" in found.why

@@ -27,7 +27,8 @@ def test_code_blocks_run_and_show_what_they_print(path: Path) -> None:
                 exec(compile(block.text, _name(path), "exec"), namespace)
             for command in docs_blocks.commands(block.text) if block.language == "console" else ():
                 code, printed = docs_blocks.run(command.line)
-                assert code == 0 or command.shown.startswith("error: "), printed
+                over_budget = code == 1 and command.line.startswith("peftplan check")
+                assert code == 0 or over_budget or re.search(r"^error: ", command.shown, re.M), printed
                 assert docs_blocks.agrees(command.shown, printed), (command.line, printed)
 
 
@@ -59,10 +60,10 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert set(PAGES) <= seen
 
 
-def test_ci_runs_the_readmes_command_and_nothing_else() -> None:
+def test_ci_runs_the_readmes_commands_and_nothing_else() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, after = readme.partition("<!-- tests -->")
-    stated = docs_blocks.blocks(after)[0].text.strip()
+    marks = ("<!-- tests -->", "<!-- trainers -->")
+    stated = "\n".join(docs_blocks.blocks(readme.partition(mark)[2])[0].text.strip() for mark in marks)
     script = ROOT / ".ci" / "run"
     shown = subprocess.run([script, "--show"], capture_output=True, text=True, check=True).stdout.strip()
     assert shown == stated

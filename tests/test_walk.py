@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import Region, Tensor
-from peftplan.step.walk import Plan, RegionWalk, Rules, block_size, exact, propagate_need
+from peftplan.step.walk import Plan, RegionWalk, block_size, exact, propagate_need
 from peftplan.units import KIB, MIB, DType
 
-EXACT = Rules(size=exact)
 X = Tensor("x", (4, 8), DType.float32)
 X_BYTES = 4 * 8 * 4
 
 
-def walk(b: Builder, out: Tensor, *, entry_needs: bool) -> RegionWalk:
+def walk(b: Builder, out: Tensor, *, entry_needs: bool, reentrant: bool = False) -> RegionWalk:
     region = Region(name="layers", ops=tuple(b.ops), entry=X, exit=out)
-    return RegionWalk(
-        region=region, need=propagate_need(region, entry_needs=entry_needs), rules=EXACT, plan=Plan(region, EXACT)
-    )
+    return RegionWalk(Plan(region, exact), propagate_need(region, entry_needs=entry_needs), reentrant=reentrant)
 
 
 def builder() -> Builder:
@@ -29,7 +26,7 @@ def test_a_frozen_linear_keeps_nothing_of_its_input() -> None:
     found = walk(b, out, entry_needs=True)
     found.forward()
     assert found.saved == []
-    assert found.current == 4 * 16 * 4 - X_BYTES
+    assert found.account.current == 4 * 16 * 4 - X_BYTES
 
 
 def test_a_trained_linear_keeps_its_input_until_its_backward_is_done() -> None:
@@ -39,11 +36,11 @@ def test_a_trained_linear_keeps_its_input_until_its_backward_is_done() -> None:
     found = walk(b, out, entry_needs=False)
     found.forward()
     assert [s.tensor.name for s in found.saved] == ["x"]
-    assert found.saved_bytes == X_BYTES
+    assert found.account.saved_bytes == X_BYTES
     found.backward()
-    assert found.saved_bytes == 0
-    assert found.grad_bytes == 16 * 8 * 4
-    assert found.current == found.grad_bytes - X_BYTES
+    assert found.account.saved_bytes == 0
+    assert found.account.grad_bytes == 16 * 8 * 4
+    assert found.account.current == found.account.grad_bytes - X_BYTES
 
 
 def test_a_held_value_lives_to_the_end_of_its_scope() -> None:
@@ -57,7 +54,7 @@ def test_a_held_value_lives_to_the_end_of_its_scope() -> None:
             b.hold(first)
         found = walk(b, third, entry_needs=False)
         found.forward()
-        peaks.append(found.peak.bytes)
+        peaks.append(found.account.peak.bytes)
     assert peaks[1] == peaks[0] + X_BYTES
 
 
@@ -66,9 +63,9 @@ def test_meeting_gradients_are_added_in_place() -> None:
     out = b.add(b.scale(X, "left"), b.scale(X, "right"))
     found = walk(b, out, entry_needs=True)
     found.forward()
-    before = found.current
+    before = found.account.current
     assert found.backward()
-    assert found.current == before
+    assert found.account.current == before
     assert found.entry_gradient is not None
 
 
@@ -79,8 +76,8 @@ def test_a_view_has_no_bytes_and_frees_with_its_owner() -> None:
     out = b.scale(part)
     found = walk(b, out, entry_needs=False)
     found.forward()
-    assert found.current == X_BYTES - X_BYTES
-    assert found.peak.bytes == 4 * 16 * 4 + X_BYTES - X_BYTES
+    assert found.account.current == X_BYTES - X_BYTES
+    assert found.account.peak.bytes == 4 * 16 * 4 + X_BYTES - X_BYTES
 
 
 def test_recomputation_stops_at_the_last_op_that_saves() -> None:
@@ -88,9 +85,8 @@ def test_recomputation_stops_at_the_last_op_that_saves() -> None:
     trained = b.weight("w", 8, 8, dtype=DType.float32)._replace(trainable=True)
     first = b.linear(X, trained, label="first")
     out = b.scale(b.scale(first))
-    found = walk(b, out, entry_needs=True)
-    assert found.recomputed_ops() == 0
-    assert found.recomputed_ops(stop_early=False) == 3
+    assert walk(b, out, entry_needs=True).recomputed_ops() == 0
+    assert walk(b, out, entry_needs=True, reentrant=True).recomputed_ops() == 3
 
 
 def test_blocks_round_as_the_caching_allocator_does() -> None:

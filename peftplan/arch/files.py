@@ -19,10 +19,11 @@ def find_config(model: str) -> Path | None:
 
     A folder counts when it holds a config.json. Raises BadFile, or Unsupported for a weights file.
     """
-    if Path(model).suffix.lower() in _CHECKPOINTS:
-        raise Unsupported(f"{model}: a weights file is not read; give the model's config.json or folder")
     path = _expand(model)
-    is_path = model.startswith((".", "/", "~")) or path.suffix.lower() == ".json"
+    ending = path.suffix.lower()
+    if ending in _CHECKPOINTS:
+        raise Unsupported(f"{model}: a weights file is not read; give the model's config.json or folder")
+    is_path = model.startswith((".", "/", "~")) or ending == ".json"
     try:
         if path.is_dir():
             return _in_folder(model, path)
@@ -34,10 +35,13 @@ def find_config(model: str) -> Path | None:
 
 
 def _expand(model: str) -> Path:
+    path = Path(model)
+    if not model.startswith("~"):
+        return path
     try:
-        return Path(model).expanduser()
+        return path.expanduser()
     except RuntimeError:  # ~nobody
-        return Path(model)
+        return path
 
 
 def _in_folder(model: str, folder: Path) -> Path | None:

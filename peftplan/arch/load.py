@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from peftplan.arch import catalog
@@ -33,26 +34,32 @@ def load_arch(
     Only config.json is read and nothing in it is executed. Raises UnknownName, BadFile, Unsupported or
     RequestError in one line, and OutsideError where the Hub does not answer.
     """
-    found = _find(model, config)
-    family = _family(found)
-    changed = replace(found, values=override(found.values, overrides or {}, family=family))
-    refuse_unmodelled(changed)
-    return _family(changed).read(replace(changed, notes=(*changed.notes, *remarks(changed))))
-
-
-def _find(model: str, config: Mapping[str, Any] | None) -> Config:
     if config is not None:
-        return Config(values=_plain(config), name=model, label=f"config of {printable(model)}")
+        given = Config(values=_plain(config), name=model, label=f"config of {printable(model)}")
+        return _read(given, overrides or {})
     _refuse_name(model)
     path = find_config(model)
     if path is not None:
-        return Config(values=read_config(path, label=model), name=model, label=model)
+        return _read(Config(values=read_config(path, label=model), name=model, label=model), overrides or {})
     entry = catalog.lookup(model)
     if entry is not None:
-        return _from_catalog(model, entry)
+        return _read(_from_catalog(model, entry), overrides) if overrides else _catalog_arch(model)
     if is_hub_id(model):
-        return _from_hub(model)
+        return _read(_from_hub(model), overrides or {})
     raise catalog.unknown(model)
+
+
+@lru_cache(maxsize=256)
+def _catalog_arch(model: str) -> Arch:
+    """What a catalog name stands for: the catalog does not change while the process runs."""
+    return _read(_from_catalog(model, catalog.find_model(model)), {})
+
+
+def _read(found: Config, overrides: Mapping[str, Any]) -> Arch:
+    family = _family(found)
+    changed = replace(found, values=override(found.values, overrides, family=family))
+    refuse_unmodelled(changed)
+    return _family(changed).read(replace(changed, notes=(*changed.notes, *remarks(changed))))
 
 
 def _refuse_name(model: str) -> None:

@@ -49,6 +49,12 @@ def trainers(incomplete: str) -> list[str]:
     return _starting(list(plugins.names()), incomplete)
 
 
+def launchers(incomplete: str) -> list[str]:
+    from peftplan import launchers as plugins
+
+    return _starting(list(plugins.names()), incomplete)
+
+
 def dtypes(incomplete: str) -> list[str]:
     return _starting(_DTYPES, incomplete)
 
@@ -77,6 +83,14 @@ def recomputes(incomplete: str) -> list[str]:
 
 def backends(incomplete: str) -> list[str]:
     return _starting(list(get_args(Backend)), incomplete)
+
+
+def objectives(incomplete: str) -> list[str]:
+    return _starting(["cost", "time", "quality", "headroom", "simplicity"], incomplete)
+
+
+def aims(incomplete: str) -> list[str]:
+    return _starting(["best", "smallest_change"], incomplete)
 
 
 def devices(incomplete: str) -> list[str]:

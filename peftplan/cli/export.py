@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftplan.cli import complete
 from peftplan.cli.options import FILES, TRAINING, Json, takes_job
 from peftplan.job import Job
+
+if TYPE_CHECKING:
+    from peftplan.launchers import Place
 
 Trainer = Annotated[
     str,
@@ -18,11 +21,25 @@ Trainer = Annotated[
         autocompletion=complete.trainers,
     ),
 ]  # fmt: skip
+Launcher = Annotated[
+    str,
+    typer.Option(
+        "--launcher", help="What starts its processes: see `peftplan list launchers`.", rich_help_panel=FILES,
+        metavar="NAME", autocompletion=complete.launchers,
+    ),
+]  # fmt: skip
+PlaceOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place", help="What only you know of the cluster, repeatable: partition=gpu, hours=12, image=...",
+        rich_help_panel=FILES, metavar="KEY=VALUE",
+    ),
+]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", rich_help_panel=FILES, metavar="DIR")]
 Dataset = Annotated[
     str | None,
     typer.Option(
-        "--dataset", help="JSON-lines file of messages, or a Hub dataset; else a placeholder.",
+        "--dataset", help="JSON-lines file of messages, or a Hub dataset; else dataset.jsonl in the folder.",
         rich_help_panel=TRAINING, metavar="NAME",
     ),
 ]  # fmt: skip
@@ -51,6 +68,8 @@ def command(
     *,
     out: Out,
     trainer: Trainer = "trl",
+    launcher: Launcher = "local",
+    place: PlaceOf = None,
     dataset: Dataset = None,
     max_steps: MaxSteps = None,
     learning_rate: LearningRate = 1e-4,
@@ -63,7 +82,16 @@ def command(
     from peftplan.trainers import Run
 
     run = Run(dataset=dataset, max_steps=max_steps, learning_rate=learning_rate)
-    done = export(job, trainer=trainer, out=out, run=run, with_smoke=smoke, overwrite=overwrite)
+    done = export(
+        job,
+        trainer=trainer,
+        launcher=launcher,
+        out=out,
+        run=run,
+        place=_place(place or []),
+        with_smoke=smoke,
+        overwrite=overwrite,
+    )
     if json:
         from peftplan.cli.output import as_json
 
@@ -72,3 +100,11 @@ def command(
     from peftplan.report import written
 
     return as_text(written.render(done))
+
+
+def _place(pairs: list[str]) -> Place:
+    from peftplan import plugins
+    from peftplan.launchers import Place
+
+    stated = dict(pair.partition("=")[::2] for pair in pairs)
+    return plugins.configure(Place, stated, what="--place")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftplan import datafile
-from peftplan.errors import BadFile, RequestError, UnknownName
+from peftplan.errors import RequestError, UnknownName
 
 
 def prefixes() -> tuple[str, ...]:
@@ -19,14 +19,9 @@ def prefixes() -> tuple[str, ...]:
 
 def read(path: Path) -> dict[str, Any]:
     """The job's fields in `path`: a Job, or an estimate's JSON, whose `job` is taken. Raises BadFile."""
-    data = datafile.load(path)
-    if not isinstance(data, dict):
-        raise BadFile(f"{path}: expected a mapping of job fields, found {datafile.kind(data)}")
-    if str(data.get("schema", "")).startswith("peftplan."):
-        data = data.get("job")
-        if not isinstance(data, dict):
-            raise BadFile(f"{path}: this peftplan output holds no job")
-    return _checked_fields(path, data)
+    from peftplan import questions
+
+    return questions.fields(path)
 
 
 def read_trainer(path: Path) -> dict[str, Any]:
@@ -102,16 +97,3 @@ def _value(pair: str, text: str) -> Any:
     if isinstance(value, dict):
         raise RequestError(f"--set {pair!r}: a value is a number, a word, true, false, null or a [list]")
     return value
-
-
-def _checked_fields(path: Path, data: dict[Any, Any]) -> dict[str, Any]:
-    for key in data:
-        if not isinstance(key, str):
-            raise BadFile(f"{path}: the field name {key!r} is not text")
-    settings = data.get("set")
-    if settings is not None and not isinstance(settings, dict):
-        raise BadFile(f"{path}: `set` must be a mapping such as method.lora_dropout: 0.1")
-    for key in settings or {}:
-        if str(key).partition(".")[0] not in prefixes():
-            raise UnknownName(f"prefix in {path}: set", str(key).partition(".")[0], prefixes())
-    return {key: value for key, value in data.items() if value is not None}

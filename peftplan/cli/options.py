@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -16,6 +16,7 @@ from peftplan.errors import RequestError
 from peftplan.job import Job, make_job
 
 MODEL, METHOD, TRAINING, MACHINE, FILES = "Model", "Method", "Training", "Machine", "Files and output"
+LIMITS = "Limits"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=FILES)]
 
@@ -132,27 +133,36 @@ class JobOptions:
 
     def job(self) -> Job:
         """The Job that the files and the options describe together. Raises RequestError."""
+        return self.over(self._stated())
+
+    def over(self, stated: dict[str, Any]) -> Job:
+        """The Job that the options make of one that a file states. Raises RequestError."""
         from peftplan.cli import jobfile
 
         merged = self._given()
-        for stated in self._files():
-            merged = jobfile.override(stated, merged)
+        if self.adapter_config:
+            merged = jobfile.override(jobfile.read_adapter(self.adapter_config), merged)
+        merged = jobfile.override(stated, merged)
         if "model" not in merged:
             raise RequestError("--model is missing; name one (`peftplan list models`) or give --job or --config FILE")
         return make_job(**merged)
 
-    def _files(self) -> Iterator[dict[str, Any]]:
-        """What each file states, the weightiest first."""
+    def _stated(self) -> dict[str, Any]:
         from peftplan.cli import jobfile
 
         if self.job_file and self.config_file:
             raise RequestError("--job and --config both state a whole job; give one of them")
-        if self.adapter_config:
-            yield jobfile.read_adapter(self.adapter_config)
         if self.config_file:
-            yield jobfile.read_trainer(self.config_file)
-        if self.job_file:
-            yield jobfile.read(self.job_file)
+            return jobfile.read_trainer(self.config_file)
+        return jobfile.read(self.job_file) if self.job_file else {}
+
+    @property
+    def said(self) -> str:
+        """The options as one would type them, without the files that state a whole job."""
+        given = self._given()
+        pairs = [*given.pop("set", {}).items(), *given.items()]
+        adapter = [f"--adapter-config {self.adapter_config}"] if self.adapter_config else []
+        return " ".join([*adapter, *(f"--{key.replace('_', '-')} {value}" for key, value in pairs)])
 
     def _given(self) -> dict[str, Any]:
         from peftplan.cli import jobfile
@@ -167,15 +177,25 @@ class JobOptions:
 
 def takes_job(command: Callable[..., str]) -> Callable[..., str]:
     """`command(job, ...)` as typer should see it: with every option of a job in place of `job`."""
+    return _with_options(command, JobOptions.job)
+
+
+def takes_options(command: Callable[..., str]) -> Callable[..., str]:
+    """`command(options, ...)` as typer should see it: with every option of a job in place of the JobOptions."""
+    return _with_options(command, lambda options: options)
+
+
+def _with_options(command: Callable[..., str], make: Callable[[JobOptions], object]) -> Callable[..., str]:
+    """`command` with every option of a job in place of its first parameter, which is what `make` makes of them."""
     shared = _job_parameters()
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "job"]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     names = [p.name for p in shared]
 
     def run(**values: Any) -> str:
         options = JobOptions(**{name: values.pop(name) for name in names})
-        return command(options.job(), **values)
+        return command(make(options), **values)
 
-    parameters = [*shared, *own]
+    parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -204,7 +224,7 @@ class Sections(TyperCommand):
                 formatter.write_dl(sections[title])
 
 
-_ORDER = ["Arguments", MODEL, METHOD, TRAINING, MACHINE, FILES]
+_ORDER = ["Arguments", LIMITS, "Which", MODEL, METHOD, TRAINING, MACHINE, FILES]
 
 
 def _section(param: Any) -> str:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A report of a command that ends with a code of its own, and one line for stderr where there is one."""
+
+    text: str
+    exit_code: int
+    complaint: str = ""
 
 
 def as_json(document: BaseModel | dict[str, Any]) -> str:

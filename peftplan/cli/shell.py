@@ -1,7 +1,7 @@
 """From the process to the command and back: exit codes, one-line errors, closed pipes, Ctrl-C.
 
-Exit codes: 0 done, 2 the request is wrong, 3 the outside failed, 70 a defect in peftplan (with its
-traceback), 130 interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 1 `check`: over budget, 2 the request is wrong, 3 the outside failed, 70 a defect in peftplan (with
+its traceback), 130 interrupted, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -47,11 +47,20 @@ def _run(arguments: list[str]) -> Any:
 
 
 def _reply(result: Any) -> int:
+    from peftplan.cli.output import Reply
+
+    if isinstance(result, Reply):
+        _say(result.text)
+        return _complain(result.complaint, result.exit_code) if result.complaint else result.exit_code
     if not isinstance(result, str):
         return result or 0
-    sys.stdout.write(result.rstrip("\n") + "\n")
-    sys.stdout.flush()
+    _say(result)
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
 
 
 def _complain(message: str, code: int) -> int:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peftplan import trainers
+from peftplan import launchers, trainers
+from peftplan.arch import catalog
 from peftplan.errors import RequestError, Unsupported
 from peftplan.exporter import pages, smoke
 from peftplan.exporter.needs import requirements
 from peftplan.job import Job, make_job
+from peftplan.launchers import Place
 from peftplan.pipeline import estimate
 from peftplan.result import Estimate
 from peftplan.trainers import Run
 
 __all__ = ["Exported", "export"]
+
+DATA = "dataset.jsonl"
+"""Where a folder without a dataset of its own looks for rows: one `{"messages": [...]}` a line."""
 
 
 class Exported(BaseModel):
@@ -29,12 +35,13 @@ class Exported(BaseModel):
 
     schema_: Literal["peftplan.export/1"] = Field(default="peftplan.export/1", alias="schema")
     trainer: str
+    launcher: str
     out: str
     files: tuple[str, ...]
     command: str
     """The one command that trains, run inside the folder after its requirements are installed."""
     fill_in: tuple[str, ...]
-    """What the files leave to the reader, such as the dataset."""
+    """Files that the reader puts beside them, such as the rows to train on."""
     job: Job
     """The job as the written config states it, read back."""
     estimate: Estimate | None
@@ -46,22 +53,29 @@ def export(
     job: Job | None = None,
     *,
     trainer: str = "trl",
+    launcher: str = "local",
     out: str | Path,
     run: Run | None = None,
+    place: Place | None = None,
     with_smoke: bool = False,
     overwrite: bool = False,
     **fields: Any,
 ) -> Exported:
     """Write a folder that trains `job` with `trainer`. `fields` are Job fields where no job is given.
 
+    `launcher` says where its processes start, `place` what only the owner of a cluster knows. Without a dataset, `run`
+    reads rows that are put beside the config. A catalog's short name is written as the model's Hub id.
     `with_smoke` adds `smoke.sh`: two optimizer steps of a tiny random model of the same architecture, on the CPU. The
     estimate beside the config is that of the config as its trainer will read it, trainer defaults included. Nothing is
     written where anything is wrong. Raises RequestError.
     """
-    asked = job if job is not None else make_job(**fields)
+    asked = _findable(job if job is not None else make_job(**fields))
     run = run or Run()
+    missing = () if run.dataset else (DATA,)
+    run = replace(run, dataset=run.dataset or DATA)
     target = _target(Path(out), overwrite=overwrite)
     folder = trainers.write_folder(asked, trainer=trainer, run=run)
+    folder = launchers.get(launcher).launch(folder, asked, place)
     stated = trainers.get(trainer).stated(asked, run)
     priced, why = _priced(stated)
     files = {
@@ -73,11 +87,11 @@ def export(
         files |= smoke.files(asked, trainer=trainer)
     if priced is not None:
         files["estimate.json"] = priced.to_json() + "\n"
-    missing = _missing(run)
     files["README.md"] = pages.readme(trainers.get(trainer), stated, files, priced, why, missing)
     _write(target, files)
     return Exported(
         trainer=trainer,
+        launcher=launcher,
         out=str(out),
         files=tuple(sorted(files)),
         command="bash run.sh",
@@ -86,6 +100,18 @@ def export(
         estimate=priced,
         unpriced=why,
     )
+
+
+def _findable(job: Job) -> Job:
+    """`job` with a model that can be loaded from anywhere: a Hub id, or the whole path of a folder."""
+    path = Path(job.model).expanduser()
+    if path.exists():
+        return job.model_copy(update={"model": str(path.resolve())})
+    entry = catalog.lookup(job.model)
+    if entry is None or "/" in job.model:
+        return job
+    own = {name.rpartition("/")[2].lower(): name for name in entry.same_architecture if "/" in name}
+    return job.model_copy(update={"model": own.get(job.model.lower(), entry.id)})
 
 
 def _target(out: Path, *, overwrite: bool) -> Path:
@@ -101,10 +127,6 @@ def _priced(job: Job) -> tuple[Estimate | None, str | None]:
         return estimate(job), None
     except Unsupported as error:
         return None, str(error)
-
-
-def _missing(run: Run) -> tuple[str, ...]:
-    return () if run.dataset else ("the dataset",)
 
 
 def _write(out: Path, files: Mapping[str, str]) -> None:

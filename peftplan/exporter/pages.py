@@ -45,7 +45,10 @@ def _start(files: Iterable[str]) -> str:
 
 def _fill_in(missing: tuple[str, ...], trainer: Trainer) -> str:
     keys = ", ".join(f"`{key}`" for key in trainer.dataset_keys)
-    return f"Fill in first: {', '.join(missing)} ({keys})."
+    rows = '`{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}`'
+    return (
+        f"Put the rows to train on into `{missing[0]}` first, each line one {rows}, or name another dataset ({keys})."
+    )
 
 
 def _prediction(priced: Estimate | None, why_not: str | None) -> str:

@@ -76,12 +76,13 @@ class Bnb4(Format, ABC):
 
     def _linear(self, module: Module, compute: DType, numerics: Numerics) -> tuple[Op, ...]:
         b = Builder(numerics, f"{module.path}.")
+        given, target = module.x, module.out
         weight = module.weight._replace(stored_bytes=self.stored_bytes(module.weight.numel), trainable=False)
         bias = tuple(t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)
         with b.marked(module.site):
-            x = b.cast(module.x, compute, label="compute_x")
+            x = b.cast(given, compute, label="compute_x")
             name = b.name("gemm_4bit")
-            out = module.out._replace(name=name, dtype=compute)
+            out = target._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
             # Backward unpacks to the dtype that was packed, and casts that before it makes the gradient.
             again = weight.numel * weight.dtype.size if weight.dtype is not compute else 0
@@ -99,6 +100,6 @@ class Bnb4(Format, ABC):
                     backward_workspace_bytes=dequantized + max(0, again - x.numel * compute.size),
                 )
             )
-            final = b.cast(out, module.x.dtype, label="out")
-            b.hold(x, module.x)
-        return writing(b.ops, final, module.out)
+            final = b.cast(out, given.dtype, label="out")
+            b.hold(x, given)
+        return writing(b.ops, final, target)

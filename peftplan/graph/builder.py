@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
+from typing import final
 
 from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.ops import (
@@ -58,6 +57,23 @@ class Numerics:
         return self.backend == "cpu"
 
 
+class _Restored:
+    """What a `with` block of a Builder goes back to when it ends."""
+
+    __slots__ = ("_before", "_builder")
+
+    def __init__(self, builder: Builder, *before: str) -> None:
+        self._builder = builder
+        self._before = before
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._builder.restore(*self._before)
+
+
+@final
 class Builder:
     """Collects ops; every method appends one and returns its output. Names are unique under the open scopes."""
 
@@ -69,20 +85,21 @@ class Builder:
         self._site = ""
         self._part = "base"
 
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """Names inside start with `name.`: a module of the model."""
-        outer, self._prefix = self._prefix, f"{self._prefix}{name}."
-        yield
-        self._prefix = outer
+    def scope(self, name: str) -> _Restored:
+        """Names inside the `with` block start with `name.`: a module of the model."""
+        back = _Restored(self, self._prefix, self._site, self._part)
+        self._prefix += f"{name}."
+        return back
 
-    @contextmanager
-    def marked(self, site: str, part: str = "base") -> Iterator[None]:
-        """Ops inside carry these two marks."""
-        outer = self._site, self._part
+    def marked(self, site: str, part: str = "base") -> _Restored:
+        """Ops inside the `with` block carry these two marks."""
+        back = _Restored(self, self._prefix, self._site, self._part)
         self._site, self._part = site, part
-        yield
-        self._site, self._part = outer
+        return back
+
+    def restore(self, prefix: str, site: str, part: str) -> None:
+        """The prefix of names and the marks of ops from here on."""
+        self._prefix, self._site, self._part = prefix, site, part
 
     def name(self, label: str) -> str:
         full = self._prefix + label
@@ -152,7 +169,8 @@ class Builder:
 
     def _binary(self, cls: type[Mul] | type[Add] | type[Div], a: Tensor, b: Tensor, label: str) -> Tensor:
         n = self.name(label)
-        shape = a.shape if len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape) else b.shape
+        wider = a.shape == b.shape or len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape)
+        shape = a.shape if wider else b.shape
         out = Tensor(n, shape, promote(a.dtype, b.dtype))
         return self._emit(cls(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from operator import is_
+from typing import ClassVar, NamedTuple
 
 from peftplan.units import DType
 
@@ -87,6 +89,19 @@ class Op(ABC):
     out: Tensor
     site: str = ""
     part: str = "base"
+    differentiable: ClassVar[bool] = True
+    stashes: ClassVar[bool] = False
+    """Whether `stashed` may name something."""
+    output_first: ClassVar[bool] = False
+    """Whether one kernel does it, which allocates what it returns before its temporaries; an op or a formula of
+    several kernels has its temporaries first."""
+    views: ClassVar[bool] = False
+    """Whether the gradient of the first input comes back as a view of what the formula makes: a view keeps the tensor
+    that it views, so the engine does not add to it in place."""
+    multiplies_back: ClassVar[bool] = False
+    """Whether its backward has matrix products although its forward has none."""
+    pieces: ClassVar[int] = 1
+    """In how many equal tensors an op's temporaries come."""
 
     def flops(self) -> int:
         """FLOPs of the forward as torch.utils.flop_counter counts them: matrix products only, 1 MAC = 2."""
@@ -105,6 +120,11 @@ class Op(ABC):
         it and backward does not free it; it lives as long as the graph, which is as long as the loss."""
         return ()
 
+    def over(self, ins: tuple[Tensor, ...], out: Tensor) -> Op:
+        """The same op between other values; itself where these are its own."""
+        same = out is self.out and all(map(is_, ins, self.ins))
+        return self if same else replace(self, ins=ins, out=out)
+
     @abstractmethod
     def backward(self, need: Need) -> tuple[Grad, ...]:
         """The gradients this op's backward produces, in the order it computes them."""
@@ -113,18 +133,18 @@ class Op(ABC):
         """Temporaries of the forward, alive together with inputs and output."""
         return 0
 
-    def differentiable(self) -> bool:
-        return True
-
     def moved_bytes(self) -> int:
         """Bytes read and written by the forward kernel, for the roofline."""
-        return self.out.nbytes + sum(t.nbytes for t in self.ins)
+        total = self.out.nbytes
+        for t in self.ins:
+            total += t.nbytes
+        return total
 
 
 Need = frozenset[str] | set[str]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Region:
     """Ops that run together: the embedding, one decoder layer, the head with its loss.
 
@@ -151,15 +171,19 @@ class Region:
 
     def params(self) -> Iterable[Tensor]:
         """Every parameter once, in order of use."""
-        seen: set[str] = set()
+        return self._params
+
+    @cached_property
+    def _params(self) -> tuple[Tensor, ...]:
+        found: dict[str, Tensor] = {}
         for op in self.ops:
             for t in op.ins:
-                if t.kind in PARAMS and t.name not in seen:
-                    seen.add(t.name)
-                    yield t
+                if t.kind in PARAMS and t.name not in found:
+                    found[t.name] = t
+        return tuple(found.values())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Graph:
     """The forward of a model as regions in order; the loss is the last op's output of the last region.
 
@@ -176,17 +200,20 @@ class Graph:
 
         A parameter whose name starts with `@` is shared by name across regions (tied weights, shared adapters).
         """
+        return self._params
+
+    @cached_property
+    def _params(self) -> tuple[tuple[Tensor, int], ...]:
+        found: list[tuple[Tensor, int]] = []
         seen: set[str] = set()
         for region in self.regions:
             for t in region.params():
-                if is_global(t.name):
-                    if t.name not in seen:
-                        seen.add(t.name)
-                        yield t, 1
-                else:
-                    yield t, region.count
-        for t in self.unused:
-            yield t, 1
+                if not is_global(t.name):
+                    found.append((t, region.count))
+                elif t.name not in seen:
+                    seen.add(t.name)
+                    found.append((t, 1))
+        return (*found, *((t, 1) for t in self.unused))
 
 
 def is_global(name: str) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
-from peftplan.graph.core import Graph, Op, Region, Tensor
+from peftplan.graph.core import PARAMS, Graph, Op, Region, Tensor
 from peftplan.graph.ops import Hold
 
 MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
@@ -19,9 +20,15 @@ class Module:
     """Its name inside the layer (`self_attn.q_proj`), or in the model (`lm_head`)."""
     site: str
     ops: tuple[Op, ...]
-    x: Tensor
-    out: Tensor
     weight: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        return next(t for op in self.ops for t in op.ins if not t.is_param)
+
+    @property
+    def out(self) -> Tensor:
+        return next(op.out for op in reversed(self.ops) if not isinstance(op, Hold))
 
     @property
     def in_features(self) -> int:
@@ -37,23 +44,16 @@ Rewriter = Callable[[Module], tuple[Op, ...]]
 
 def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
     """(start, end, module) for every projection of the region: consecutive base ops of one site."""
-    ops = region.ops
-    i = 0
-    while i < len(ops):
-        op = ops[i]
-        if op.part != "base" or op.site not in MODULE_SITES:
-            i += 1
+    end = 0
+    marks = (op.site if op.part == "base" and op.site in MODULE_SITES else None for op in region.ops)
+    for site, run in groupby(marks):
+        start, end = end, end + len(list(run))
+        if site is None:
             continue
-        j = i + 1
-        while j < len(ops) and ops[j].site == op.site and ops[j].part == "base":
-            j += 1
-        group = ops[i:j]
-        weight = next(t for o in group for t in o.ins if t.is_param and len(t.shape) == 2)
-        path = "lm_head" if op.site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
-        out = next(o.out for o in reversed(group) if not isinstance(o, Hold))
-        x = next(t for o in group for t in o.ins if not t.is_param)
-        yield i, j, Module(path=path, site=op.site, ops=group, x=x, out=out, weight=weight)
-        i = j
+        ops = region.ops[start:end]
+        weight = next(t for op in ops for t in op.ins if t.kind in PARAMS and len(t.shape) == 2)
+        path = "lm_head" if site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
+        yield start, end, Module(path=path, site=site, ops=ops, weight=weight)
 
 
 def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
@@ -82,11 +82,7 @@ def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ..
             return t._replace(name=new)
         return t._replace(base=new) if t.base == old else t
 
-    def rename(op: Op) -> Op:
-        touched = any(t.name == old or t.base == old for t in (op.out, *op.ins))
-        return replace(op, ins=tuple(map(renamed, op.ins)), out=renamed(op.out)) if touched else op
-
-    return tuple(map(rename, ops))
+    return tuple([op.over(tuple(map(renamed, op.ins)), renamed(op.out)) for op in ops])
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
@@ -94,16 +90,12 @@ def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
 
     def in_region(region: Region) -> Region:
         def flip(t: Tensor) -> Tensor:
-            if not t.is_param:
+            if t.kind not in PARAMS:
                 return t
             flag = wanted(region, t)
             return t if t.trainable is flag else t._replace(trainable=flag)
 
-        def flipped(op: Op) -> Op:
-            ins = tuple(map(flip, op.ins))
-            return op if all(new is old for new, old in zip(ins, op.ins, strict=True)) else replace(op, ins=ins)
-
-        return replace(region, ops=tuple(map(flipped, region.ops)))
+        return replace(region, ops=tuple([op.over(tuple(map(flip, op.ins)), op.out) for op in region.ops]))
 
     return replace(graph, regions=tuple(map(in_region, graph.regions)))
 
@@ -115,10 +107,9 @@ def split_runs(graph: Graph, key: Callable[[int], object]) -> Graph:
         if region.first_index is None:
             out.append(region)
             continue
-        start = region.first_index
-        for index in range(start + 1, region.first_index + region.count):
-            if key(index) != key(start):
-                out.append(replace(region, count=index - start, first_index=start))
-                start = index
-        out.append(replace(region, count=region.first_index + region.count - start, first_index=start))
+        first, count = region.first_index, region.count
+        for _, run in groupby(range(first, first + count), key):
+            indices = list(run)
+            whole = len(indices) == count
+            out.append(region if whole else replace(region, count=len(indices), first_index=indices[0]))
     return replace(graph, regions=tuple(out))

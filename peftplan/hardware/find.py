@@ -13,6 +13,7 @@ _MAKERS = re.compile(r"\b(nvidia|geforce|tesla|amd|instinct|radeon|intel|data ce
 _VARIANT = re.compile(r"\d+gb|sxm\d*|pcie|nvl|hbm\d*e?")
 
 
+@lru_cache(maxsize=256)
 def find_gpu(name: str) -> Gpu:
     """The card that `name` stands for: a catalog name or alias, the name its driver reports, any case and
     separators, with or without the maker, with or without its memory (`rtx-4090-24gb`).

@@ -69,7 +69,12 @@ def hourly_usd(gpu: Gpu) -> HourlyPrice | None:
 
     Rows that leave the host machine out are used only where there are no others; they err low.
     """
-    rows = [price for price in prices() if price.gpu == gpu.name]
+    return _hourly_usd(gpu.name)
+
+
+@lru_cache(maxsize=256)
+def _hourly_usd(gpu: str) -> HourlyPrice | None:
+    rows = [price for price in prices() if price.gpu == gpu]
     rows = [price for price in rows if price.with_host] or rows
     return _summary(rows) if rows else None
 

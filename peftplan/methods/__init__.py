@@ -52,6 +52,13 @@ def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
     return modelled, getattr(module, "HARMLESS", frozenset())
 
 
+def example(name: str) -> dict[str, Any]:
+    """The settings of a method's first example that are not its defaults."""
+    module = plugins.load(__name__, "method", resolve_name(name)[0])
+    first = module.EXAMPLES[0]
+    return {f.name: value for f in dataclasses.fields(first) if (value := getattr(first, f.name)) != f.default}
+
+
 def make(name: str, knobs: Mapping[str, Any]) -> Method:
     """A method with its settings; raises RequestError for settings it does not have."""
     key, implied = resolve_name(name)

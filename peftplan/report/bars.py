@@ -1,4 +1,4 @@
-"""Bars that fill the room they are given, to an eighth of a character."""
+"""Bars that fill the room they are given, to an eighth of a character, and columns that stack where it is narrow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -64,3 +65,22 @@ class Gauge:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(10, options.max_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Two parts side by side, 3 to 2; one above the other where there are fewer than `least` columns."""
+
+    left: RenderableType
+    right: RenderableType
+    least: int = 72
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < self.least:
+            yield from (self.left, Text(), self.right)
+            return
+        grid = Table.grid(padding=(0, 4), expand=True)
+        grid.add_column(ratio=3)
+        grid.add_column(ratio=2)
+        grid.add_row(self.left, self.right)
+        yield grid

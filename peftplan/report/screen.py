@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peftplan.report import words
-from peftplan.report.bars import Bar, Gauge
+from peftplan.report.bars import Bar, Beside, Gauge
 from peftplan.report.cards import Card
 from peftplan.result import Estimate, Memory
 from peftplan.units import format_bytes, format_count
@@ -119,11 +119,7 @@ def _gauge(estimate: Estimate) -> RenderableType:
 
 
 def _memory(estimate: Estimate) -> RenderableType:
-    grid = Table.grid(padding=(0, 4), expand=True)
-    grid.add_column(ratio=3)
-    grid.add_column(ratio=2)
-    grid.add_row(_by_kind(estimate.memory), _by_phase(estimate.memory))
-    return grid
+    return Beside(left=_by_kind(estimate.memory), right=_by_phase(estimate.memory))
 
 
 def _by_kind(memory: Memory) -> RenderableType:
@@ -198,7 +194,7 @@ def _unknown(why: str) -> Text:
 def _time(estimate: Estimate) -> Text:
     time = estimate.time
     if time.step_seconds is None:
-        return _unknown(words.reason(estimate, "time.step_seconds", "step_seconds", "time"))
+        return _unknown(estimate.reason("time.step_seconds", "step_seconds", "time"))
     step = time.step_seconds
     parts = [
         f"{words.seconds(step.expected)} per step ({words.seconds(step.low)} to {words.seconds(step.high)})",
@@ -219,7 +215,7 @@ def _cost(estimate: Estimate) -> Text:
         f"{cost.energy_kwh:,.1f} kWh" if cost.energy_kwh is not None else "",
     ]
     known = " · ".join(part for part in parts if part)
-    return Text(known) if known else _unknown(words.reason(estimate, "cost.usd_per_hour", "usd_per_hour", "cost"))
+    return Text(known) if known else _unknown(estimate.reason("cost.usd_per_hour", "usd_per_hour", "cost"))
 
 
 # -- why, and what would change it ------------------------------------------------------------------

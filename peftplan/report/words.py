@@ -111,15 +111,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def reason(estimate: Estimate, *names: str) -> str:
-    """Why the first of `names` (`time.step_seconds`, `time`) that has a reason is null; else nothing."""
-    for name in names:
-        for assumption in estimate.assumptions:
-            if assumption.what == name and assumption.value is None:
-                return assumption.why
-    return ""
-
-
 def moved(estimate: Estimate) -> tuple[Assumption, ...]:
     """The assumptions that moved the answer: all but the reasons of nulls."""
     return tuple(a for a in estimate.assumptions if a.value is not None)

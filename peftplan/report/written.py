@@ -22,7 +22,7 @@ def render(done: Exported) -> RenderableType:
         Text(),
         _prediction(done),
         Text(f"cd {done.out} && pip install -r requirements.txt && {done.command}"),
-        *(Text(f"fill in first: {what} (README.md says where)", style="yellow") for what in done.fill_in),
+        *(Text(f"put the rows to train on into {done.out}/{name} first", style="yellow") for name in done.fill_in),
     )
 
 

@@ -140,7 +140,7 @@ class CachingAllocator:
         self._small, self._large = _Pool(is_small=True), _Pool(is_small=False)
         self._live: dict[int, tuple[_Pool, int, int]] = {}
         self._segments: dict[int, int] = {}
-        self._next_address = BLOCK_BYTES
+        self._lowest_address = 1 << (_SHIFT - 3)
 
     def alloc(self, identity: int, size_bytes: int) -> None:
         """Hands out a block for `identity`. Raises ValueError when it still holds one."""
@@ -220,8 +220,11 @@ class CachingAllocator:
         return self._new_segment(segment_bytes(size))
 
     def _new_segment(self, size: int) -> tuple[int, int]:
-        address = self._next_address
-        self._next_address += size + BLOCK_BYTES
+        """A segment below all others: the driver maps memory top-down, so of two free blocks of equal size the one in
+        the newer segment has the lower address and goes first. With ascending addresses instead, eager attention's
+        equal scores land in other segments (see the module's docstring)."""
+        self._lowest_address -= size + BLOCK_BYTES
+        address = self._lowest_address
         self._segments[address] = size
         self._reserve(size)
         return address, size

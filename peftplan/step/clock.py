@@ -26,8 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from peftplan.hardware.gpus import Gpu, Rate
-from peftplan.step.memory import Segment
-from peftplan.step.work import Kernel, Pass, passes
+from peftplan.step.work import Kernel, Pass
 from peftplan.units import DType
 
 OF_MEASURED = 0.84
@@ -127,25 +126,34 @@ def attention_kernel(name: str, *, masked: bool, gpu: Gpu, compute: DType) -> At
     return AttentionKernel(flash=flash, skips_masked=not masked)
 
 
+def cache_bytes(gpu: Gpu) -> int | None:
+    """How much of a kernel's traffic the L2 may spare: what it reads and what it writes; None where unknown."""
+    return 2 * gpu.l2_bytes if gpu.l2_bytes is not None else None
+
+
 def step_time(
-    segments: Iterable[Segment],
+    runs: Iterable[Pass],
     gpu: Gpu,
     *,
     attention: AttentionKernel,
     optimizer: OptimizerTraffic,
     micro_batches: int,
-    reentrant: bool,
 ) -> StepTime | Unknown:
-    """Seconds of `micro_batches` forward and backward passes and one optimizer step, on one card."""
+    """Seconds of `micro_batches` times the passes `runs` (for this card's `cache_bytes`) and one optimizer step."""
+    meter = metered(runs, gpu, attention=attention)
+    return meter if isinstance(meter, Unknown) else meter.total(optimizer, micro_batches)
+
+
+def metered(runs: Iterable[Pass], gpu: Gpu, *, attention: AttentionKernel) -> Meter | Unknown:
+    """The seconds of one micro-batch on one card; `total` adds an optimizer to them."""
     if gpu.kind != "gpu":
         return Unknown(why=f"{gpu.name} is no GPU: its compiler fuses ops, which the clock does not model")
-    cache = 2 * gpu.l2_bytes if gpu.l2_bytes is not None else 2**62
-    meter = _Meter(gpu, attention)
-    for run in passes(segments, reentrant=reentrant, cache_bytes=cache):
+    meter = Meter(gpu, attention)
+    for run in runs:
         meter.add(run)
     if meter.missing:
         return Unknown(why=f"{gpu.name}: its peak rate in {meter.missing} is unknown, or it has none")
-    return meter.total(optimizer, micro_batches)
+    return meter
 
 
 def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
@@ -154,7 +162,7 @@ def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
     return kernel.dtype
 
 
-class _Meter:
+class Meter:
     """Adds up the seconds of the passes of one micro-batch."""
 
     def __init__(self, gpu: Gpu, attention: AttentionKernel) -> None:

@@ -6,11 +6,12 @@ alive outside changes by the same amount per layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
-from peftplan.step.walk import Plan, RegionWalk, Rules, Saved, Watermark, propagate_need
+from peftplan.step.walk import Account, Plan, RegionWalk, Rules, Saved, Watermark, propagate_need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,16 +42,18 @@ class Segment:
     region: Region
     count: int
     walk: RegionWalk
-    checkpointed: bool
     forward_delta: int = 0
     forward_saved: int = 0
     entry_bytes: int = 0
-    pinned_bytes: int = 0
-    """What each region of the run still holds when its backward is done, until the loss dies."""
+
+    @property
+    def checkpointed(self) -> bool:
+        return self.walk.checkpointed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PhasePeak:
+class PhasePeak(NamedTuple):
+    """The highest point of one phase: bytes in all, of them kept for backward and parameter gradients, and where."""
+
     phase: str
     bytes: int
     saved_bytes: int
@@ -79,31 +82,38 @@ class StepMemory:
 
 
 def segments(
-    graph: Graph, recompute: Recompute, rules: Rules, loop: Loop, *, entry_requires_grad: bool
+    graph: Graph,
+    recompute: Recompute,
+    rules: Rules,
+    loop: Loop,
+    *,
+    entry_requires_grad: bool,
+    account: Callable[[], Account] = Account,
 ) -> Iterator[Segment]:
     """The graph's regions with their needs, runs split where the first layer differs from the rest."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
-        plan = Plan(region, rules)
+        plan = Plan(region, rules.size)
+        is_layer = region.first_index is not None
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
             need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken))
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
-            is_layer = region.first_index is not None
             count = left if leaves == needs or not is_layer else 1
             walk = RegionWalk(
-                region=region,
-                need=need,
-                rules=rules,
-                plan=plan,
+                plan,
+                need,
+                account=account(),
+                checkpointed=is_layer and recompute.layers,
+                reentrant=recompute.reentrant,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
             )
-            yield Segment(region=region, count=count, walk=walk, checkpointed=is_layer and recompute.layers)
+            yield Segment(region=region, count=count, walk=walk)
             left -= count
             needs = leaves or (entry_requires_grad and region.entry is None)
 
@@ -111,23 +121,22 @@ def segments(
 class _Account:
     """The running total and the peak of the phase it is in."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, grads: int) -> None:
         self.total = total
         self.saved = 0
-        self.grads = 0
+        self.grads = grads
         self.taken_grad_bytes = 0
         self.peaks: dict[str, PhasePeak] = {}
 
     def see(self, phase: str, region: str, mark: Watermark, base: int, saved_base: int, grads_base: int) -> None:
-        value = base + mark.bytes
         best = self.peaks.get(phase)
-        if best is None or value > best.bytes:
+        if best is None or base + mark.bytes > best.bytes:
             self.peaks[phase] = PhasePeak(
-                phase=phase,
-                bytes=value,
-                saved_bytes=saved_base + mark.saved_bytes,
-                grad_bytes=grads_base + mark.grad_bytes,
-                where=f"{region}: {mark.where}",
+                phase,
+                base + mark.bytes,
+                saved_base + mark.saved_bytes,
+                grads_base + mark.grad_bytes,
+                f"{region}: {mark.where}",
             )
 
 
@@ -142,30 +151,32 @@ def run_step(
     entry_requires_grad: bool = False,
 ) -> StepMemory:
     """Forward, loss and backward of one micro-batch."""
+    size = rules.size
     result = StepMemory(static_bytes=static_bytes)
-    inputs = sum(rules.size(t.nbytes) for t in graph.inputs)
-    account = _Account(static_bytes + inputs + existing_grad_bytes)
-    account.grads = existing_grad_bytes
+    inputs = sum(size(t.nbytes) for t in graph.inputs)
+    account = _Account(static_bytes + inputs + existing_grad_bytes, existing_grad_bytes)
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
+    loss_bytes = size(parts[-1].region.exit.nbytes)
     previous_outputs = 0
     if loop.outputs_until == "next":
-        previous_outputs = _returned_bytes(parts)
+        previous_outputs = loss_bytes + _returned_bytes(parts)
         account.total += previous_outputs
     for i, part in enumerate(parts):
         if part.region.name == "head":
             _end_of_backbone(parts[:i], account)
-        _forward(part, account, recompute)
+        _forward(part, account)
         if i == 1:
             account.total += _embedding_held(part)
-    _end_of_forward(parts, account, result, loop, previous_outputs)
-    account.total += rules.size(parts[-1].region.exit.nbytes)  # the gradient of the loss, a one
+    account.total -= previous_outputs
+    _end_of_forward(parts, account, result, loop)
+    account.total += loss_bytes  # the gradient of the loss, a one
     for part in reversed(parts):
-        _backward(part, account, recompute, root=part is parts[-1])
-    account.total -= rules.size(parts[-1].region.exit.nbytes)
+        _backward(part, account, root=part is parts[-1])
+    account.total -= loss_bytes
     if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
         account.total -= result.kept_global_bytes
     if loop.outputs_until == "loss":
-        account.total -= sum(part.pinned_bytes * part.count for part in parts)
+        account.total -= sum(part.walk.pinned_bytes * part.count for part in parts)
     if entry_requires_grad and not parts[0].walk.need & {parts[0].region.exit.name}:
         # The embedding output is a leaf made to require a gradient: its accumulator keeps it and its gradient.
         held = parts[1].entry_bytes
@@ -178,13 +189,13 @@ def run_step(
 
 
 def _returned_bytes(parts: list[Segment]) -> int:
-    """The model's outputs: logits, cache, and the loss itself."""
-    total = parts[-1].walk.rules.size(parts[-1].region.exit.nbytes)
-    for part in parts:
-        names = {op.out.name: part.walk.rules.size(op.out.nbytes) for op in part.region.ops}
-        keeps = part.region.returned if not part.checkpointed else ()
-        total += part.count * sum(names[n] for n in keeps)
-    return total
+    """The model's outputs besides the loss: logits, cache."""
+    return sum(
+        part.count * part.walk.plan.storage_bytes(name)
+        for part in parts
+        if not part.checkpointed
+        for name in part.region.returned
+    )
 
 
 def _embedding_held(first: Segment) -> int:
@@ -192,20 +203,19 @@ def _embedding_held(first: Segment) -> int:
     return 0 if first.checkpointed or first.walk.entry_saved else first.entry_bytes
 
 
-def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
+def _forward(part: Segment, account: _Account) -> None:
     walk, entry = part.walk, part.region.entry
-    part.entry_bytes = walk.rules.size(entry.nbytes) if entry is not None else 0
-    walk.owns_entry = not part.checkpointed
+    part.entry_bytes = walk.plan.size(entry.nbytes) if entry is not None else 0
     walk.start_phase()
-    walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
-    part.forward_delta = walk.current
-    part.forward_saved = walk.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
+    walk.forward()
+    part.forward_delta = walk.account.current
+    part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
     base = account.total + repeats * max(0, part.forward_delta)
     saved_base = account.saved + repeats * part.forward_saved
-    marks = {"forward": walk.peak}
+    marks = {"forward": walk.account.peak}
     if walk.before_loss is not None:
-        marks = {"forward": walk.before_loss, "loss": walk.peak}
+        marks = {"forward": walk.before_loss, "loss": walk.account.peak}
     for phase, mark in marks.items():
         account.see(phase, part.region.name, mark, base, saved_base, account.grads)
     account.total += part.count * part.forward_delta
@@ -214,8 +224,8 @@ def _forward(part: Segment, account: _Account, recompute: Recompute) -> None:
 
 def _made_for_layers(parts: list[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
-    first = parts[0].region
-    return [op.out for op in first.ops if is_global(op.out.name) and op.out.name not in first.held]
+    first = parts[0]
+    return [op.out for op in first.region.ops if is_global(op.out.name) and op.out.name not in first.region.held]
 
 
 def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
@@ -226,9 +236,9 @@ def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
     if any(part.checkpointed for part in parts):
         kept.update(t.storage for t in _made_for_layers(parts))
     for part in parts:
-        for op in part.region.ops:
-            if is_global(op.out.name) and op.out.name not in kept:
-                account.total -= part.walk.rules.size(op.out.nbytes)
+        for name, size in part.walk.plan.made_globals.items():
+            if name not in kept:
+                account.total -= size
     if parts[0].region.exit.storage not in held:
         account.total -= _embedding_held(parts[1])
 
@@ -236,86 +246,81 @@ def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
 def _end_of_caller(parts: list[Segment], account: _Account) -> None:
     """Whoever called the model returns: a method's own forward, and what it made."""
     for part in parts:
-        before = part.walk.current
-        part.walk.drop_held()
-        change = part.walk.current - before
-        part.forward_delta += change
-        account.total += part.count * change
+        if part.region.held:
+            _after(part, part.walk.drop_held, account)
     first = parts[0].region
     if first.exit.storage in first.held:
         account.total -= _embedding_held(parts[1])
 
 
-def _end_of_forward(
-    parts: list[Segment], account: _Account, result: StepMemory, loop: Loop, previous_outputs: int
-) -> None:
+def _after(part: Segment, drop: Callable[[], None], account: _Account) -> None:
+    """What every region of the run holds goes."""
+    before = part.walk.account.current
+    drop()
+    change = part.walk.account.current - before
+    part.forward_delta += change
+    account.total += part.count * change
+
+
+def _end_of_forward(parts: list[Segment], account: _Account, result: StepMemory, loop: Loop) -> None:
     """The model's forward has returned: what is kept for backward is settled."""
+    _settle(parts, result)
+    _end_of_caller(parts, account)
+    for part in parts:  # autocast ends, and with it its cache
+        _after(part, part.walk.drop_cached, account)
+    if loop.outputs_until == "loss":
+        for part in parts:
+            _after(part, part.walk.drop_returned, account)
+
+
+def _settle(parts: list[Segment], result: StepMemory) -> None:
+    """What is kept for backward, values of the whole model once."""
     seen: set[str] = set()
-    shared = _made_for_layers(parts)
     for part in parts:
+        size = part.walk.plan.size
         for s in part.walk.saved:
-            if not is_global(s.tensor.storage):
+            storage = s.tensor.storage
+            if not is_global(storage):
                 result.saved.append((s, part.count))
-            elif s.tensor.storage not in seen:
-                seen.add(s.tensor.storage)
+            elif storage not in seen:
+                seen.add(storage)
                 result.saved.append((s, 1))
                 if s.tensor.kind == ACTIVATION:
-                    result.kept_global_bytes += part.walk.rules.size(s.bytes)
+                    result.kept_global_bytes += size(s.bytes)
         if part.checkpointed:
             entry = part.region.entry
             assert entry is not None
-            for t in shared:
+            for t in _made_for_layers(parts):
                 if t.storage not in seen:
                     seen.add(t.storage)
-                    result.saved.append((Saved(op="checkpoint", tensor=t, bytes=t.nbytes), 1))
-                    result.kept_global_bytes += part.walk.rules.size(t.nbytes)
-            result.saved.append((Saved(op="checkpoint", tensor=entry, bytes=entry.nbytes), part.count))
-    account.total -= previous_outputs
-    _end_of_caller(parts, account)
-    for part in parts:  # autocast ends, and with it its cache
-        account.total -= part.count * part.walk.cached_bytes
-        part.walk.current -= part.walk.cached_bytes
-        part.forward_delta -= part.walk.cached_bytes
+                    result.saved.append((Saved("checkpoint", t, t.nbytes), 1))
+                    result.kept_global_bytes += size(t.nbytes)
+            result.saved.append((Saved("checkpoint", entry, entry.nbytes), part.count))
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
-    if loop.outputs_until == "loss":
-        for part in parts:
-            before = part.walk.current
-            part.walk.drop_returned()
-            change = part.walk.current - before
-            part.forward_delta += change
-            account.total += part.count * change
 
 
-def _backward(part: Segment, account: _Account, recompute: Recompute, *, root: bool) -> None:
-    walk = part.walk
-    start_total, start = account.total, walk.current
+def _backward(part: Segment, account: _Account, *, root: bool) -> None:
+    walk, mine = part.walk, part.walk.account
+    start_total, start = account.total, mine.current
     walk.start_phase()
-    saved_before, grads_before = walk.saved_bytes, walk.grad_bytes
+    saved_before, grads_before = mine.saved_bytes, mine.grad_bytes
+    walk.backward(root=root)
     if part.checkpointed:
-        stashed = walk.forget_pinned()
-        if recompute.reentrant:
-            walk.forward()
-        walk.backward(recompute=not recompute.reentrant)
-        walk.drop_pinned()
-        walk.current -= part.entry_bytes
-        if recompute.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end
-            walk.current -= walk.rules.size(part.region.exit.nbytes)
-        part.pinned_bytes = stashed
-    else:
-        walk.backward(root=root)
-        part.pinned_bytes = walk.forget_pinned()
-    delta = walk.current - start
+        mine.current -= part.entry_bytes
+        if walk.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end
+            mine.current -= walk.plan.size(part.region.exit.nbytes)
+    delta = mine.current - start
     if part.region.handed:
         account.total -= account.taken_grad_bytes
     account.taken_grad_bytes += part.count * walk.taken_grad_bytes
-    grads = walk.grad_bytes - grads_before
-    saved = walk.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
+    grads = mine.grad_bytes - grads_before
+    saved = mine.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(
             "backward",
             part.region.name,
-            walk.peak,
+            mine.peak,
             outside + i * delta,
             saved_outside + i * saved,
             account.grads - grads_before + i * grads,

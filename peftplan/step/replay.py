@@ -9,12 +9,12 @@ fragmentation by other work in the process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peftplan.graph.core import Graph, is_global
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.memory import Loop, Recompute, Segment, segments
-from peftplan.step.walk import EXIT_GRADIENT, Rules, exact
+from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
 
@@ -41,7 +41,8 @@ class _Track:
 
     part: Segment
     forward: list[tuple[str, int]]
-    backward: list[tuple[str, int]] = field(default_factory=list)
+    backward: list[tuple[str, int]]
+    parameter_gradients: frozenset[str]
 
 
 def replay(
@@ -57,7 +58,7 @@ def replay(
     """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step
     needs one before it, because the first makes the optimizer's states in segments that activations leave
     behind."""
-    recorded = {id(g): list(_record(g, recompute, loop, entry_requires_grad=entry_requires_grad)) for g in graphs}
+    recorded = {id(g): _record(g, recompute, loop, entry_requires_grad=entry_requires_grad) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.hold("weight", around.weights)
     player.hold("accumulated", around.gradients)
@@ -69,34 +70,28 @@ def replay(
     return player.allocator.usage()
 
 
-def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_grad: bool) -> Iterable[_Track]:
+def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_grad: bool) -> list[_Track]:
     """Each segment walked forward and backward with what it allocates and frees written down."""
+    books: list[Recording] = []
+
+    def opened() -> Recording:
+        books.append(Recording())
+        return books[-1]
+
     rules = Rules(size=exact)
-    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
-    tracks = [_forward(part, recompute) for part in parts]
-    for track in reversed(tracks):
-        walk = track.part.walk
-        walk.events = []
+    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened))
+    for part in parts:
+        part.walk.forward()
+    forwards = [book.take() for book in books]
+    for part, book in zip(reversed(parts), reversed(books), strict=True):
         if loop.outputs_until == "loss":
-            walk.drop_returned()
-        walk.events = track.backward
-        if not track.part.checkpointed:
-            walk.backward(root=track is tracks[-1])
-            continue
-        walk.forget_pinned()
-        if recompute.reentrant:
-            walk.forward()
-        walk.backward(recompute=not recompute.reentrant)
-        walk.drop_pinned()
-    return tracks
-
-
-def _forward(part: Segment, recompute: Recompute) -> _Track:
-    walk = part.walk
-    walk.owns_entry = not part.checkpointed
-    walk.events = []
-    walk.forward(keep=not part.checkpointed, stash=not (part.checkpointed and recompute.reentrant))
-    return _Track(part=part, forward=walk.events)
+            part.walk.drop_returned()
+            book.take()
+        part.walk.backward(root=part is parts[-1])
+    return [
+        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params))
+        for part, forward, book in zip(parts, forwards, books, strict=True)
+    ]
 
 
 class _Player:
@@ -223,17 +218,17 @@ class _Player:
         for i, j, track in reversed(list(self._places())):
             part, walk = track.part, track.part.walk
             entry = part.region.entry.storage if part.region.entry is not None else None
-            mine = set(walk.param_gradients)
+            first = (i, j) == (1, 0)  # what all layers share dies with the last node that uses it
             for name, size in track.backward:
                 if name == EXIT_GRADIENT:
                     key = gradient
-                elif name in mine:
+                elif name in track.parameter_gradients:
                     key = ("grad", i, j, name)
                 else:
                     key = entries[i, j] if name == entry else self._key(i, j, name)
                 if size > 0:
                     self._alloc(key, size)
-                else:
+                elif not is_global(name) or first:
                     self._free(key)
             if part.checkpointed:
                 if not (i == 1 and j == 0 and self._keeps_leaf()):

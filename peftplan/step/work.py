@@ -21,13 +21,17 @@ from peftplan.units import DType
 
 
 class Kernel(NamedTuple):
-    """`flops` as the op counts them: an attention's whole score matrix, causal or not."""
+    """A matrix product; `flops` as the op counts them: an attention's whole score matrix, causal or not."""
 
     dtype: DType
     flops: int
     moved_bytes: int
     launches: int
     attention: bool = False
+
+
+Ran = Kernel | int
+"""What an op runs: a matrix product, or a kernel of which only the bytes it moves count (0: nothing runs)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,48 +41,83 @@ class Pass:
     name: str
     count: int
     products: tuple[Kernel, ...]
-    """The kernels that compute matrix products."""
     plain_bytes: int
-    """Moved by all other kernels."""
+    """Moved by all kernels that are no matrix products."""
     beyond_cache_bytes: int
     """The part of `plain_bytes` that no cache can spare: each kernel's bytes beyond the cache's."""
     launches: int
 
+    @property
+    def flops(self) -> int:
+        """Of all `count` times together."""
+        return self.count * sum(k.flops for k in self.products)
 
-def passes(segments: Iterable[Segment], *, reentrant: bool, cache_bytes: int) -> list[Pass]:
-    """What one micro-batch runs, once per distinct region."""
+
+def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None) -> list[Pass]:
+    """What one micro-batch runs, once per distinct region. Without `cache_bytes`, nothing is beyond the cache."""
+    cache = cache_bytes if cache_bytes is not None else 2**62
     found: list[Pass] = []
-    known: dict[int, list[Kernel | None]] = {}
+    known: dict[int, list[Ran]] = {}
     for part in segments:
-        region, need = part.region, part.walk.need
+        region = part.region
         ahead = known.get(id(region))
         if ahead is None:
             ahead = known[id(region)] = [_forward(op) for op in region.ops]
-        found.append(_pass("forward", part.count, ahead, cache_bytes))
+        found.append(_forward_pass("forward", part.count, ahead, cache))
         if part.checkpointed:
-            again = ahead[: part.walk.recomputed_ops(stop_early=not reentrant)]
-            found.append(_pass("recompute", part.count, again, cache_bytes))
-        back = [_backward(op, k, need) for op, k in zip(region.ops, ahead, strict=True)]
-        found.append(_pass("backward", part.count, back, cache_bytes))
+            again = ahead[: part.walk.recomputed_ops()]
+            found.append(_forward_pass("recompute", part.count, again, cache))
+        found.append(_backward_pass(part, ahead, cache))
     return found
 
 
-def _pass(name: str, count: int, kernels: Sequence[Kernel | None], cache_bytes: int) -> Pass:
-    products: list[Kernel] = []
-    plain = beyond = launches = 0
-    for k in kernels:
-        if k is None:
-            continue
-        launches += k.launches
-        if k.flops:
-            products.append(k)
-        else:
-            plain += k.moved_bytes
-            if k.moved_bytes > cache_bytes:
-                beyond += k.moved_bytes - cache_bytes
+def _forward_pass(name: str, count: int, ran: Sequence[Ran], cache: int) -> Pass:
+    products = [k for k in ran if isinstance(k, Kernel)]
+    plain = [k for k in ran if k and not isinstance(k, Kernel)]
     return Pass(
         name=name,
         count=count,
+        products=tuple(products),
+        plain_bytes=sum(plain),
+        beyond_cache_bytes=sum(k - cache for k in plain if k > cache),
+        launches=len(plain) + sum(k.launches for k in products),
+    )
+
+
+def _forward(op: Op) -> Ran:
+    """Nothing where views are made or names go out of scope. The unpacked copy of a weight is written and read."""
+    moved = op.moved_bytes()
+    flops = op.flops() if moved else 0
+    if not flops:
+        return moved
+    dtype = op.ins[0].dtype
+    if type(op) is PackedLinear:
+        return Kernel(dtype, flops, moved + 2 * op.forward_workspace_bytes, 2)
+    return Kernel(dtype, flops, moved, 1, type(op) is FusedAttention)
+
+
+def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
+    need = part.walk.need
+    products: list[Kernel] = []
+    plain = beyond = launches = 0
+    for op, ran in zip(part.region.ops, ahead, strict=True):
+        if not ran or op.out.name not in need:
+            continue
+        if isinstance(ran, Kernel):
+            product = _backward_product(op, ran, need)
+            launches += product.launches
+            if product.flops:
+                products.append(product)
+        else:
+            times = 1 if type(op) is Add else 2
+            launches += times
+            plain += times * ran
+            beyond += max(0, times * ran - cache)
+            if op.multiplies_back:
+                products.append(Kernel(op.out.dtype, op.grad_flops(need), 0, 0))
+    return Pass(
+        name="backward",
+        count=part.count,
         products=tuple(products),
         plain_bytes=plain,
         beyond_cache_bytes=beyond,
@@ -86,25 +125,8 @@ def _pass(name: str, count: int, kernels: Sequence[Kernel | None], cache_bytes: 
     )
 
 
-def _forward(op: Op) -> Kernel | None:
-    """None where nothing runs: views, names going out of scope. The unpacked copy of a weight is written
-    and read."""
-    moved = op.moved_bytes()
-    if not moved:
-        return None
-    dtype = op.ins[0].dtype if op.ins else op.out.dtype
-    if type(op) is PackedLinear:  # ops are final; an abstract class's isinstance is slow
-        return Kernel(dtype, op.flops(), moved + 2 * op.forward_workspace_bytes, 2)
-    return Kernel(dtype, op.flops(), moved, 1, type(op) is FusedAttention)
-
-
-def _backward(op: Op, ahead: Kernel | None, need: Need) -> Kernel | None:
-    if ahead is None or op.out.name not in need:
-        return None
+def _backward_product(op: Op, ahead: Kernel, need: Need) -> Kernel:
     dtype, flops, moved, launches, attention = ahead
-    if not flops:
-        times = 1 if type(op) is Add else 2
-        return Kernel(dtype, 0, times * moved, times)
     back = op.grad_flops(need)
     times = 2 if attention else round(back / flops)
     return Kernel(dtype, back, times * moved, times * launches, attention)

@@ -6,16 +6,18 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, ClassVar, final
 
-from peftplan import formats, methods
+from peftplan import formats, methods, optimizers
+from peftplan.arch import catalog
 from peftplan.errors import RequestError
 from peftplan.job import Assumption, Job, make_job
-from peftplan.resolve import resolve
-from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, flatten, nest
+from peftplan.plugins import canonical
+from peftplan.resolve import ATTENTION, resolve
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, StandIn, covers, flatten, nest
 
 NOT_CONFIG = {
     "config", "trainer", "extras", "remarks", "set", "gpu", "usd_per_hour", "tokens", "backend", "task",
@@ -27,7 +29,17 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "layout": ("none", "single"), "offload": ("none",), "kernels": ("hf",), "adapter_dtype": ("auto",),
     "gpus": (1,), "nodes": (1,),
 }  # fmt: skip
+_TWICE = ("method.r", "method.target_modules")
+"""Settings that a decided job also says in a field of its own."""
 _MACHINE = ("gpus", "nodes", "layout", "offload", "kernels")
+
+
+RENDEZVOUS = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+"""What every node of a run is told: of how many it is which, its processes, and where the first node listens."""
+TORCHRUN = (
+    "torchrun --nnodes $NNODES --node-rank $NODE_RANK --nproc-per-node $NPROC_PER_NODE"
+    " --master-addr $MASTER_ADDR --master-port $MASTER_PORT"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +57,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Files by relative name, and the one command that trains with them, run inside the folder."""
+    """Files by relative name, and the one command that trains with them, run inside the folder once on every node.
+
+    On several GPUs the command finds `RENDEZVOUS` in its environment: a trainer whose program takes flags instead
+    writes them in terms of these variables, as `TORCHRUN` does.
+    """
 
     files: Mapping[str, str]
     command: str
+    program: str | None = None
+    """What one process of it runs, as arguments of `python`, where torchrun or accelerate may start the processes."""
 
 
 class Trainer(ABC):
@@ -64,8 +82,16 @@ class Trainer(ABC):
     """Keys that tell this trainer's config from the others'."""
     dataset_keys: ClassVar[tuple[str, ...]]
     """The keys that name the dataset."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys of older versions, and what they are called now."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Fields that files beside the config state, such as accelerate's."""
     harmless: ClassVar[frozenset[str]]
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
+    instead: ClassVar[Mapping[str, StandIn]] = {}
+    """Patterns of keys of no rule that move memory and are not modelled."""
+    whole: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose mappings are values (ranks by module name), not sections."""
 
     @final
     def read(self, config: Mapping[str, Any], *, name: str) -> Job:
@@ -74,11 +100,13 @@ class Trainer(ABC):
         Keys of no rule are kept in `extras`; those among them that could move memory are named in `remarks`.
         Raises RequestError.
         """
-        flat = flatten(config)
+        flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
         fields, remarks = self._fields(flat, name)
-        claimed = {key for rule in self.rules for key in rule.keys}
-        extras = {key: value for key, value in flat.items() if key not in claimed}
-        remarks += [self._unpriced(key, extras[key]) for key in extras if self._moves_memory(key, extras[key])]
+        unread = {key: value for key, value in flat.items() if not any(rule.claims(key) for rule in self.rules)}
+        instead = {key: why for rule in self.rules for key, why in rule.stand_ins(flat).items()}
+        remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
+        remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
+        extras = {key: value for key, value in flat.items() if key in unread or key in instead}
         return _job({**fields, "trainer": self.name, "extras": extras, "remarks": remarks})
 
     @final
@@ -87,22 +115,63 @@ class Trainer(ABC):
 
         Raises Inexpressible for what it has no key for, RequestError for a job that is wrong.
         """
-        fields = fields_of(decided(job))
-        spoken = {field for rule in self.rules for field in rule.fields}
+        full = self.settled(decided(job), asked=job)
+        fields = fields_of(full)
+        self.refuse(fields)
         for field, value in fields.items():
-            if field not in spoken and not field.startswith(_BEHAVIOUR):
+            if not self._speaks_for(field):
                 raise Inexpressible(field, value)
         flat: dict[str, Any] = {}
         for rule in self.rules:
             flat.update(rule.write(fields))
-        extras = job.extras if job.trainer == self.name else {}
-        return nest({**self.run_keys(run), **extras, **flat})
+        extras = self._kept(job, run)
+        keys = {**self._unasked(run), **extras, **self._asked(run)}
+        return nest({**keys, **flat, **self._still_meant(extras, flat, fields)})
+
+    def settled(self, full: Job, *, asked: Job) -> Job:
+        """`full`, where this trainer decides otherwise what the job leaves open (a null of `asked`)."""
+        del asked
+        return full
+
+    def refuse(self, fields: Fields) -> None:  # noqa: B027
+        """Raises Inexpressible for combinations that this trainer is known not to run."""
+
+    def _kept(self, job: Job, run: Run) -> Config:
+        """What the config that the job was read from says besides; its dataset only where no other is given."""
+        if job.trainer != self.name:
+            return {}
+        replaced = self.dataset_keys if run.dataset is not None else ()
+        return {key: value for key, value in job.extras.items() if key.partition(".")[0] not in replaced}
+
+    def _unasked(self, run: Run) -> Config:
+        """A run's defaults; no placeholder beside a dataset that is given."""
+        default = self.run_keys(Run())
+        return {key: value for key, value in default.items() if run.dataset is None or key not in self.dataset_keys}
+
+    def _asked(self, run: Run) -> Config:
+        """The run's keys where they are not a run's defaults."""
+        silent = self.run_keys(Run())
+        return {key: value for key, value in self.run_keys(run).items() if key not in silent or silent[key] != value}
+
+    def _speaks_for(self, field: str) -> bool:
+        rules = any(rule.speaks_for(field) for rule in self.rules)
+        return rules or field in self.beside or field.startswith(_BEHAVIOUR)
+
+    def _still_meant(self, extras: Config, flat: Config, fields: Fields) -> Config:
+        """Those keys of a config read before whose stand-in is still what the job says."""
+        kept: dict[str, Any] = {}
+        for rule in self.rules:
+            own = {key: value for key, value in extras.items() if rule.claims(key)}
+            if own and all(fields.get(field) == value for field, value in rule.read({**flat, **own}).items()):
+                kept.update(own)
+        return kept
 
     @final
     def stated(self, job: Job, run: Run) -> Job:
         """`job` as the written config states it, this trainer's own behaviour included, on the job's machine."""
         back = self.read(self.config(job, run), name=self.name)
-        where = {name: getattr(job, name) for name in ("config", "gpu", "usd_per_hour", "tokens", "backend")}
+        asked = ("config", "gpu", "usd_per_hour", "tokens", "backend", *self.beside)
+        where = {name: getattr(job, name) for name in asked}
         return back.model_copy(update=where)
 
     @abstractmethod
@@ -118,22 +187,27 @@ class Trainer(ABC):
         remarks: list[Assumption] = []
         for rule in self.rules:
             try:
-                fields.update(rule.read(flat))
+                stated = rule.read(flat)
             except RequestError as error:
                 raise RequestError(f"{name}: {error}") from None
-            for field, value in rule.defaults.items():
-                if field not in fields:
-                    fields[field] = value
-                    remarks.append(Assumption(what=field, value=value, why=f"{self.title}'s default"))
+            silent = {field: value for field, value in rule.defaults(flat).items() if field not in stated}
+            fields.update({**silent, **stated})
+            remarks += [Assumption(what=f, value=v, why=self._default_of(f)) for f, v in silent.items()]
         return fields, remarks
 
+    def _default_of(self, field: str) -> str:
+        return f"{self.title}'s default" if not field.startswith(_BEHAVIOUR) else f"what {self.title} does"
+
     def _moves_memory(self, key: str, value: Any) -> bool:
-        return value not in (None, False) and not any(fnmatchcase(key, pattern) for pattern in self.harmless)
+        return value not in (None, False) and not covers(self.harmless, key)
 
     def _unpriced(self, key: str, value: Any) -> Assumption:
         why = f"a key of {self.title} that is not priced; it could move memory either way"
+        for pattern, errs in self.instead.items():
+            if covers((pattern,), key):
+                return Assumption(what=key, value=value, why=errs.why())
         known = known_keys(self.name)
-        if known and key.partition(".")[0] not in known:
+        if known and not _is_known(key, known):
             near = difflib.get_close_matches(key, known, n=1)
             why = f"not a key of {self.requirements[0]}" + (f"; did you mean {near[0]}?" if near else "")
         return Assumption(what=key, value=value, why=why)
@@ -146,6 +220,12 @@ def known_keys(name: str) -> frozenset[str]:
     if not file.is_file():
         return frozenset()
     return frozenset(line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#"))
+
+
+def _is_known(key: str, known: frozenset[str]) -> bool:
+    """Listed itself, or below a listed key whose own keys are not."""
+    head = key.partition(".")[0]
+    return key in known or (head in known and not any(other.startswith(head + ".") for other in known))
 
 
 def decided(job: Job) -> Job:
@@ -163,10 +243,22 @@ def fields_of(job: Job) -> dict[str, Any]:
     """
     stated = job.model_dump(exclude_none=True, exclude=NOT_CONFIG | {"settings", "format"})
     fields = {name: value for name, value in stated.items() if value not in _NEUTRAL.get(name, ())}
+    fields["model"] = _hub_id(job.model)
     if job.format is not None and formats.get(job.format)().packed:
         fields["format"] = formats.canonical(job.format)
     fields.update(_method_fields(job))
-    return {**fields, **job.settings}
+    if job.optimizer is not None:
+        fields["optimizer"], implied = optimizers.resolve_name(job.optimizer)
+        fields.update({f"optimizer.{key}": value for key, value in implied.items()})
+    if job.attention is not None:
+        fields["attention"] = ATTENTION.get(canonical(job.attention), job.attention)
+    return {**fields, **{key: value for key, value in job.settings.items() if key not in _TWICE}}
+
+
+def _hub_id(model: str) -> str:
+    """What trainers load: the catalog's Hub id for its own short names, anything else as it is."""
+    entry = None if "/" in model or Path(model).exists() else catalog.lookup(model)
+    return model if entry is None else entry.id
 
 
 def _method_fields(job: Job) -> Iterator[tuple[str, Any]]:

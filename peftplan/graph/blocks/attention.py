@@ -132,6 +132,12 @@ def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tenso
     return aligned and not grouped and (q.dtype is not DType.bfloat16 or capability >= AMPERE)
 
 
+def kernel_class(capability: tuple[int, int] | None, implementation: str) -> tuple[bool, bool]:
+    """What the rules of this file see of a compute capability: GPUs of one class build the same graph, or none."""
+    known = capability or AMPERE
+    return known >= AMPERE, implementation == "flash_attention_3" and capability is not None and known[0] != 9
+
+
 # -- fused kernels
 # ----------------------------------------------------------------------------------------------
 
@@ -272,16 +278,25 @@ def _efficient_backward(b: Builder, site: Site, q: Tensor, k: Tensor) -> int:
 def _eager(
     b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor."""
+    """eager_attention_forward: scores, scaling, mask, fp32 softmax, dropout, weighted sum, each a tensor.
+
+    torch.matmul makes batch and heads one dimension (aten/src/ATen/native/LinearAlgebra.cpp, _matmul_impl), which
+    copies what a projection left as (B, S, N, D) unless B is 1; what was concatenated or repeated is dense already.
+    """
     a = site.attention
-    scores = b.matmul(q, k, site.size, a.heads, site.seq, site.keys, inner=a.head_dim, label="scores")
+    single = site.size == 1
+    dense = single or site.use_cache or site.past > 0 or site.repeats > 1
+    q_flat = q if single or a.rotary_concat else b.copy(q, label="q_flat")
+    k_flat = k if dense or a.rotary_concat else b.copy(k, label="k_flat")
+    scores = b.matmul(q_flat, k_flat, site.size, a.heads, site.seq, site.keys, inner=a.head_dim, label="scores")
     scores = b.scale(scores, label="scaled")
     if mask is not None:
         scores = b.add(scores, mask, label="masked")
     weights = b.cast(b.softmax(scores, FP32), q.dtype, label="weights")
     b.hold(scores)  # the name is bound anew only when the cast is done
     weights = b.dropout(weights, a.dropout)
-    mixed = b.matmul(weights, v, *site.full_shape, inner=site.keys, label="mixed")
+    v_flat = v if dense else b.copy(v, label="v_flat")
+    mixed = b.matmul(weights, v_flat, *site.full_shape, inner=site.keys, label="mixed")
     out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
     b.hold(k, v)
     return out, (weights,)

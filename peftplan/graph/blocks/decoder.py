@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from peftplan.arch.core import Arch, Attention, Layer, Mlp
 from peftplan.graph.blocks.attention import Site, attend
-from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, returned_logits
+from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, fused_head_loss, returned_logits
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import INPUT, Graph, Region, Tensor
 from peftplan.graph.ops import Embedding
@@ -247,6 +247,11 @@ def _attention(
     """
     types, batch = setup.types, setup.batch
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    eager = setup.attention == "eager"  # its products give gradients head by head
+
+    def split(t: Tensor, heads: int, *, copied: bool = True) -> Tensor:
+        return _heads(b, t, batch, heads, a.head_dim, copied=copied)
+
     fused: tuple[Tensor, ...] = ()
     if a.fused_qkv:
         qkv = project(b, h, q_width + 2 * kv_width, label="qkv_proj", site="qkv", types=types, biased=a.qkv_bias)
@@ -254,15 +259,15 @@ def _attention(
             b.slice(qkv, batch.size, batch.seq, w, label=n)
             for n, w in (("query", q_width), ("key", kv_width), ("value", kv_width))
         )
+        q, k, v = split(q, a.heads), split(k, a.kv_heads), split(v, a.kv_heads, copied=eager)
         fused = (qkv,)
     else:
         q = project(b, h, q_width, label="q_proj", site="q", types=types, biased=a.qkv_bias)
-        q = _head_norm(b, arch, a, setup, q, a.heads, "q_norm")
+        q = split(_head_norm(b, arch, a, setup, q, a.heads, "q_norm"), a.heads)
         k = project(b, h, kv_width, label="k_proj", site="k", types=types, biased=a.qkv_bias)
-        k = _head_norm(b, arch, a, setup, k, a.kv_heads, "k_norm")
+        k = split(_head_norm(b, arch, a, setup, k, a.kv_heads, "k_norm"), a.kv_heads)
         v = project(b, h, kv_width, label="v_proj", site="v", types=types, biased=a.qkv_bias)
-    q, k, v = (_heads(b, t, batch, n, a.head_dim, copied=c) for t, n, c in (
-        (q, a.heads, True), (k, a.kv_heads, True), (v, a.kv_heads, False)))  # fmt: skip
+        v = split(v, a.kv_heads, copied=eager)
     if a.rotary_dim is not None:
         q_pre, k_pre = q, k
         q = _rotary(b, q, a, shared, "q_rope")
@@ -351,6 +356,9 @@ def _head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
+    if setup.loss == "fused_head":
+        loss = fused_head_loss(b, h, weight, labels)
+        return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss)
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     loss = causal_lm_loss(b, logits, labels, h, setup.loss)

@@ -8,8 +8,11 @@ What differs is who holds fp32 logits, and whether logits or labels are shifted:
 - `shifted_fp32_logits`: until 4.45 each model's own forward: `logits = logits.float()` replaces the
   half-precision logits, which the model then returns in fp32; their slice is made contiguous. 12 bytes.
 
-The byte counts are those of the peaks measured by foundation-model-stack/fms-acceleration (A100, transformers
-4.48.1 and 4.45, 2024-05 to 2025-02) and fitcheck-llm 0.3.1 (T4, transformers 5.0.0 and 5.17.0, 2026-09).
+- `fused_head`: TRL since 1.x replaces head and loss by one function that keeps no logits (`graph/fused_head.py`).
+  Every token but each row's first is taken for a target: errs high where prompts are masked out.
+
+The byte counts of the others are those of the peaks measured by foundation-model-stack/fms-acceleration (A100,
+transformers 4.48.1 and 4.45, 2024-05 to 2025-02) and fitcheck-llm 0.3.1 (T4, transformers 5.0.0 and 5.17.0, 2026-09).
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from typing import Literal, get_args
 from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ACTIVATION, Tensor
+from peftplan.graph.fused_head import FusedHead, PickRows
 from peftplan.graph.ops import LogSoftmax, NllLoss, internal
 from peftplan.units import DType
 
-LossStyle = Literal["shifted_labels", "shifted_logits", "shifted_fp32_logits"]
+LossStyle = Literal["shifted_labels", "shifted_logits", "shifted_fp32_logits", "fused_head"]
 STYLES: tuple[LossStyle, ...] = get_args(LossStyle)
 FP32 = DType.float32
 
@@ -41,6 +45,36 @@ def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor, hidden: Tensor, s
         total = internal("loss", "total_weight", (), FP32)
         b.ops.append(NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss"))
         b.hold(logits32, scores, hidden, held)
+    return loss
+
+
+def fused_head_loss(b: Builder, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """The loss of (B, S, H) hidden states and a (V, H) head without (B, S, V) logits. Returns its scalar."""
+    size, seq, width = hidden.shape
+    if seq < 2:
+        raise RequestError("loss.style: a fused head needs at least two tokens; give --seq-len 2 or more")
+    rows = size * (seq - 1)
+    with b.marked("loss"):
+        before = b.slice(hidden, size, seq - 1, width, label="but_last")
+        mask = b.plain("label_mask", rows, dtype=DType.boolean, ins=(labels,))
+        picked = Tensor(b.name("rows"), (rows, width), hidden.dtype)
+        b.ops.append(PickRows(name=picked.name, ins=(before, mask), out=picked, site="loss"))
+        targets = b.plain("targets", rows, dtype=DType.int64, ins=(labels, mask))
+        log_probs = Tensor(b.name("log_probs"), (rows,), FP32)
+        b.ops.append(
+            FusedHead(
+                name=log_probs.name,
+                ins=(picked, head, targets),
+                out=log_probs,
+                compute=b.numerics.autocast or hidden.dtype,
+                log_z=internal(log_probs.name, "log_z", (rows,), FP32),
+                entropy=internal(log_probs.name, "entropy", (rows,), FP32),
+                site="head",
+                part="extra",  # no module of its own: PEFT wraps a head that this function then bypasses
+            )
+        )
+        loss = b.mean_last(log_probs, label="loss")
+        b.hold(hidden, picked, mask, log_probs)
     return loss
 
 

@@ -1,0 +1,62 @@
+"""Cost rules of the ops: what each keeps for backward, what its backward makes, what it computes.
+
+Each class mirrors one autograd formula (torch/tools/autograd/derivatives.yaml, torch 2.13, and
+torch/csrc/autograd/FunctionsManual.cpp) or one fused kernel; the docstring names it. `need` holds the names of values
+that require a gradient.
+"""
+
+from __future__ import annotations
+
+from peftplan.graph.ops.attention import FusedAttention, Softmax
+from peftplan.graph.ops.elementwise import (
+    Activate,
+    Add,
+    AddConst,
+    Div,
+    Dropout,
+    MeanLast,
+    Mul,
+    Rsqrt,
+    Scale,
+    Square,
+    Squash,
+)
+from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
+from peftplan.graph.ops.formula import Formula
+from peftplan.graph.ops.layout import Cast, Concat, Copy, RotateHalf, Slice, View, WeightCast
+from peftplan.graph.ops.linear import DetachedLinear, Linear, MatMul, PackedLinear
+from peftplan.graph.ops.names import Hold, Make, internal
+
+__all__ = [
+    "Activate",
+    "Add",
+    "AddConst",
+    "Cast",
+    "Concat",
+    "Copy",
+    "DetachedLinear",
+    "Div",
+    "Dropout",
+    "Embedding",
+    "Formula",
+    "FusedAttention",
+    "Hold",
+    "Linear",
+    "LogSoftmax",
+    "Make",
+    "MatMul",
+    "MeanLast",
+    "Mul",
+    "NllLoss",
+    "PackedLinear",
+    "RotateHalf",
+    "Rsqrt",
+    "Scale",
+    "Slice",
+    "Softmax",
+    "Square",
+    "Squash",
+    "View",
+    "WeightCast",
+    "internal",
+]

@@ -1,0 +1,106 @@
+"""Matrix products: linear layers, plain and packed, and batched products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from peftplan.graph.core import Grad, Need, Op, Tensor
+from peftplan.graph.ops.shapes import Detached, made, wants
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linear(Op):
+    """y = x W^T (+ b): `mm` or `addmm`. ins = (x, W[, b]); x is flattened to two dimensions.
+
+    Keeps x where W trains and W where x needs a gradient (mm: self, mat2). The weight's gradient is computed first.
+    """
+
+    views = True
+
+    def flops(self) -> int:
+        return 2 * self.ins[0].numel * self.out.shape[-1]
+
+    def grad_flops(self, need: Need) -> int:
+        return self.flops() * ((self.ins[0].name in need) + (self.ins[1].name in need))
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        x, w = self.ins[0], self.ins[1]
+        return ((x,) if w.name in need else ()) + ((w,) if x.name in need else ())
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        x, w, *bias = self.ins
+        size = self.out.dtype.size
+        return tuple([Grad(t, t.numel * size) for t in (*bias, w, x) if t.name in need])
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatMul(Op):
+    """Batched a @ b: `bmm`. ins = (a, b); `inner` is the contracted size. Keeps each where the other needs."""
+
+    views = True
+
+    inner: int
+
+    def flops(self) -> int:
+        return 2 * self.out.numel * self.inner
+
+    def grad_flops(self, need: Need) -> int:
+        return self.flops() * sum(t.name in need for t in self.ins)
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        a, b = self.ins
+        return ((a,) if b.name in need else ()) + ((b,) if a.name in need else ())
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        return made(self.ins[::-1], need)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedLinear(Op):
+    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps nothing that autograd knows of.
+
+    bitsandbytes puts the packed weight on the node itself, so a recomputation is not started for it.
+
+    `forward_workspace_bytes` and `backward_workspace_bytes` are the dequantized copies each pass makes.
+    `keeps_input` where the kernel stashes its input on its node (bitsandbytes int8).
+    """
+
+    forward_workspace_bytes: int
+    backward_workspace_bytes: int
+    keeps_input: bool = False
+    stashes = True
+    adapters_clone: bool = False
+    """Whether PEFT clones the output before adding its branch (lora/bnb.py, Linear4bit.forward)."""
+
+    def flops(self) -> int:
+        return 2 * self.ins[0].numel * self.out.shape[-1]
+
+    def grad_flops(self, need: Need) -> int:
+        return self.flops() if self.ins[0].name in need else 0
+
+    def stashed(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.ins[0],) if self.keeps_input and wants(need, self.ins) else ()
+
+    def scratch_bytes(self) -> int:
+        return self.forward_workspace_bytes
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        x, _, *bias = self.ins
+        rows = self.out.numel // self.out.shape[0]  # bitsandbytes sums over the batch; the engine over the rest
+        grads = [Grad(t, rows * t.dtype.size) for t in bias if t.name in need]
+        if x.name in need:
+            grads.append(Grad(x, x.nbytes, self.backward_workspace_bytes))
+        return tuple(grads)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetachedLinear(Detached):
+    """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
+
+    def flops(self) -> int:
+        return 2 * self.ins[0].numel * self.out.shape[-1]

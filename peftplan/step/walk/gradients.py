@@ -1,0 +1,140 @@
+"""Running a region's nodes backward: which gradients exist when, as torch's autograd engine makes and frees them.
+
+torch/csrc/autograd/engine.cpp and input_buffer.cpp: nodes run in reverse order of creation; a node's gradients are
+computed while its incoming gradient and what it saved are alive, then reduced and cast to their inputs' shape and
+dtype, then the incoming gradient is freed, then what was saved, then each is handed on or added to what is already
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from peftplan.graph.core import PARAMS, Op, Tensor, is_global
+from peftplan.step.walk.account import Account, event_key
+from peftplan.step.walk.kept import Kept
+
+
+class Gradient:
+    """A gradient's storage; `refs` counts who holds it. The exit's is number 0."""
+
+    __slots__ = ("bytes", "number", "refs", "request_bytes", "viewed")
+
+    def __init__(self, request_bytes: int, size: int, number: int) -> None:
+        self.request_bytes = request_bytes
+        self.bytes = size
+        self.number = number
+        self.refs = 1
+        self.viewed = False
+
+    @property
+    def key(self) -> str:
+        return event_key(self.number)
+
+
+class Gradients:
+    """The gradients in flight in one region's backward."""
+
+    __slots__ = ("_made", "_size", "account", "flowing", "global_grads", "grads_exist", "kept", "need", "of_params")
+
+    def __init__(
+        self, account: Account, kept: Kept, need: set[str], *, global_grads: dict[str, int], grads_exist: bool
+    ) -> None:
+        self.account = account
+        self.kept = kept
+        self.need = need
+        self.global_grads = global_grads
+        self.grads_exist = grads_exist
+        self.flowing: dict[str, Gradient] = {}
+        """The gradient of each value, as far as it has been summed."""
+        self.of_params: list[Gradient] = []
+        """Parameter gradients that this region's backward leaves."""
+        self._made = 0
+        self._size: Callable[[int], int] = kept.plan.size
+
+    def enter(self, exit_: Tensor, *, root: bool) -> None:
+        """The gradient of the exit, alive already. The engine itself holds the gradient of a `root`."""
+        request = exit_.logical_bytes
+        gradient = self.flowing[exit_.name] = Gradient(request, self._size(request), 0)
+        gradient.refs += root
+
+    def make(self, request_bytes: int, where: str) -> Gradient:
+        size = self._size(request_bytes)
+        self._made += 1
+        self.account.alloc(size, where, self._made)
+        return Gradient(request_bytes, size, self._made)
+
+    def _compute(self, op: Op, request_bytes: int, scratch_bytes: int) -> Gradient:
+        """What a formula makes, with its temporaries."""
+        if not scratch_bytes or op.output_first:
+            made = self.make(request_bytes, op.name)
+            if scratch_bytes:
+                self.account.touch(scratch_bytes, op.name)
+            return made
+        size = self._size(request_bytes)
+        self._made += 1
+        self.account.compose(size, op.name, self._made, scratch=scratch_bytes, pieces=op.pieces)
+        return Gradient(request_bytes, size, self._made)
+
+    def node(self, op: Op, saves: tuple[Tensor, ...], incoming: Gradient, *, recomputed: bool) -> None:
+        """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
+        (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
+        where = op.name
+        made: list[tuple[Tensor, Gradient]] = []
+        for to, raw_bytes, scratch_bytes in op.backward(self.need):
+            if raw_bytes:
+                made.append((to, self._compute(op, raw_bytes, scratch_bytes)))
+            else:
+                incoming.refs += 1
+                made.append((to, incoming))
+        if recomputed and saves:
+            self.kept.release(saves)
+        for j, (to, gradient) in enumerate(made):
+            final = to.logical_bytes
+            if final != gradient.request_bytes:
+                made[j] = (to, self.make(final, where))
+                self._release(gradient)
+        self._release(incoming)
+        if saves and not recomputed:
+            self.kept.release(saves)
+        if op.views:
+            for to, gradient in made:
+                gradient.viewed |= to is op.ins[0]
+        for to, gradient in made:
+            if to.kind in PARAMS:
+                self._accumulate(to, gradient, where)
+            else:
+                self._hand_on(to, gradient, where)
+
+    def _hand_on(self, to: Tensor, gradient: Gradient, where: str) -> None:
+        flowing = self.flowing
+        old = flowing.get(to.name)
+        if to.name not in self.need:
+            self._release(gradient)
+        elif old is None:
+            flowing[to.name] = gradient
+        elif old.refs == 1 and not old.viewed:  # input_buffer.cpp, accumulate: in place where nobody else holds it
+            self._release(gradient)
+        else:
+            flowing[to.name] = self.make(to.logical_bytes, where)
+            self._release(old)
+            self._release(gradient)
+
+    def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
+        """AccumulateGrad: the gradient is added to what is there, or stays."""
+        if self.grads_exist or to.name in self.global_grads:
+            self._release(gradient)
+            return
+        size = self._size(to.logical_bytes)
+        if is_global(to.name):
+            self.global_grads[to.name] = size
+        if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
+            self._release(gradient)
+            gradient = self.make(gradient.request_bytes, where)
+        self.of_params.append(gradient)
+        self.account.grad_bytes += size
+
+    def _release(self, gradient: Gradient) -> None:
+        gradient.refs -= 1
+        if gradient.refs == 0:
+            self.account.free(gradient.bytes, gradient.number)

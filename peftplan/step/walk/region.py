@@ -1,0 +1,237 @@
+"""One region's forward and backward: who is alive when."""
+
+from __future__ import annotations
+
+from peftplan.step.walk.account import Account, Watermark
+from peftplan.step.walk.gradients import Gradients
+from peftplan.step.walk.kept import Kept, Saved
+from peftplan.step.walk.plan import Plan, stopping_point
+
+
+class RegionWalk:
+    """The state of one region: `forward` keeps storages, `backward` gives them back.
+
+    `checkpointed`: nothing is kept, and the forward runs again in backward; by CheckpointFunction where `reentrant`.
+    A checkpoint holds its layer's input, so it does not die in the region. `grads_exist` says that parameter
+    gradients are already allocated (accumulation); `global_grads` holds the bytes of those shared with other regions.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        need: set[str],
+        *,
+        account: Account | None = None,
+        checkpointed: bool = False,
+        reentrant: bool = False,
+        grads_exist: bool = False,
+        global_grads: dict[str, int] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.region = plan.region
+        self.need = need
+        self.account = account if account is not None else Account()
+        self.kept = Kept(plan, self.account)
+        self.checkpointed = checkpointed
+        self.reentrant = reentrant
+        self.gradients = Gradients(
+            self.account,
+            self.kept,
+            need,
+            global_grads=global_grads if global_grads is not None else {},
+            grads_exist=grads_exist,
+        )
+        self.cached_names: tuple[str, ...] = ()
+        self.cached_bytes = 0
+        """Autocast's copies of weights that nobody keeps for backward: they go when the forward has ended."""
+        self.before_loss: Watermark | None = None
+        """The peak before the first op of the loss, in the region that holds the loss."""
+        self.pinned_bytes = 0
+        """What the region still holds when its backward is done, until the loss dies."""
+        self.taken_grad_bytes = 0
+        """Gradients of what the region took, alive until the backward of the region that handed it on."""
+        leaf = self.region.leaf
+        self._leaf = leaf if leaf in need else None
+        """A value that accumulates its gradient like a parameter."""
+        self._saves = [op.saved(need) for op in self.region.ops]
+
+    # -- forward ------------------------------------------------------------------------------------------------
+
+    def start_phase(self) -> None:
+        """Forget the peak so far."""
+        self.account.start_phase(self.region.name)
+
+    def forward(self) -> None:
+        """Run the ops; what they save stays alive, unless the region is checkpointed."""
+        self._forward(keep=not self.checkpointed, stash=not (self.checkpointed and self.reentrant))
+
+    def _forward(self, *, keep: bool, stash: bool) -> None:
+        region, counts = self.region, self.kept.counts
+        live = self._alive_on_entry()
+        cached = self._cached()
+        staying = {region.exit.storage, *cached, *self._held()}
+        count = len(region.ops)
+        self._run(live, staying, region.returned, seen=count, run=count, keep=keep, stash=stash)
+        self.cached_names = tuple(name for name in cached if name in live and name not in counts)
+        self.cached_bytes = sum(live[name] for name in self.cached_names)
+        if self._leaf is not None:
+            self._count_leaf()
+
+    def _recompute(self) -> None:
+        """The forward again, up to where non-reentrant recomputation stops. The graph that it makes holds what its
+        nodes stash until it is thrown away."""
+        live = self._alive_on_entry()
+        stashed = (t.storage for op in self.region.ops for t in op.stashed(self.need)) if self.plan.stashes else ()
+        stop, run_last = stopping_point(self.region.ops, self._saves)
+        staying = {*self._cached(), *self._held(), *stashed}
+        self._run(live, staying, (), seen=stop + 1, run=stop + run_last, keep=True, stash=False)
+        for storage, size in live.items():
+            if storage not in self.kept.counts:
+                self.account.free(size, storage)
+
+    def _run(
+        self,
+        live: dict[str, int],
+        staying: set[str],
+        returned: tuple[str, ...],
+        *,
+        seen: int,
+        run: int,
+        keep: bool,
+        stash: bool,
+    ) -> None:
+        """The first `run` ops, and what the first `seen` save and use last. `live` holds storages with their bytes;
+        those in `staying` do not die after their last use, those in `returned` become part of the model's output."""
+        plan, account, kept = self.plan, self.account, self.kept
+        out_bytes, scratch_bytes, last_use, saves = plan.out_bytes, plan.scratch_bytes, plan.last_use, self._saves
+        for i, op in enumerate(self.region.ops[:seen]):
+            if i == plan.loss_start and self.before_loss is None:
+                self.before_loss = account.peak
+                self.start_phase()
+            if i < run:
+                out, scratch = op.out, scratch_bytes[i]
+                if not out.base:
+                    live[out.name] = size = out_bytes[i]
+                    if scratch and not op.output_first:
+                        account.compose(size, op.name, out.name, scratch=scratch, pieces=op.pieces)
+                        scratch = 0
+                    else:
+                        account.alloc(size, op.name, out.name)
+                if scratch:
+                    account.touch(scratch, op.name)
+            if keep and saves[i]:
+                kept.keep(op, saves[i], live)
+            if stash and plan.stashes:
+                for t in op.stashed(self.need):
+                    kept.pin(t, live, owns_entry=not self.checkpointed)
+            for storage in last_use[i]:
+                if storage in staying:
+                    continue
+                size = live.pop(storage, 0)
+                if storage in returned:
+                    kept.returned[storage] = size
+                elif size and storage not in kept.counts and storage not in kept.pinned:
+                    account.free(size, storage)
+
+    def _alive_on_entry(self) -> dict[str, int]:
+        entry, size = self.region.entry, self.plan.size
+        live = {} if entry is None or self.checkpointed else {entry.storage: size(entry.nbytes)}
+        for t in self.region.taken:
+            live[t.storage] = size(t.nbytes)
+        return live
+
+    def _cached(self) -> list[str]:
+        return [op.out.name for op in self.plan.weight_casts if op.cached]
+
+    def _held(self) -> tuple[str, ...]:
+        """Values that others hold beyond this region; a leaf is held by the node that accumulates its gradient."""
+        held = (*self.region.held, *self.region.handed)
+        return held if self._leaf is None else (*held, self._leaf)
+
+    def _count_leaf(self) -> None:
+        """A leaf that accumulates a gradient lives as long as the graph, which counts as kept for backward."""
+        for op in self.region.ops:
+            if op.out.name == self._leaf:
+                self.account.saved_bytes += self.plan.size(op.out.nbytes)
+                self.kept.saved.append(Saved(op.name, op.out, op.out.nbytes))
+
+    # -- between ------------------------------------------------------------------------------------------------
+
+    @property
+    def saved(self) -> list[Saved]:
+        """What the region keeps for backward."""
+        return self.kept.saved
+
+    @property
+    def entry_saved(self) -> bool:
+        """Whether an op of the region keeps the entry for its backward."""
+        return self.region.entry is not None and self.keeps(self.region.entry.storage)
+
+    def keeps(self, storage: str) -> bool:
+        """Whether backward needs, or needed, a storage of this region."""
+        return storage in self.kept.counts
+
+    def drop_held(self) -> None:
+        """The model's forward has returned to the caller that held these; what autograd keeps of them stays."""
+        for storage in self.region.held:
+            if not self.keeps(storage) and storage != self.region.exit.storage:
+                self.account.free(self.plan.storage_bytes(storage), storage)
+
+    def drop_cached(self) -> None:
+        """Autocast ends, and with it its cache."""
+        self.account.current -= self.cached_bytes
+
+    def drop_returned(self) -> None:
+        """The model's output goes out of scope; what autograd keeps of it stays."""
+        self.kept.drop_returned()
+
+    # -- backward -----------------------------------------------------------------------------------------------
+
+    def recomputed_ops(self) -> int:
+        """How many ops a recomputation runs, from the first."""
+        if self.reentrant:
+            return len(self.region.ops)
+        stop, run_last = stopping_point(self.region.ops, self._saves)
+        return stop + run_last
+
+    def backward(self, *, root: bool = False) -> bool:
+        """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
+        got a gradient, which is then alive on return. The engine itself holds the gradient of a `root`."""
+        if not self.checkpointed:
+            self._backward(root=root)
+            self.pinned_bytes = self.kept.forget_pinned()
+        else:
+            self.pinned_bytes = self.kept.forget_pinned()
+            if self.reentrant:
+                self._forward(keep=True, stash=True)
+            self._backward(recompute=not self.reentrant)
+            self.kept.drop_pinned()
+        return self.entry_gradient is not None
+
+    def _backward(self, *, root: bool = False, recompute: bool = False) -> None:
+        """With `recompute`, the forward runs again when the first saved tensor is asked for."""
+        region, gradients, saves = self.region, self.gradients, self._saves
+        flowing = gradients.flowing
+        if region.exit.name in self.need:
+            gradients.enter(region.exit, root=root)
+        for name in region.handed:  # its parts' gradients meet in one
+            if name in self.need:
+                flowing[name] = gradients.make(self.plan.request_bytes[name], name)
+        recomputed = False
+        for i in range(len(region.ops) - 1, -1, -1):
+            op = region.ops[i]
+            incoming = flowing.pop(op.out.name, None)
+            if incoming is None or op.out.name == self._leaf:
+                continue
+            if recompute and not recomputed and saves[i]:
+                recomputed = True
+                self._recompute()
+            gradients.node(op, saves[i], incoming, recomputed=recomputed)
+        self.taken_grad_bytes = sum(flowing[t.name].bytes for t in region.taken if t.name in flowing)
+
+    @property
+    def entry_gradient(self) -> str | None:
+        """The event key of the entry's gradient, where backward has made one."""
+        entry = self.region.entry
+        found = self.gradients.flowing.get(entry.name) if entry is not None else None
+        return found.key if found is not None else None

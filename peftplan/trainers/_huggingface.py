@@ -1,0 +1,324 @@
+"""Rules of every trainer built on transformers' TrainingArguments and from_pretrained.
+
+Names and defaults are those of transformers 5.23.0 (training_args.py, class TrainingArguments and OptimizerNames;
+modeling_utils.py, gradient_checkpointing_enable; utils/quantization_config.py, class BitsAndBytesConfig), read
+2026-11-21; a trainer with older pins or defaults of its own says so in the rule's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftplan.errors import RequestError
+from peftplan.trainers import _deepspeed
+from peftplan.trainers.rules import (
+    Config,
+    Fields,
+    Inexpressible,
+    Rule,
+    StandIn,
+    custom,
+    nest,
+    same,
+    unpriced,
+    words,
+)
+
+_ADAMW = {"optimizer": "adamw"}
+_ADAMW_8BIT = {"optimizer": "adamw_8bit"}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw_torch": _ADAMW,
+    "adamw_torch_fused": _ADAMW | {"optimizer.impl": "fused"},
+    "adamw_bnb_8bit": _ADAMW_8BIT,
+    "adamw_8bit": _ADAMW_8BIT,
+    "paged_adamw_8bit": _ADAMW_8BIT | {"optimizer.is_paged": True},
+    "paged_adamw_32bit": _ADAMW_8BIT | {"optimizer.is_paged": True, "optimizer.optim_bits": 32},
+    "paged_adamw": _ADAMW_8BIT | {"optimizer.is_paged": True, "optimizer.optim_bits": 32},
+}
+"""What `optim` means in a job's fields; where two mean the same, the first one is written."""
+_SMALLER = StandIn(value="adamw", errs="high", because="it holds less than two states of a weight's size")
+_LARGER = StandIn(value="adamw", errs="low", because="it holds more than two states of a weight's size")
+_LIKE = StandIn(value="adamw", errs="either way", because="two states of a weight's size, other temporaries")
+_SMALLER_8 = StandIn(value="adamw_8bit", errs="high", because="it holds one state or smaller ones")
+_LARGER_8 = StandIn(value="adamw_8bit", errs="low", because="it holds one more state")
+_LIKE_8 = StandIn(value="adamw_8bit", errs="either way", because="8-bit states of another layout")
+_PAGED = {"optimizer.is_paged": True}
+OTHER_OPTIMIZERS: dict[str, StandIn] = {
+    **dict.fromkeys(("adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit"), _SMALLER),
+    **dict.fromkeys(("lion_32bit", "lomo", "adalomo", "adamw_anyprecision", "schedule_free_sgd"), _SMALLER),
+    **dict.fromkeys(("galore_adamw", "galore_adafactor", "galore_adamw_layerwise"), _SMALLER),
+    **dict.fromkeys(("galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise"), _SMALLER),
+    **dict.fromkeys(("ademamix", "grokadamw", "paged_ademamix_32bit"), _LARGER),
+    **dict.fromkeys(("schedule_free_radam", "schedule_free_adamw", "stable_adamw"), _LIKE),
+    **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused", "adamw_apex_fused"), _LIKE),
+    "paged_lion_32bit": _SMALLER,
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit", "adamw_torch_4bit"), _SMALLER_8),
+    **dict.fromkeys(("galore_adamw_8bit", "galore_adamw_8bit_layerwise"), _SMALLER_8),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), _LARGER_8),
+    "adamw_torch_8bit": _LIKE_8,
+}
+"""Optimizers of transformers that peftplan has not: priced as the nearest it has."""
+_OPTIMIZER_FIELDS = ("optimizer", "optimizer.*")
+
+ATTENTION: dict[str, str | StandIn] = {
+    "sdpa": "sdpa",
+    "eager": "eager",
+    "flash_attention_2": "flash_attention_2",
+    "flash_attention_3": "flash_attention_3",
+    "kernels-community/flash-attn": "flash_attention_2",
+    "kernels-community/flash-attn2": "flash_attention_2",
+    "kernels-community/flash-attn3": "flash_attention_3",
+    "kernels-community/vllm-flash-attn3": "flash_attention_3",
+    "flash_attention_4": StandIn(value="flash_attention_3", errs="either way"),
+    "flex_attention": StandIn(value="sdpa", errs="either way", because="it keeps what flash kernels keep"),
+}
+DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+KERNELS = StandIn(errs="high", because="fused kernels keep less of the loss, the norms and the feed-forward")
+
+
+def batches() -> tuple[Rule, ...]:
+    """Micro-batch 8 and no accumulation where nothing is said (TrainingArguments)."""
+    return (
+        same("per_device_train_batch_size", "micro_batch", default=8),
+        same("gradient_accumulation_steps", "grad_accum", default=1),
+    )
+
+
+def optimizer(
+    key: str = "optim", *, default: str = "adamw_torch_fused", others: Mapping[str, StandIn] | None = None
+) -> Rule:
+    """`optim`: AdamW in torch's fused kernels where nothing is said, since torch 2.8. `others` are a trainer's own."""
+    unmodelled = {**OTHER_OPTIMIZERS, **(others or {})}
+
+    def read(config: Config) -> Fields:
+        word = config.get(key)
+        if word is None:
+            return {}
+        if word in OPTIMIZERS:
+            return OPTIMIZERS[word]
+        if word in unmodelled:
+            paged = _PAGED if word.startswith("paged") and unmodelled[word].value == "adamw_8bit" else {}
+            return {"optimizer": unmodelled[word].value, **paged}
+        raise RequestError(f"{key}: {word!r} is not an optimizer of transformers")
+
+    def write(fields: Fields) -> Config:
+        own = {name: value for name, value in fields.items() if name.partition(".")[0] == "optimizer"}
+        own = {name: value for name, value in own.items() if value not in _OPTIMIZER_DEFAULTS.get(name, ())}
+        if not own:
+            return {}
+        word = next((word for word, meant in OPTIMIZERS.items() if meant == own), None)
+        if word is None:
+            raise Inexpressible("optimizer", " ".join(f"{name}={value}" for name, value in own.items()))
+        return {key: word}
+
+    def stand_ins(config: Config) -> Mapping[str, str]:
+        found = unmodelled.get(config.get(key) or "")
+        return {} if found is None else {key: found.why("optimizer")}
+
+    def silent(config: Config) -> Fields:
+        return {} if config.get(key) else OPTIMIZERS[default]
+
+    return custom((key,), _OPTIMIZER_FIELDS, read=read, write=write, defaults=silent, stand_ins=stand_ins)
+
+
+_OPTIMIZER_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "optimizer.impl": ("auto", "foreach"), "optimizer.optim_bits": (8,), "optimizer.is_paged": (False,),
+    "optimizer.min_8bit_size": (4096,),
+}  # fmt: skip
+"""Settings that say what the name alone says on CUDA."""
+
+
+def attention(key: str = "attn_implementation") -> Rule:
+    """SDPA where nothing is said (modeling_utils.py)."""
+    return words(key, "attention", ATTENTION, default="sdpa")
+
+
+def weights(key: str = "dtype", *, default: str | None = None) -> Rule:
+    """The dtype of from_pretrained; `auto` is the checkpoint's, and what transformers 5 does where nothing is said."""
+
+    def read(config: Config) -> Fields:
+        word = config.get(key)
+        if word is None:
+            return {}
+        if word == "auto":
+            return {"dtype": None}
+        word = str(word).removeprefix("torch.")
+        if word not in DTYPES:
+            raise RequestError(f"{key}: {word!r} is not read; known: auto, {', '.join(DTYPES)}")
+        return {"dtype": word}
+
+    silent = {} if default is None else {"dtype": default}
+    return custom((key,), ("dtype",), read=read, write=lambda fields: {key: fields["dtype"]}, defaults=silent)
+
+
+def mixed_precision(*, bf16_by_default: bool = False) -> Rule:
+    """`bf16` and `fp16` are autocast over whatever dtype the weights have."""
+
+    def read(config: Config) -> Fields:
+        if config.get("fp16"):
+            return {"precision": "fp16-mixed"}
+        if config.get("bf16") is None:
+            return {}
+        return {"precision": "bf16-mixed" if config["bf16"] else None}
+
+    def write(fields: Fields) -> Config:
+        precision = fields["precision"]
+        return {"bf16": precision == "bf16-mixed", "fp16": precision == "fp16-mixed"}
+
+    silent = {"precision": "bf16-mixed"} if bf16_by_default else {}
+    return custom(("bf16", "fp16"), ("precision",), read=read, write=write, defaults=silent)
+
+
+def checkpointing(*, default: bool) -> tuple[Rule, ...]:
+    """`activation_checkpointing`, which goes before its old name `gradient_checkpointing`; not reentrant by default."""
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+
+    def read(config: Config) -> Fields:
+        asked = config.get(new) if config.get(new) is not None else config.get(old)
+        return {} if asked is None else {"recompute": _recompute(bool(asked))}
+
+    def write(fields: Fields) -> Config:
+        name = fields.get("recompute", "none")
+        if name not in ("none", "full"):
+            raise Inexpressible("recompute", name)
+        return {old: name == "full"}
+
+    policy = custom((new, old), ("recompute",), read=read, write=write, defaults={"recompute": _recompute(default)})
+    selective = StandIn(errs="low", because="outputs of products and attention are kept besides")
+    rare = StandIn(errs="low", because="only every n-th layer is made again")
+    host = StandIn(errs="high", because="what is kept for making layers again lies in host memory")
+    return (
+        policy,
+        _reentrant(f"{old}_kwargs.use_reentrant", f"{new}_kwargs.use_reentrant"),
+        unpriced(f"{old}_kwargs.selective", selective),
+        unpriced(f"{new}_kwargs.selective", selective),
+        unpriced(f"{old}_kwargs.every_n_layers", rare, off=(None, 1)),
+        unpriced(f"{new}_kwargs.every_n_layers", rare, off=(None, 1)),
+        unpriced(f"{old}_kwargs.offload", host),
+        unpriced(f"{new}_kwargs.offload", host),
+    )
+
+
+def _reentrant(old: str, new: str) -> Rule:
+    field = "recompute.use_reentrant"
+
+    def read(config: Config) -> Fields:
+        asked = config.get(new) if config.get(new) is not None else config.get(old)
+        return {} if asked is None else {field: bool(asked)}
+
+    def write(fields: Fields) -> Config:
+        return {old: fields[field]} if field in fields else {}
+
+    return custom((old, new), (field,), read=read, write=write)
+
+
+def _recompute(on: bool) -> str:
+    return "full" if on else "none"
+
+
+def bits_and_bytes(prefix: str = "", *, nested: str = "bnb_4bit_use_double_quant") -> Rule:
+    """`load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type` and double quantization, as BitsAndBytesConfig reads them.
+
+    Says nothing of the compute dtype. nf4 where the type is not said: the trainers' default, not BitsAndBytesConfig's.
+    """
+    four, eight, kind, twice = (
+        f"{prefix}{key}" for key in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", nested)
+    )
+
+    def read(config: Config) -> Fields:
+        if config.get(four) and config.get(eight):
+            raise RequestError(f"{four} and {eight} contradict each other; give one of them")
+        if config.get(eight):
+            return {"format": "int8"}
+        if not config.get(four):
+            return {}
+        return {"format": config.get(kind) or "nf4", "format.double_quant": bool(config.get(twice))}
+
+    def write(fields: Fields) -> Config:
+        packed = fields.get("format")
+        if packed not in (None, "int8", "nf4", "fp4"):
+            raise Inexpressible("format", packed)
+        if packed in (None, "int8"):
+            return {four: False, eight: packed == "int8"}
+        return {four: True, eight: False, kind: packed, twice: bool(fields.get("format.double_quant"))}
+
+    return custom((four, eight, kind, twice), ("format", "format.double_quant"), read=read, write=write)
+
+
+def is_quantized(config: Config) -> bool:
+    return bool(config.get("load_in_4bit") or config.get("load_in_8bit"))
+
+
+LAYOUT_KEYS = ("deepspeed", "deepspeed.*", "fsdp", "fsdp_config", "fsdp_config.*", "fsdp_transformer_layer_cls_to_wrap")
+
+
+def layout() -> Rule:
+    """`deepspeed` (a file or its content) and `fsdp` with `fsdp_config`; how many GPUs there are, no config says."""
+    return custom(LAYOUT_KEYS, ("layout", "offload"), read=_read_layout, write=lambda _: {}, stand_ins=_layout_instead)
+
+
+def _read_layout(config: Config) -> Fields:
+    inline = {key.partition(".")[2]: value for key, value in config.items() if key.startswith("deepspeed.")}
+    if inline:
+        fields, _ = _deepspeed.read(nest(inline))
+        return {key: value for key, value in fields.items() if key in ("layout", "offload")}
+    if config.get("deepspeed"):
+        return {"layout": _deepspeed.stage_in_name(str(config["deepspeed"]))}
+    asked = _fsdp_words(config)
+    if not asked:
+        return {}
+    moves = "offload" in asked or config.get("fsdp_config.offload_params") in (True, "true")
+    again = config.get("fsdp_config.activation_checkpointing") in (True, "true")
+    return {
+        "layout": "fsdp",
+        **({"offload": "params+optimizer"} if moves else {}),
+        **({"recompute": "full"} if again else {}),
+    }
+
+
+def _fsdp_words(config: Config) -> str:
+    asked = config.get("fsdp")
+    return " ".join(map(str, asked)) if isinstance(asked, list) else str(asked or "")
+
+
+def _layout_instead(config: Config) -> Mapping[str, str]:
+    if isinstance(config.get("deepspeed"), str):
+        return {"deepspeed": _deepspeed.guessed(config["deepspeed"])}
+    if "shard_grad_op" in _fsdp_words(config) or "hybrid" in _fsdp_words(config):
+        return {
+            "fsdp": StandIn(value="fsdp", errs="low", because="not everything is sharded over all GPUs").why("layout")
+        }
+    return {}
+
+
+def compiled_and_fused() -> tuple[Rule, ...]:
+    """What changes the step's memory besides, and is not modelled."""
+    return (
+        unpriced("use_liger_kernel", KERNELS, writes=False),
+        unpriced(
+            "torch_compile", StandIn(errs="high", because="compiled graphs keep and make fewer tensors"), writes=False
+        ),
+        unpriced("neftune_noise_alpha", StandIn(errs="low", because="it adds noise of the embeddings' size")),
+        unpriced("auto_find_batch_size", StandIn(errs="high", because="the batch shrinks until it fits"), writes=False),
+        unpriced("optim_args", StandIn(errs="either way")),
+        unpriced("optim_target_modules", StandIn(errs="either way")),
+        unpriced("torch_empty_cache_steps", StandIn(errs="high", because="the cache is given back between steps")),
+    )
+
+
+HARMLESS = frozenset({
+    "output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_*",
+    "warmup_*", "weight_decay", "adam_beta*", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "tf32",
+    "logging_*", "log_*", "ddp_backend", "include_num_input_tokens_seen", "disable_tqdm", "report_to",
+    "run_name", "project", "trackio_*",
+    "eval_*", "evaluation_strategy", "per_device_eval_batch_size", "do_*", "bf16_full_eval", "fp16_full_eval",
+    "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "save_*", "enable_jit_checkpoint",
+    "push_to_hub*", "hub_*", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip",
+    "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "dataloader_*",
+    "remove_unused_columns", "label_names", "group_by_length", "length_column_name", "train_sampling_strategy",
+    "ddp_timeout", "ddp_find_unused_parameters", "debug", "skip_memory_metrics", "resume_from_checkpoint", "use_cpu",
+    "average_tokens_across_devices", "accelerator_config*", "local_rank", "trust_remote_code", "model_revision",
+})  # fmt: skip
+"""Keys of TrainingArguments that say what to log, save, evaluate, schedule or load, none of which moves the peak of
+a training step. (Evaluation runs without gradients; its own peak is not priced.)"""

@@ -1,0 +1,126 @@
+"""Rules that the YAML trainers share besides those of transformers: a method's settings word for word, LoRA+."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from peftplan.job import Job
+from peftplan.trainers import _deepspeed
+from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, Rule, StandIn, custom
+
+DEEPSPEED_FILE = "deepspeed.json"
+"""Beside the config."""
+
+
+def knobs(
+    pairs: Mapping[str, str],
+    *,
+    method: str,
+    where: Callable[[Config], bool],
+    defaults: Fields | None = None,
+    otherwise: Fields | None = None,
+) -> Rule:
+    """Keys that say a method's settings word for word, where a config has that method (`where`).
+
+    `pairs` are key: field. `defaults` are the trainer's own, `otherwise` what PEFT does where a job is silent: written
+    so that the trainer's default does not decide.
+    """
+
+    def read(config: Config) -> Fields:
+        if not where(config):
+            return {}
+        given = {field: config[key] for key, field in pairs.items() if config.get(key) not in (None, "", [])}
+        return {field: value for field, value in given.items() if value is not False}
+
+    def write(fields: Fields) -> Config:
+        if fields["method"] != method:
+            return {}
+        full = {**(otherwise or {}), **fields}
+        return {key: _plain(full[field]) for key, field in pairs.items() if full.get(field) is not None}
+
+    def silent(config: Config) -> Fields:
+        return (defaults or {}) if where(config) else {}
+
+    return custom(tuple(pairs), tuple(pairs.values()), read=read, write=write, defaults=silent)
+
+
+def lora_plus(key: str) -> Rule:
+    """LoRA+: the key holds the ratio of the learning rates, which no memory depends on."""
+
+    def read(config: Config) -> Fields:
+        return {"variant": "lora_plus"} if config.get(key) else {}
+
+    def write(fields: Fields) -> Config:
+        return {key: 16.0} if fields.get("variant") == "lora_plus" else {}
+
+    def stand_ins(config: Config) -> Kept:
+        return {key: None} if config.get(key) else {}
+
+    return custom((key,), ("variant",), read=read, write=write, stand_ins=stand_ins)
+
+
+def startable(fields: Fields) -> None:
+    """Raises Inexpressible for starts of LoRA that no config alone can make: LoftQ, EVA and CorDA want more than a
+    word, and PiSSA a base that is not packed."""
+    start = str(fields.get("method.init_lora_weights"))
+    if start in ("loftq", "eva", "corda", "lora_ga"):
+        raise Inexpressible("method.init_lora_weights", start)
+    if start.startswith("pissa") and fields.get("format") is not None:
+        raise Inexpressible("method.init_lora_weights", f"{start} on {fields['format']}")
+
+
+def less(because: str) -> StandIn:
+    """Of something that takes less than what is priced without it."""
+    return StandIn(errs="high", because=because)
+
+
+def more(because: str) -> StandIn:
+    """Of something that takes more than what is priced without it."""
+    return StandIn(errs="low", because=because)
+
+
+def processes(job: Job) -> str:
+    """torchrun's words: as many processes a node as GPUs; with several nodes each says which it is."""
+    one = f"--nproc_per_node {job.gpus}"
+    if job.nodes == 1:
+        return one
+    place = '--node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port 29500'
+    return f"{one} --nnodes {job.nodes} {place}"
+
+
+def environment(job: Job) -> str:
+    """The same, for launchers that read it from the environment."""
+    if job.nodes == 1:
+        return f"env NPROC_PER_NODE={job.gpus}"
+    place = 'NODE_RANK="${NODE_RANK:?}" MASTER_ADDR="${MASTER_ADDR:?}" MASTER_PORT=29500'
+    return f"env NPROC_PER_NODE={job.gpus} NNODES={job.nodes} {place}"
+
+
+def spread(fields: Fields) -> Config:
+    """The `deepspeed` key for ZeRO; FSDP and DDP are said elsewhere. Raises Inexpressible."""
+    layout = str(fields.get("layout", "ddp"))
+    if layout in ("ddp", "fsdp"):
+        if layout == "ddp" and fields.get("offload"):
+            raise Inexpressible("offload", f"{fields['offload']} with --layout ddp")
+        if layout == "fsdp" and fields.get("format") == "int8":
+            raise Inexpressible("format", "int8 with --layout fsdp")
+        return {}
+    _deepspeed.stage(layout)
+    return {"deepspeed": DEEPSPEED_FILE}
+
+
+def deepspeed_file(job: Job) -> dict[str, str]:
+    """The file that `spread` names, where there is one."""
+    fields = {"layout": job.layout, "offload": job.offload}
+    return {DEEPSPEED_FILE: _deepspeed.text(fields)} if str(job.layout).startswith("zero") else {}
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Module names from a list or from text with commas."""
+    parts = value.split(",") if isinstance(value, str) else list(value or ())
+    return tuple(str(part).strip() for part in parts if str(part).strip())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
