@@ -31,7 +31,7 @@ def trained(graph: Graph) -> list[Trained]:
     for region in graph.regions:
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
-        found.extend(Trained(t.numel, t.dtype, region.count) for t in _as_registered(mine))
+        found.extend(Trained(t.numel, t.dtype, 1 if is_global(t.name) else region.count) for t in _as_registered(mine))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -242,10 +242,9 @@ def _cast_buffers(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            parts: Iterable[Any] = (getattr(module, name, None) for name in module.other_param_names)
-            for part in (p for p in parts if isinstance(p, BufferDict)):
-                for name, buffer in part.items():
-                    part[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer
+            for part in (getattr(module, name, None) for name in module.other_param_names):
+                if isinstance(part, BufferDict):
+                    part.update({k: t.to(dtype) if t.is_floating_point() else t for k, t in part.items()})
 
 
 def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

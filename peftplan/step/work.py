@@ -116,6 +116,8 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
             launches += times
             plain += times * ran
             beyond += max(0, times * ran - cache)
+            if op.multiplies_back:
+                products.append(Kernel(op.out.dtype, op.grad_flops(need), 0, 0))
     return Pass(
         name="backward",
         count=part.count,
