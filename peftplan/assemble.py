@@ -32,7 +32,7 @@ def trained(graph: Graph) -> list[Trained]:
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
         ordered = _as_registered(mine) if len(mine) > 1 else mine
-        found.extend([Trained(t.numel, t.dtype, region.count) for t in ordered])
+        found.extend([Trained(t.numel, t.dtype, 1 if is_global(t.name) else region.count) for t in ordered])
     return found
 
 
