@@ -81,13 +81,15 @@ def segment_bytes(block: int) -> int:
 
 
 def fresh_block_bytes(size_bytes: int) -> int:
-    """What one request counts as allocated when it gets a segment of its own: its unsplit tail included.
+    """What one request counts as allocated when it gets a segment of its own: its unsplit tail included; 0 for nothing.
 
     Errs high for a tensor that is carved out of a larger cached block, by at most 1 MiB.
     """
-    block = block_bytes(size_bytes)
-    rest = segment_bytes(block) - block
-    return block + rest if block >= MIN_LARGE_BYTES and rest <= SMALL_BYTES else block
+    block = size_bytes + -size_bytes % BLOCK_BYTES
+    if block < MIN_LARGE_BYTES:
+        return block
+    rest = -block % ROUND_LARGE_BYTES
+    return block + rest if rest <= SMALL_BYTES else block
 
 
 class _Pool:
