@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from peftplan.graph.core import Graph, is_global
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
-from peftplan.step.memory import Loop, Recompute, Segment, segments
+from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
 from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
@@ -173,7 +173,7 @@ class _Player:
         held = self._embedding()
         for i, j, track in self._places():
             region = track.part.region
-            if region.name == "head":
+            if region.is_head:
                 self._end_of_backbone()
             entries[i, j] = stream
             entry = region.entry.storage if region.entry is not None else None
@@ -198,18 +198,14 @@ class _Player:
 
     def _embedding(self) -> Key | None:
         """The embedding output, where it is a local of the backbone's forward and nothing else keeps it."""
-        first = self._tracks[1].part
-        if first.checkpointed or first.walk.entry_saved:
-            return None
-        return self._key(0, 0, self._tracks[0].part.region.exit.storage)
+        local = embedding_is_local(self._tracks[1].part)
+        return self._key(0, 0, self._tracks[0].part.region.exit.storage) if local else None
 
     def _end_of_backbone(self) -> None:
-        first = self._tracks[0].part.region
-        kept = {*first.held, *(s.tensor.storage for track in self._tracks for s in track.part.walk.saved)}
-        checkpointed = any(track.part.checkpointed for track in self._tracks)
-        if not checkpointed:
-            self._free_all(key for key in self._alive if key[0] == "@" and key[1] not in kept)
-        held = self._embedding()
+        parts = [track.part for track in self._tracks]
+        backbone = [part for part in parts if not part.region.is_head]
+        self._free_all(("@", name) for name in dies_with_backbone(backbone))
+        first, held = parts[0].region, self._embedding()
         if held is not None and first.exit.storage not in first.held:
             self._free(held)
 
