@@ -106,11 +106,11 @@ def test_the_gradients_of_two_products_meet_in_a_third_tensor() -> None:
     the profiler shows aten::add); a cast gives a tensor of its own, which is added to."""
     b = builder()
     wide = [b.linear(X, b.weight(f"w{i}", 8, 8, dtype=DType.float32), label=f"y{i}") for i in (1, 2)]
-    made = gradients_made(b, b.add(*wide))
+    made = gradients_made(b, b.add(wide[0], wide[1]))
     assert made.count(X_BYTES) == 3
     b = builder()
     narrow = [b.cast(X, DType.bfloat16, label=f"y{i}") for i in (1, 2)]
-    assert gradients_made(b, b.add(*narrow)).count(X_BYTES) == 2
+    assert gradients_made(b, b.add(narrow[0], narrow[1])).count(X_BYTES) == 2
 
 
 def gradients_made(b: Builder, out: Tensor) -> list[int]:
