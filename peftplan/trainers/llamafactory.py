@@ -179,7 +179,7 @@ class LlamaFactory(Trainer):
         cpu = {"use_cpu": True} if run.on_cpu else {}
         return {
             "do_train": True,
-            "dataset": DATA,
+            "dataset": None if run.dataset is None else DATA,
             "dataset_dir": ".",
             "output_dir": run.output_dir,
             "num_train_epochs": 1.0,
