@@ -52,6 +52,16 @@ def swift() -> Callable[[dict[str, Any]], object]:
     return parse
 
 
+def trl() -> Callable[[dict[str, Any]], object]:
+    make_parser = import_module("trl.scripts.sft").make_parser
+    _with_bf16()
+
+    def parse(keys: dict[str, Any]) -> object:
+        return make_parser().parse_dict(dict(keys), allow_extra_keys=False)
+
+    return parse
+
+
 def _words(keys: dict[str, Any]) -> list[str]:
     """A YAML's keys as the command line that `swift sft FILE` makes of them (swift/utils/utils.py)."""
     words: list[str] = []
@@ -68,7 +78,7 @@ def _with_bf16() -> None:
     arguments.is_torch_bf16_gpu_available = lambda: True
 
 
-PARSERS = {"axolotl": axolotl, "llamafactory": llamafactory, "swift": swift}
+PARSERS = {"axolotl": axolotl, "llamafactory": llamafactory, "swift": swift, "trl": trl}
 
 
 def objections(name: str, files: list[str]) -> dict[str, str | None]:

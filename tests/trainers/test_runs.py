@@ -7,7 +7,10 @@ and that this is all that differs from the file of a real model is tested here t
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from peftplan.job import Job
 from peftplan.trainers import Run
 from tests.e2e import runs
 from tests.e2e.overlay import differing
+from tests.trainers import fixtures
 from tests.trainers.conftest import Assets
 
 pytestmark = [
@@ -209,7 +213,28 @@ def test_a_run_differs_from_a_real_one_by_model_data_length_and_device(name: str
     assert differing(*written) <= OVERLAY[trainer]
 
 
-def test_written_files_are_yaml_that_trl_reads(models: Path, tmp_path: Path) -> None:
-    write(tmp_path / "run", job_of({"method": "qlora", **HALF}, models, gpus=2, layout="zero3"), "trl", models)
-    beside = yaml.safe_load((tmp_path / "run" / "accelerate.yaml").read_text())
-    assert beside["deepspeed_config"]["zero_stage"] == 3
+@pytest.mark.slow
+def test_trls_parser_takes_what_real_configs_become(tmp_path: Path, own_python: Path) -> None:
+    for path in fixtures.of("trl"):
+        config = trainers.get("trl").config(trainers.read_config(path), Run(dataset="rows.jsonl"))
+        (tmp_path / path.name).write_text(yaml.safe_dump(config))
+        (tmp_path / f"misspelt-{path.name}").write_text(yaml.safe_dump({**config, "lora_rank": 8}))
+    said = _objections([*map(str, sorted(tmp_path.iterdir()))], own_python)
+    assert {Path(file).name for file, why in said.items() if why} == {f"misspelt-{p.name}" for p in fixtures.of("trl")}
+
+
+def _objections(files: list[str], python: Path) -> dict[str, str | None]:
+    script = Path(runs.__file__).with_name("parsers.py")
+    done = subprocess.run([python, script, "trl", *files], check=True, capture_output=True, text=True)
+    said: dict[str, str | None] = json.loads(done.stdout)
+    return said
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp", "zero2", "zero3"])
+def test_accelerates_reader_takes_what_is_written(layout: str, tmp_path: Path) -> None:
+    load = importlib.import_module("accelerate.commands.config.config_args").load_config_from_file
+    job = Job(model="llama-7b", gpus=4, nodes=2, layout=layout, dtype="bf16", precision="bf16-mixed")
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(trainers.write_folder(job, trainer="trl", run=Run()).files["accelerate.yaml"])
+    read = load(str(path))
+    assert (read.num_processes, read.num_machines, read.mixed_precision) == (8, 2, "bf16")

@@ -47,8 +47,9 @@ def expressible(name: str, job: Job) -> bool:
 def unknown_keys(name: str, config: dict[str, Any]) -> set[str]:
     """Keys that the pinned version does not have."""
     known = known_keys(name)
-    heads = {key.partition(".")[0] for key in flatten(config)}
-    return {key for key in heads if key not in known}
+    assert known, f"no list of keys of {name}"
+    heads = known | {key.partition(".")[0] for key in known}
+    return {key for key in flatten(config) if key not in known and key.partition(".")[0] not in heads}
 
 
 def _said(job: Job) -> dict[str, Any]:
