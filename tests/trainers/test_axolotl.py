@@ -124,7 +124,8 @@ def test_accumulation_from_the_batch_size() -> None:
 
 
 def test_unfrozen_parameters() -> None:
-    assert read(unfrozen_parameters=["bias$"]).method == "bitfit"
+    assert read(unfrozen_parameters=[".+bias$"]).method == "bitfit"
+    assert read(unfrozen_parameters=[".+q_proj.bias$"]).settings["method.train"] == ("q_proj",)
     job = read(unfrozen_parameters=["^lm_head.weight$", "model.layers.2[0-9]+.mlp"])
     assert job.method == "full"
     assert "errs high" in why(job, "unfrozen_parameters")

@@ -115,11 +115,13 @@ def wrong_with(folder: Path, job: Job, name: str) -> str | None:
 
 def check(folder: Path, facts: runs.Facts, job: Job, name: str) -> None:
     """What was trained and saved is what peftplan says of the job as its config states it."""
-    said = estimate(trainers.get(name).stated(job, Run()).model_copy(update={"recompute": None}))
+    stated = trainers.get(name).stated(job, Run())
+    said = estimate(stated)
     runs.assert_trained(facts, trainable=said.parameters.trainable)
+    assert facts.optimizer_state_bytes == said.memory.at_peak["state"]
     packed = {"nf4": "Params4bit", "int8": "Int8Params"}.get(said.job.format or "")
     assert packed is None or facts.classes[packed] == 14
-    assert facts.checkpointing == (job.recompute == "full")
+    assert facts.checkpointing == (stated.recompute == "full")
     if job.method != "vera":  # PEFT saves the frozen projections beside the trained vectors
         saved = runs.saved_numel(folder / "out", _saved(job))
         assert saved == (said.parameters.total if job.method in WHOLE else facts.trainable)
