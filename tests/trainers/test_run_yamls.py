@@ -10,6 +10,7 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -64,6 +65,7 @@ OVERLAY: dict[str, dict[str, Any]] = {
     "swift": {"check_model": False, "model_type": "qwen2", "template": "qwen2_5"},
 }
 QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "PEFTPLAN_CPU_ACCEL": "1", "MODELSCOPE_CACHE": "cache"}
+ONE_NODE = {"NNODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
 WHOLE = ("full", "freeze", "bitfit")
 
 
@@ -86,10 +88,15 @@ def write(folder: Path, job: Job, name: str, models: Path) -> str:
 
 
 def train(folder: Path, job: Job, name: str, models: Path) -> list[runs.Facts]:
-    command = write(folder, job, name, models)
-    stubs = [E2E / "stubs"]
+    nodes = {} if job.gpus == 1 else {**ONE_NODE, "NPROC_PER_NODE": str(job.gpus)}
     return runs.train(
-        folder, command, python=venv(name), processes=job.gpus, extra_path=stubs, environment=QUIET, timeout_seconds=400
+        folder,
+        Template(write(folder, job, name, models)).safe_substitute(nodes),
+        python=venv(name),
+        processes=job.gpus,
+        extra_path=[E2E / "stubs"],
+        environment={**QUIET, **nodes},
+        timeout_seconds=400,
     )
 
 
