@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peftplan.exporter import Exported, export
     from peftplan.job import Assumption, Job
     from peftplan.pipeline import estimate
+    from peftplan.planner import Goal, Plan, plan
     from peftplan.result import Estimate, Term
     from peftplan.trainers import Run
 
@@ -32,10 +33,12 @@ _HOMES = {
     "Check": "peftplan.budget",
     "Comparison": "peftplan.differences",
     "Estimate": "peftplan.result",
+    "Goal": "peftplan.planner.goal",
     "Job": "peftplan.job",
     "Limits": "peftplan.budget",
     "OutsideError": "peftplan.errors",
     "PeftplanError": "peftplan.errors",
+    "Plan": "peftplan.planner.result",
     "RequestError": "peftplan.errors",
     "Saving": "peftplan.breakdown",
     "Term": "peftplan.result",
@@ -47,6 +50,7 @@ _HOMES = {
     "export": "peftplan.exporter",
     "explain": "peftplan.breakdown",
     "load_arch": "peftplan.arch",
+    "plan": "peftplan.planner.search",
     "savings": "peftplan.breakdown",
 }
 
@@ -57,10 +61,12 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Exported",
+    "Goal",
     "Job",
     "Limits",
     "OutsideError",
     "PeftplanError",
+    "Plan",
     "RequestError",
     "Run",
     "Saving",
@@ -71,6 +77,7 @@ __all__ = [
     "explain",
     "export",
     "load_arch",
+    "plan",
     "savings",
 ]
 

@@ -30,7 +30,7 @@ def price(job: Job, time: Time, gpu: Gpu | None) -> Priced:
     hourly = _hourly(job, gpu, notes)
     hours = _hours(job, time, notes)
     speed = time.tokens_per_second
-    per_million = hourly * 1e6 / speed / SECONDS_PER_HOUR if hourly is not None and speed else None
+    per_million = usd_per_million(hourly, speed) if hourly is not None and speed else None
     if hourly is not None and per_million is None:
         notes.append(_none("cost.usd_per_million_tokens", "the speed is unknown"))
     return Priced(
@@ -42,6 +42,16 @@ def price(job: Job, time: Time, gpu: Gpu | None) -> Priced:
         ),
         notes=tuple(notes),
     )
+
+
+def usd_per_million(usd_per_hour: float, tokens_per_second: float) -> float:
+    """Dollars for a million tokens at an hourly price and a speed above zero."""
+    return usd_per_hour * 1e6 / tokens_per_second / SECONDS_PER_HOUR
+
+
+def run_hours(tokens: int, tokens_per_second: float) -> float:
+    """Hours for `tokens` at a speed above zero."""
+    return tokens / tokens_per_second / SECONDS_PER_HOUR
 
 
 def _none(what: str, why: str) -> Assumption:
@@ -72,7 +82,7 @@ def _hours(job: Job, time: Time, notes: list[Assumption]) -> float | None:
     if not time.tokens_per_second:
         notes.append(_none("cost.usd_total", "the speed is unknown"))
         return None
-    return job.tokens / time.tokens_per_second / SECONDS_PER_HOUR
+    return run_hours(job.tokens, time.tokens_per_second)
 
 
 def _energy(job: Job, gpu: Gpu | None, hours: float | None, notes: list[Assumption]) -> float | None:

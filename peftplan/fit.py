@@ -22,7 +22,7 @@ def judge_fit(gpu: Gpu | None, device_bytes: int | None) -> Fit:
         gpu=gpu.name,
         usable_bytes=usable,
         headroom_bytes=usable - device_bytes,
-        verdict=_verdict(device_bytes, usable),
+        verdict=verdict_of(device_bytes, usable),
         confidence="the step replayed through the allocator; the context measured or recalled",
     )
 
@@ -40,7 +40,8 @@ def fit_reasons(gpu: Gpu | None, *, on_device: bool) -> tuple[Assumption, ...]:
     return (Assumption(what="fit", value=None, why=why),)
 
 
-def _verdict(needed: int, usable: int) -> Verdict:
+def verdict_of(needed: int, usable: int) -> Verdict:
+    """Of `needed` bytes on a card where a process can use `usable`."""
     if needed > usable:
         return "does_not_fit"
     return "tight" if usable - needed < MARGIN * needed else "fits"

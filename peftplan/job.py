@@ -6,6 +6,7 @@ Field names are the command line's options with `_` for `-`. A *resolved* job (s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -102,16 +103,21 @@ def make_job(**fields: Any) -> Job:
     try:
         return Job.model_validate(fields)
     except ValidationError as error:
-        raise RequestError("; ".join(_line(e) for e in error.errors())) from None
+        raise RequestError(mistakes(error, Job.model_fields)) from None
 
 
-def _line(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"]) or "job"
+def mistakes(error: ValidationError, known: Iterable[str]) -> str:
+    """Every mistake of a failed validation in one line, each with the option it concerns."""
+    return "; ".join(_line(e, known) for e in error.errors())
+
+
+def _line(error: Any, known: Iterable[str]) -> str:
+    field = ".".join(part for part in error["loc"] if isinstance(part, str)) or "job"
     option = "--" + field.replace("_", "-")
     if error["type"] == "extra_forbidden":
         import difflib
 
-        near = difflib.get_close_matches(field, Job.model_fields, n=2)
+        near = difflib.get_close_matches(field, list(known), n=2)
         return f"unknown job field {field!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     if error["type"] == "missing":
         return f"{option} is missing"

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from peftplan.graph.blocks.decoder import Batch
 from peftplan.hardware.gpus import Gpu
 from peftplan.job import Assumption
-from peftplan.optimizers.base import Trained
+from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.result import Flops, Interval, Time
 from peftplan.step.clock import (
     ACCURACY,
     OF_PEAK,
+    Meter,
     OptimizerTraffic,
     StepTime,
     Unknown,
     attention_kernel,
     is_measured,
+    metered,
     peak_flops,
-    step_time,
 )
 from peftplan.step.work import Pass
 from peftplan.units import DType
@@ -51,19 +53,28 @@ def pace(
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
+    meter = metered_case(case, runs, gpu)
+    if isinstance(meter, Unknown):
+        return _open(meter.why)
+    found = meter.total(traffic(case.optimizer, trained, state_bytes), case.job.grad_accum)
+    return _paced(case, found, flops, gpu)
+
+
+def metered_case(case: Case, runs: Sequence[Pass], gpu: Gpu) -> Meter | Unknown:
+    """The seconds of one micro-batch of `case` on `gpu`, whatever the optimizer; `runs` for its `cache_bytes`."""
     if case.job.backend == "cpu":
-        return _open("the clock models GPUs, not the cpu backend")
-    compute = case.setup.numerics.autocast or case.compute
-    found = step_time(
-        runs,
-        gpu,
-        attention=attention_kernel(case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=compute),
-        optimizer=_traffic(case, trained, state_bytes),
-        micro_batches=case.job.grad_accum,
-    )
-    if isinstance(found, Unknown):
-        return _open(found.why)
-    return _paced(case, found, flops, gpu, compute)
+        return Unknown(why="the clock models GPUs, not the cpu backend")
+    kernel = attention_kernel(case.setup.attention, masked=case.setup.batch.masked, gpu=gpu, compute=_computed_in(case))
+    return metered(runs, gpu, attention=kernel)
+
+
+def tokens_per_second(batch: Batch, found: StepTime, *, micro_batches: int) -> float:
+    """Padded tokens of `micro_batches` over the expected time of the step that they make."""
+    return micro_batches * batch.size * batch.seq / found.expected
+
+
+def _computed_in(case: Case) -> DType:
+    return case.setup.numerics.autocast or case.compute
 
 
 def _open(why: str) -> Paced:
@@ -71,22 +82,25 @@ def _open(why: str) -> Paced:
     return Paced(time=time, notes=(Assumption(what="time", value=None, why=why),))
 
 
-def _traffic(case: Case, trained: Sequence[Trained], state_bytes: int) -> OptimizerTraffic:
-    """An optimizer that makes no temporaries is one kernel; the others pass over memory again and again."""
+def traffic(optimizer: Optimizer, trained: Sequence[Trained], state_bytes: int) -> OptimizerTraffic:
+    """What the optimizer's step moves on a GPU.
+
+    One that makes no temporaries is one kernel; the others pass over memory again and again.
+    """
     return OptimizerTraffic(
         weight_bytes=sum(w.bytes * w.copies for w in trained),
         state_bytes=state_bytes,
-        fused=case.optimizer.step_bytes(trained, case.job.backend) == 0,
+        fused=optimizer.step_bytes(trained, "cuda") == 0,
     )
 
 
-def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu, compute: DType) -> Paced:
-    batch, times = case.setup.batch, case.job.grad_accum
+def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu) -> Paced:
+    times, compute = case.job.grad_accum, _computed_in(case)
     peak = peak_flops(gpu, compute)
     useful = times * (flops.forward + flops.backward)
     time = Time(
         step_seconds=Interval(low=found.low, expected=found.expected, high=found.high),
-        tokens_per_second=times * batch.size * batch.seq / found.expected,
+        tokens_per_second=tokens_per_second(case.setup.batch, found, micro_batches=times),
         mfu=useful / found.expected / peak if peak is not None else None,
         breakdown={
             "compute": found.compute + found.launching,

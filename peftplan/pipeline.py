@@ -15,7 +15,7 @@ from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
-from peftplan.optimizers.base import Trained
+from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
@@ -34,6 +34,20 @@ from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
 
 VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walked:
+    """One step of a case on one GPU, before any clock, price or verdict."""
+
+    case: Case
+    graph: Graph
+    weights: list[Trained]
+    rules: Rules
+    static: dict[str, int]
+    """What lives between steps, by kind."""
+    step: StepMemory
+    existing_grad_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +73,8 @@ def estimate(job: Job | None = None, **fields: Any) -> Estimate:
     return read(job if job is not None else make_job(**fields)).estimate
 
 
-def read(job: Job) -> Reading:
-    """The estimate of a job with its workings."""
-    case = resolve(job)
+def walk(case: Case) -> Walked:
+    """The graph of a case and one step over it."""
     graph = build_graph(case)
     rules = _rules(case)
     weights = trained(graph)
@@ -77,11 +90,21 @@ def read(job: Job) -> Reading:
         entry_requires_grad=case.recompute.layers,
     )
     _optimizer_phase(case, step, weights)
+    return Walked(
+        case=case, graph=graph, weights=weights, rules=rules, static=static, step=step, existing_grad_bytes=existing
+    )
+
+
+def read(job: Job) -> Reading:
+    """The estimate of a job with its workings."""
+    case = resolve(job)
+    walked = walk(case)
+    graph, static, step = walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, static, _memory(static, step, existing), gpu)
+    memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
     runs = passes(step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None)
     flops = _flops(runs)
-    paced = pace(case, runs, flops, gpu, trained=weights, state_bytes=static["state"])
+    paced = pace(case, runs, flops, gpu, trained=walked.weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -99,7 +122,7 @@ def read(job: Job) -> Reading:
             *fit_reasons(gpu, on_device=_has_device(case, gpu)),
         ),
     ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes)))
-    return Reading(case=case, graph=graph, step=step, rules=rules, static=static, estimate=answer)
+    return Reading(case=case, graph=graph, step=step, rules=walked.rules, static=static, estimate=answer)
 
 
 def _rules(case: Case) -> Rules:
@@ -115,11 +138,15 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
-    states = case.optimizer.states(weights, case.job.backend)
-    kinds["state"] = sum(size(s.bytes) * s.copies for s in states if not s.host)
+    kinds["state"] = state_bytes(case.optimizer, weights, rules, case.job.backend)
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds
+
+
+def state_bytes(optimizer: Optimizer, weights: list[Trained], rules: Rules, backend: str = "cuda") -> int:
+    """Optimizer states that live on the device between steps."""
+    return sum(rules.size(s.bytes) * s.copies for s in optimizer.states(weights, backend) if not s.host)
 
 
 def _workspaces(case: Case, graph: Graph) -> int:

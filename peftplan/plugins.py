@@ -53,6 +53,8 @@ def configure(cls: type[T], knobs: Mapping[str, Any], *, what: str, harmless: fr
     `harmless` names settings that the libraries have and memory does not feel: accepted and dropped. Unknown names and
     wrong types are one RequestError line.
     """
+    if not knobs:
+        return cls()
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in knobs:
         if key not in fields and key not in harmless:

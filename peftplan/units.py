@@ -18,6 +18,7 @@ class DType(Enum):
     bfloat16 = ("bfloat16", 16)
     float16 = ("float16", 16)
     float8 = ("float8", 8)
+    complex64 = ("complex64", 64)
     int64 = ("int64", 64)
     int32 = ("int32", 32)
     int8 = ("int8", 8)

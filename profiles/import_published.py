@@ -1,17 +1,20 @@
 """Write profiles/published/*.jsonl from tables of other people's measurements.
 
     python profiles/import_published.py --metamathqa FILE --published FILE --out profiles/published
+    python profiles/import_published.py --metamathqa FILE --quality peftplan/planner/quality.jsonl
 
-Both inputs are JSON lines: the runs of PEFT's MetaMathQA comparison, and a table of published measurements.
+Both inputs are JSON lines: the runs of PEFT's MetaMathQA comparison, and a table of published measurements. With
+--quality, the accuracies of those runs are written instead of their bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from importers import fitcheck, fms, metamathqa, others
+from importers import fitcheck, fms, metamathqa, others, quality
 from importers.common import read_rows
 
 from peftplan.records import Record, save
@@ -35,8 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metamathqa", type=Path)
     parser.add_argument("--published", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path)
+    where.add_argument("--quality", type=Path)
     args = parser.parse_args()
+    if args.quality is not None:
+        lines = [json.dumps(row) for row in quality.rows(read_rows(args.metamathqa))]
+        args.quality.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
     if args.metamathqa is not None:
         runs = map(metamathqa.record, read_rows(args.metamathqa))
         write(args.out / "metamathqa.jsonl", sorted(runs, key=lambda run: run.id))

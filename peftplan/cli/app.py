@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 import typer
 
-from peftplan.cli import accuracy, check, compare, estimate, explain, export, listing, profile
+from peftplan.cli import accuracy, check, compare, estimate, explain, export, listing, plan, profile
 from peftplan.cli.options import Sections
 
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
@@ -25,6 +25,7 @@ app.command("explain", cls=Sections)(explain.command)
 app.command("export", cls=Sections)(export.command)
 app.command("check", cls=Sections)(check.command)
 app.command("compare", cls=Sections)(compare.command)
+app.command("plan", cls=Sections)(plan.command)
 app.command("profile", cls=Sections)(profile.command)
 app.command("accuracy", cls=Sections)(accuracy.command)
 app.command("list")(listing.command)

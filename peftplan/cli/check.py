@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peftplan.cli import complete
-from peftplan.cli.options import FILES, Json
+from peftplan.cli.options import FILES, LIMITS, Json
 from peftplan.cli.output import Reply
 
 if TYPE_CHECKING:
     from peftplan.budget import Check, Limits
 
-LIMITS = "Limits"
 MOST_WORKERS = 8
 
 

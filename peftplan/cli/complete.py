@@ -85,9 +85,19 @@ def backends(incomplete: str) -> list[str]:
     return _starting(list(get_args(Backend)), incomplete)
 
 
+def objectives(incomplete: str) -> list[str]:
+    return _starting(["cost", "time", "quality", "headroom", "simplicity"], incomplete)
+
+
+def aims(incomplete: str) -> list[str]:
+    return _starting(["best", "smallest_change"], incomplete)
+
+
 def devices(incomplete: str) -> list[str]:
     return _starting(["meta", "cpu"], incomplete)
 
 
 def listable(incomplete: str) -> list[str]:
-    return _starting(["models", "gpus", "methods", "formats", "optimizers"], incomplete)
+    from peftplan.cli.listing import KINDS
+
+    return _starting([*KINDS], incomplete)

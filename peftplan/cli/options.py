@@ -16,6 +16,7 @@ from peftplan.errors import RequestError
 from peftplan.job import Job, make_job
 
 MODEL, METHOD, TRAINING, MACHINE, FILES = "Model", "Method", "Training", "Machine", "Files and output"
+LIMITS = "Limits"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=FILES)]
 
@@ -223,7 +224,7 @@ class Sections(TyperCommand):
                 formatter.write_dl(sections[title])
 
 
-_ORDER = ["Arguments", "Limits", "Which", MODEL, METHOD, TRAINING, MACHINE, FILES]
+_ORDER = ["Arguments", LIMITS, "Which", MODEL, METHOD, TRAINING, MACHINE, FILES]
 
 
 def _section(param: Any) -> str:

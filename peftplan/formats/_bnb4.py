@@ -15,9 +15,9 @@ from typing import Literal
 
 from peftplan.errors import RequestError
 from peftplan.formats._packing import pack
-from peftplan.formats.base import Format
+from peftplan.formats.base import Format, Piece
 from peftplan.graph.builder import Builder, Numerics
-from peftplan.graph.core import Graph, Op
+from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.units import DType, ceil_div, parse_dtype
@@ -66,6 +66,19 @@ class Bnb4(Format, ABC):
             return packed + 4 * blocks + code
         return packed + blocks + 4 * ceil_div(blocks, 256) + 256 * 4 + 4 + code
 
+    def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
+        """functional.py, quantize_4bit: the kernel makes absmax, then the packed weight; the code is a tensor of its own
+        for each weight. Double quantization packs `absmax - offset` (quantize_blockwise) and drops both."""
+        blocks = ceil_div(weight.numel, self.blocksize)
+        absmax, packed, code = Piece(4 * blocks, not self.double_quant), Piece(ceil_div(weight.numel, 2)), Piece(16 * 4)
+        if not self.double_quant:
+            return absmax, packed, code
+        nested = Piece(4 * ceil_div(blocks, 256))
+        return absmax, packed, code, Piece(4), Piece(4 * blocks, stays=False), nested, Piece(blocks)
+
+    def expected_bytes(self, numel: int) -> int:
+        return ceil_div(numel, 2)
+
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
         inner = parse_dtype(self.compute_dtype) if self.compute_dtype is not None else compute
 
@@ -76,12 +89,13 @@ class Bnb4(Format, ABC):
 
     def _linear(self, module: Module, compute: DType, numerics: Numerics) -> tuple[Op, ...]:
         b = Builder(numerics, f"{module.path}.")
+        given, target = module.x, module.out
         weight = module.weight._replace(stored_bytes=self.stored_bytes(module.weight.numel), trainable=False)
         bias = tuple(t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)
         with b.marked(module.site):
-            x = b.cast(module.x, compute, label="compute_x")
+            x = b.cast(given, compute, label="compute_x")
             name = b.name("gemm_4bit")
-            out = module.out._replace(name=name, dtype=compute)
+            out = target._replace(name=name, dtype=compute)
             dequantized = weight.numel * compute.size
             # Backward unpacks to the dtype that was packed, and casts that before it makes the gradient.
             again = weight.numel * weight.dtype.size if weight.dtype is not compute else 0
@@ -99,6 +113,6 @@ class Bnb4(Format, ABC):
                     backward_workspace_bytes=dequantized + max(0, again - x.numel * compute.size),
                 )
             )
-            final = b.cast(out, module.x.dtype, label="out")
-            b.hold(x, module.x)
-        return writing(b.ops, final, module.out)
+            final = b.cast(out, given.dtype, label="out")
+            b.hold(x, given)
+        return writing(b.ops, final, target)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
+from typing import final
 
-from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Op, Tensor
+from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.ops import (
     Activate,
     Add,
@@ -19,6 +18,7 @@ from peftplan.graph.ops import (
     DetachedLinear,
     Div,
     Dropout,
+    Formula,
     Hold,
     Linear,
     Make,
@@ -57,6 +57,23 @@ class Numerics:
         return self.backend == "cpu"
 
 
+class _Restored:
+    """What a `with` block of a Builder goes back to when it ends."""
+
+    __slots__ = ("_before", "_builder")
+
+    def __init__(self, builder: Builder, *before: str) -> None:
+        self._builder = builder
+        self._before = before
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._builder.restore(*self._before)
+
+
+@final
 class Builder:
     """Collects ops; every method appends one and returns its output. Names are unique under the open scopes."""
 
@@ -68,20 +85,21 @@ class Builder:
         self._site = ""
         self._part = "base"
 
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """Names inside start with `name.`: a module of the model."""
-        outer, self._prefix = self._prefix, f"{self._prefix}{name}."
-        yield
-        self._prefix = outer
+    def scope(self, name: str) -> _Restored:
+        """Names inside the `with` block start with `name.`: a module of the model."""
+        back = _Restored(self, self._prefix, self._site, self._part)
+        self._prefix += f"{name}."
+        return back
 
-    @contextmanager
-    def marked(self, site: str, part: str = "base") -> Iterator[None]:
-        """Ops inside carry these two marks."""
-        outer = self._site, self._part
+    def marked(self, site: str, part: str = "base") -> _Restored:
+        """Ops inside the `with` block carry these two marks."""
+        back = _Restored(self, self._prefix, self._site, self._part)
         self._site, self._part = site, part
-        yield
-        self._site, self._part = outer
+        return back
+
+    def restore(self, prefix: str, site: str, part: str) -> None:
+        """The prefix of names and the marks of ops from here on."""
+        self._prefix, self._site, self._part = prefix, site, part
 
     def name(self, label: str) -> str:
         full = self._prefix + label
@@ -117,11 +135,16 @@ class Builder:
 
     def matmul(self, a: Tensor, b: Tensor, *shape: int, inner: int, label: str, autocast: bool = True) -> Tensor:
         """(..., i, j) x (..., j, k). Without `autocast`, inside an operator that autocast has dealt with."""
-        if autocast and self.numerics.autocast is not None:
-            a, b = self.autocast(a), self.autocast(b)
+        given = a, b
+        if autocast and self.numerics.autocast is not None:  # arguments are evaluated from the last to the first
+            b = self.autocast(b)
+            a = self.autocast(a)
         n = self.name(label)
         out = Tensor(n, shape, a.dtype)
-        return self._emit(MatMul(name=n, ins=(a, b), out=out, inner=inner, site=self._site, part=self._part))
+        self._emit(MatMul(name=n, ins=(a, b), out=out, inner=inner, site=self._site, part=self._part))
+        if (a, b) != given:
+            self.hold(*given)
+        return out
 
     def autocast(self, t: Tensor) -> Tensor:
         """What torch.autocast makes of an operand of a matrix product."""
@@ -146,7 +169,8 @@ class Builder:
 
     def _binary(self, cls: type[Mul] | type[Add] | type[Div], a: Tensor, b: Tensor, label: str) -> Tensor:
         n = self.name(label)
-        shape = a.shape if len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape) else b.shape
+        wider = a.shape == b.shape or len(a.shape) > len(b.shape) or prod(a.shape) >= prod(b.shape)
+        shape = a.shape if wider else b.shape
         out = Tensor(n, shape, promote(a.dtype, b.dtype))
         return self._emit(cls(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
 
@@ -232,12 +256,12 @@ class Builder:
     def view(self, x: Tensor, *shape: int, label: str = "view", grad_copied: bool = False) -> Tensor:
         """A view whose gradient matters: as an op, because its gradient may be copied."""
         n = self.name(label)
-        out = Tensor(n, shape or x.shape, x.dtype, base=x.storage)
+        out = Tensor(n, shape or x.shape, x.dtype, _kind_of_part(x), base=x.storage)
         return self._emit(View(name=n, ins=(x,), out=out, grad_copied=grad_copied, site=self._site, part=self._part))
 
     def slice(self, x: Tensor, *shape: int, label: str = "slice") -> Tensor:
         n = self.name(label)
-        out = Tensor(n, shape, x.dtype, base=x.storage)
+        out = Tensor(n, shape, x.dtype, _kind_of_part(x), base=x.storage)
         return self._emit(Slice(name=n, ins=(x,), out=out, site=self._site, part=self._part))
 
     def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
@@ -293,3 +317,38 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, (*x.shape[:-1], w.shape[0]), x.dtype)
         return self._emit(DetachedLinear(name=n, ins=(x, w), out=out, site=self._site, part=self._part))
+
+    def formula(
+        self, label: str, out: Tensor, *ins: Tensor, keeps: tuple[Tensor, ...] = (), keeps_out: bool = False,
+        grads: tuple[Grad, ...] = (), temporary_bytes: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """A node whose rule is stated here; `out` gives shape and dtype, and the storage it is a part of, if any."""
+        n = self.name(label)
+        made = out._replace(name=n, kind=ACTIVATION, trainable=False)
+        op = Formula(
+            name=n, ins=ins, out=made, keeps=(*keeps, made) if keeps_out else keeps, grads=grads,
+            temporary_bytes=temporary_bytes, site=self._site, part=self._part,
+        )  # fmt: skip
+        return self._emit(op)
+
+    def alias(self, weight: Tensor) -> Tensor:
+        """A parameter that several ops read: their gradients meet here, as in the engine's input buffer."""
+        n = self.name(f"{weight.name.rsplit('.', 1)[-1]}_alias")
+        out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
+        return self._emit(View(name=n, ins=(weight,), out=out, site=self._site, part=self._part))
+
+    def minus(self, a: Tensor, b: Tensor, label: str = "sub") -> Tensor:
+        """a - b: the gradient of b is a new tensor."""
+        return self.add(a, self.view(b, label=f"{label}_other", grad_copied=True), label)
+
+    def norm(self, x: Tensor, *shape: int, label: str = "norm") -> Tensor:
+        """torch.linalg.vector_norm: keeps its result and x; x over it and a mask are made besides the gradient
+        (FunctionsManual.cpp, linalg_vector_norm_backward)."""
+        out = Tensor("", shape, x.dtype)
+        grads = (Grad(x, x.logical_bytes, x.logical_bytes + out.numel),)
+        return self.formula(label, out, x, keeps=(x,), keeps_out=True, grads=grads)
+
+
+def _kind_of_part(x: Tensor) -> str:
+    """What a view of a buffer, or of a parameter's alias, is for: nobody frees it either."""
+    return BUFFER if x.kind == BUFFER else ACTIVATION

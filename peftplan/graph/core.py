@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from operator import is_
 from typing import ClassVar, NamedTuple
 
 from peftplan.units import DType
@@ -117,6 +118,11 @@ class Op(ABC):
         it and backward does not free it; it lives as long as the graph, which is as long as the loss."""
         return ()
 
+    def over(self, ins: tuple[Tensor, ...], out: Tensor) -> Op:
+        """The same op between other values; itself where these are its own."""
+        same = out is self.out and all(map(is_, ins, self.ins))
+        return self if same else replace(self, ins=ins, out=out)
+
     @abstractmethod
     def backward(self, need: Need) -> tuple[Grad, ...]:
         """The gradients this op's backward produces, in the order it computes them."""
@@ -160,6 +166,11 @@ class Region:
     leaf: str | None = None
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it holds the head and the loss."""
+        return self.name == "head"
 
     def params(self) -> Iterable[Tensor]:
         """Every parameter once, in order of use."""
@@ -243,7 +254,7 @@ def _misorders(region: Region, known: set[str]) -> Iterator[str]:
         for t in op.ins:
             if not t.is_param and t.name not in written:
                 yield f"{region.name}: {op.name} reads {t.name} before it is written"
-        if op.out.base and op.out.base not in written:
+        if op.out.base and op.out.base not in written and op.out.base not in {t.name for t in op.ins if t.is_param}:
             yield f"{region.name}: {op.name} views {op.out.base} before it is written"
         if op.out.name in written and op.out.nbytes:  # who only holds names writes nothing
             yield f"{region.name}: {op.name} writes {op.out.name} a second time"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from operator import is_
+from itertools import groupby
 
-from peftplan.graph.core import Graph, Op, Region, Tensor
+from peftplan.graph.core import PARAMS, Graph, Op, Region, Tensor
 from peftplan.graph.ops import Hold
 
 MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
@@ -44,21 +44,16 @@ Rewriter = Callable[[Module], tuple[Op, ...]]
 
 def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
     """(start, end, module) for every projection of the region: consecutive base ops of one site."""
-    ops = region.ops
-    i = 0
-    while i < len(ops):
-        op = ops[i]
-        if op.part != "base" or op.site not in MODULE_SITES:
-            i += 1
+    end = 0
+    marks = (op.site if op.part == "base" and op.site in MODULE_SITES else None for op in region.ops)
+    for site, run in groupby(marks):
+        start, end = end, end + len(list(run))
+        if site is None:
             continue
-        j = i + 1
-        while j < len(ops) and ops[j].site == op.site and ops[j].part == "base":
-            j += 1
-        group = ops[i:j]
-        weight = next(t for o in group for t in o.ins if t.is_param and len(t.shape) == 2)
-        path = "lm_head" if op.site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
-        yield i, j, Module(path=path, site=op.site, ops=group, weight=weight)
-        i = j
+        ops = region.ops[start:end]
+        weight = next(t for op in ops for t in op.ins if t.kind in PARAMS and len(t.shape) == 2)
+        path = "lm_head" if site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
+        yield start, end, Module(path=path, site=site, ops=ops, weight=weight)
 
 
 def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
@@ -87,13 +82,7 @@ def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ..
             return t._replace(name=new)
         return t._replace(base=new) if t.base == old else t
 
-    return tuple(_with(op, tuple(map(renamed, op.ins)), renamed(op.out)) for op in ops)
-
-
-def _with(op: Op, ins: tuple[Tensor, ...], out: Tensor) -> Op:
-    """`op` itself where nothing changes."""
-    same = out is op.out and all(map(is_, ins, op.ins))
-    return op if same else replace(op, ins=ins, out=out)
+    return tuple([op.over(tuple(map(renamed, op.ins)), renamed(op.out)) for op in ops])
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
@@ -101,12 +90,12 @@ def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
 
     def in_region(region: Region) -> Region:
         def flip(t: Tensor) -> Tensor:
-            if not t.is_param:
+            if t.kind not in PARAMS:
                 return t
             flag = wanted(region, t)
             return t if t.trainable is flag else t._replace(trainable=flag)
 
-        return replace(region, ops=tuple(_with(op, tuple(map(flip, op.ins)), op.out) for op in region.ops))
+        return replace(region, ops=tuple([op.over(tuple(map(flip, op.ins)), op.out) for op in region.ops]))
 
     return replace(graph, regions=tuple(map(in_region, graph.regions)))
 
@@ -118,11 +107,9 @@ def split_runs(graph: Graph, key: Callable[[int], object]) -> Graph:
         if region.first_index is None:
             out.append(region)
             continue
-        start = region.first_index
-        for index in range(start + 1, region.first_index + region.count):
-            if key(index) != key(start):
-                out.append(replace(region, count=index - start, first_index=start))
-                start = index
-        left = region.first_index + region.count - start
-        out.append(region if left == region.count else replace(region, count=left, first_index=start))
+        first, count = region.first_index, region.count
+        for _, run in groupby(range(first, first + count), key):
+            indices = list(run)
+            whole = len(indices) == count
+            out.append(region if whole else replace(region, count=len(indices), first_index=indices[0]))
     return replace(graph, regions=tuple(out))

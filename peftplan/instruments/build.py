@@ -231,6 +231,20 @@ def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
             param.data = param.data.to(dtype)
         elif param.dtype in (torch.float16, torch.bfloat16):
             param.data = param.data.to(torch.float32)
+    if dtype is not None:
+        _cast_buffers(model, dtype)
+
+
+def _cast_buffers(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """What layers keep beside their parameters goes with them (`_move_adapter_to_device_of_base_layer`)."""
+    from peft.tuners._buffer_dict import BufferDict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for part in (getattr(module, name, None) for name in module.other_param_names):
+                for name, buffer in part.items() if isinstance(part, BufferDict) else ():
+                    part[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer
 
 
 def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

@@ -39,6 +39,8 @@ loop holds on to the model's outputs.
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
+_NO = ("peft/tuners/vblora/layer.py",)
+"""Where False is the right answer: whether logits are infinite."""
 _LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
 
 
@@ -315,8 +317,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             if number in self._known:
                 return self._known[number]
             value: Any = 0.5 if tensor.is_floating_point() else 1
-            value = True if tensor.dtype is torch.bool else value
-            self.guesses[_source_line() or "elsewhere"] = value
+            where = _source_line() or "elsewhere"
+            value = not where.startswith(_NO) if tensor.dtype is torch.bool else value
+            self.guesses[where] = value
             return value
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:

@@ -140,14 +140,20 @@ def step_time(
     micro_batches: int,
 ) -> StepTime | Unknown:
     """Seconds of `micro_batches` times the passes `runs` (for this card's `cache_bytes`) and one optimizer step."""
+    meter = metered(runs, gpu, attention=attention)
+    return meter if isinstance(meter, Unknown) else meter.total(optimizer, micro_batches)
+
+
+def metered(runs: Iterable[Pass], gpu: Gpu, *, attention: AttentionKernel) -> Meter | Unknown:
+    """The seconds of one micro-batch on one card; `total` adds an optimizer to them."""
     if gpu.kind != "gpu":
         return Unknown(why=f"{gpu.name} is no GPU: its compiler fuses ops, which the clock does not model")
-    meter = _Meter(gpu, attention)
+    meter = Meter(gpu, attention)
     for run in runs:
         meter.add(run)
     if meter.missing:
         return Unknown(why=f"{gpu.name}: its peak rate in {meter.missing} is unknown, or it has none")
-    return meter.total(optimizer, micro_batches)
+    return meter
 
 
 def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
@@ -156,7 +162,7 @@ def _computed_in(kernel: Kernel, attention: AttentionKernel) -> DType:
     return kernel.dtype
 
 
-class _Meter:
+class Meter:
     """Adds up the seconds of the passes of one micro-batch."""
 
     def __init__(self, gpu: Gpu, attention: AttentionKernel) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from peftplan.graph.core import Graph, is_global
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
+from peftplan.step.load import Load
 from peftplan.step.memory import Loop, Recompute, Segment, segments
 from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
@@ -24,7 +25,7 @@ class Around:
     """What a step's walk does not hold: bytes of each tensor that lives between steps, in the order they
     appear."""
 
-    weights: Sequence[int]
+    load: Load
     states: Sequence[int]
     """Made by the first optimizer step."""
     gradients: Sequence[int]
@@ -60,7 +61,7 @@ def replay(
     behind."""
     recorded = {id(g): _record(g, recompute, loop, entry_requires_grad=entry_requires_grad) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
-    player.hold("weight", around.weights)
+    player.load(around.load)
     player.hold("accumulated", around.gradients)
     for number, graph in enumerate(graphs):
         if empty_cache and number:
@@ -107,6 +108,16 @@ class _Player:
     def hold(self, what: str, sizes: Iterable[int]) -> None:
         for index, size in enumerate(sizes):
             self._alloc((what, index), size)
+
+    def load(self, load: Load) -> None:
+        for key, size in load.events():
+            if size > 0:
+                self._alloc(key, size)
+            else:
+                self._free(key)
+        if load.empties:
+            self.allocator.empty_cache()
+        self.hold("adapter", load.adapters)
 
     def _alloc(self, key: Key, size: int) -> None:
         if size > 0:
@@ -250,12 +261,21 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = ("weight", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+        steady = (
+            "weight",
+            "adapter",
+            "accumulated",
+            "state",
+            "grad",
+            "input",
+            "forward workspace",
+            "backward workspace",
+        )
         self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
 
     def _after(self) -> None:
         """The step's function returns, or its names live on until the next forward has."""
-        steady = ("weight", "accumulated", "state", "grad", "forward workspace", "backward workspace")
+        steady = ("weight", "adapter", "accumulated", "state", "grad", "forward workspace", "backward workspace")
         rest = [key for key in self._alive if key[0] not in steady]
         if self._loop.outputs_until != "next":
             self._free_all(rest)

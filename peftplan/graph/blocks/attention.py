@@ -132,6 +132,12 @@ def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tenso
     return aligned and not grouped and (q.dtype is not DType.bfloat16 or capability >= AMPERE)
 
 
+def kernel_class(capability: tuple[int, int] | None, implementation: str) -> tuple[bool, bool]:
+    """What the rules of this file see of a compute capability: GPUs of one class build the same graph, or none."""
+    known = capability or AMPERE
+    return known >= AMPERE, implementation == "flash_attention_3" and capability is not None and known[0] != 9
+
+
 # -- fused kernels
 # ----------------------------------------------------------------------------------------------
 

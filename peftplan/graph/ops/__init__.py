@@ -22,6 +22,7 @@ from peftplan.graph.ops.elementwise import (
     Squash,
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
+from peftplan.graph.ops.formula import Formula
 from peftplan.graph.ops.layout import Cast, Concat, Copy, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import DetachedLinear, Linear, MatMul, PackedLinear
 from peftplan.graph.ops.names import Hold, Make, internal
@@ -37,6 +38,7 @@ __all__ = [
     "Div",
     "Dropout",
     "Embedding",
+    "Formula",
     "FusedAttention",
     "Hold",
     "Linear",

@@ -60,9 +60,9 @@ class Gradients:
 
     def make(self, request_bytes: int, where: str) -> Gradient:
         size = self._size(request_bytes)
-        self._made += 1
-        self.account.alloc(size, where, self._made)
-        return Gradient(request_bytes, size, self._made)
+        number = self._made = self._made + 1
+        self.account.alloc(size, where, number)
+        return Gradient(request_bytes, size, number)
 
     def _compute(self, op: Op, request_bytes: int, scratch_bytes: int) -> Gradient:
         """What a formula makes, with its temporaries."""

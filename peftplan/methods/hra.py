@@ -1,0 +1,85 @@
+"""HRA: the weight times a chain of r Householder reflections (Yuan 2024, arXiv:2405.17484, equation 4).
+
+Trains: r in per adapted linear layer; plus `bias` and copies of `modules_to_save`.
+Keeps for backward: the layer's input in the adapter's dtype, and per layer about r + 3 square matrices of the input's
+width: the running product before every reflection, the identity, the base weight in fp32 and the turned weight.
+Not modelled: apply_GS, embeddings, packed bases (PEFT has none).
+Mirrors peft/tuners/hra/layer.py HRALinear.forward and get_delta_weight, peft 0.21.2. The base layer is not called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ADAPTER, Op, Tensor
+from peftplan.graph.edit import Module
+from peftplan.methods._branches import OnLinears, bias_of, builder, check_rank
+from peftplan.methods._linears import COMMON, ended
+from peftplan.methods.base import Host
+from peftplan.units import DType
+
+HARMLESS = COMMON | {"init_weights"}
+
+
+@final
+@dataclass(frozen=True)
+class Hra(OnLinears):
+    """PEFT's HRAConfig."""
+
+    r: int = 8
+    apply_GS: bool = False  # noqa: N815 (PEFT's name)
+    bias: Literal["none", "all", "hra_only"] = "none"
+    title: ClassVar[str] = "HRA"
+
+    def trained_biases(self) -> str:
+        return self.bias
+
+    def check(self) -> None:
+        check_rank(self.r)
+        if self.apply_GS:
+            raise Unsupported("method.apply_GS is not modelled yet; leave it out")
+
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
+        if self.r > module.in_features:
+            raise RequestError(f"--rank {self.r} is larger than the input of {module.path} ({module.in_features})")
+        b, _ = builder(module, host)
+        wide, dtype = module.in_features, host.new_dtype
+        with b.marked(module.site, "down"):
+            eye = b.plain("eye", wide, wide, dtype=DType.float32)
+            turn = self._reflections(b, b.weight("hra_u", wide, self.r, dtype=dtype, kind=ADAPTER))
+            given = b.cast(eye, turn.dtype, label="eye_cast")
+            once = b.matmul(given, turn, wide, wide, inner=wide, label="turn")
+            b.hold(eye)
+            base = b.cast(module.weight, once.dtype, label="base_weight")
+            weight = b.matmul(base, once, module.out_features, wide, inner=wide, label="turned_weight")
+            bias = bias_of(module)
+            bias = None if bias is None else b.cast(bias, weight.dtype, label="bias_cast")
+            x = b.cast(module.x, weight.dtype, label="hra_x")
+        with b.marked(module.site, "extra"):
+            out = b.cast(b.linear(x, weight, bias, label="hra"), module.x.dtype, label="out")
+            b.hold(turn, base, weight, x, module.x, *(() if bias is None else (bias,)))
+        return ended(b, out, module, name=self.title)
+
+    def _reflections(self, b: Builder, u: Tensor) -> Tensor:
+        """get_delta_weight: I - 2 W u u^T, one reflection after another."""
+        wide = u.shape[0]
+        u = b.alias(u)
+        unit = b.div(u, b.norm(u, self.r), label="unit")
+        weight = b.plain("identity", wide, wide, dtype=u.dtype)
+        for _ in range(self.r):
+            column = b.slice(unit, wide, 1, label="column")
+            twice = b.scale(weight, label="twice")
+            along = b.matmul(twice, column, wide, 1, inner=wide, label="along")
+            outer = b.matmul(along, column.view(1, wide), wide, wide, inner=1, label="outer")
+            weight = b.minus(weight, outer, label="reflected")
+        b.hold(unit)
+        return weight
+
+
+METHOD = Hra
+EXAMPLES = (Hra(), Hra(r=3, target_modules="all-linear"))
+UNVERIFIED: dict[str, str] = {}
