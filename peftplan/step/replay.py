@@ -44,6 +44,8 @@ class _Track:
     forward: list[tuple[str, int]]
     backward: list[tuple[str, int]]
     parameter_gradients: frozenset[str]
+    cached: tuple[str, ...]
+    """Autocast's copies of weights, which go when the forward has ended."""
 
 
 def replay(
@@ -83,15 +85,15 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened))
     for part in parts:
         part.walk.forward()
-    forwards = [book.take() for book in books]
+    forwards = [(book.take(), part.walk.cached_names) for part, book in zip(parts, books, strict=True)]
     for part, book in zip(reversed(parts), reversed(books), strict=True):
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
         part.walk.backward(root=part is parts[-1])
     return [
-        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params))
-        for part, forward, book in zip(parts, forwards, books, strict=True)
+        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
+        for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
     ]
 
 
@@ -185,7 +187,7 @@ class _Player:
                     self._free(key)
             stream = self._key(i, j, region.exit.storage)
         for i, j, track in self._places():
-            self._free_all(self._key(i, j, name) for name in track.part.walk.cached_names)
+            self._free_all(self._key(i, j, name) for name in track.cached)
         return entries
 
     def _alloc_taken(self) -> None:

@@ -106,9 +106,9 @@ class Trainer(ABC):
         flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
         fields, remarks = self._fields(flat, name)
         unread = {key: value for key, value in flat.items() if not self._claimed(key)}
-        instead = {
-            key: why for rule in self.rules for key, why in self._answer(rule, rule.stand_ins, flat, name).items()
-        }
+        instead: dict[str, str | None] = {}
+        for rule in self.rules:
+            instead.update(self._answer(rule, rule.stand_ins, flat, name))
         remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
         remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
         kept = {key for rule in self.rules for key in rule.kept(flat)}
