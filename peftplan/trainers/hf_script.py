@@ -195,14 +195,14 @@ def script(config: Mapping[str, Any]) -> str:
     """train.py with this literal in its one place."""
     text = resources.files(__package__).joinpath("scripts/hf_script.txt").read_text("utf-8")
     ordered = {key: config[key] for key in (*_ORDER, *config) if key in config}
-    return text.replace("CONFIG = None", f"CONFIG = {_literal(ordered, 0)}", 1)
+    return text.replace("CONFIG = None", f"CONFIG = {literal(ordered)}", 1)
 
 
-def _literal(value: Any, depth: int) -> str:
+def literal(value: Any, depth: int = 0) -> str:
     """Python's notation, one key of a mapping a line."""
     if not isinstance(value, Mapping) or not value:
         return json.dumps(value) if isinstance(value, str) else repr(value)
-    inside = "".join(f"{'    ' * (depth + 1)}{key!r}: {_literal(each, depth + 1)},\n" for key, each in value.items())
+    inside = "".join(f"{'    ' * (depth + 1)}{key!r}: {literal(each, depth + 1)},\n" for key, each in value.items())
     return "{\n" + inside + "    " * depth + "}"
 
 
