@@ -20,6 +20,7 @@ from peftplan.planner.desk import Candidate, least_bytes, weigh
 from peftplan.planner.goal import CHANGE_ORDER, Goal
 from peftplan.planner.result import Closest, Miss, Notch, Room
 from peftplan.planner.space import Choice, Space, make_space, named_gpus
+from peftplan.result import Estimate
 
 STEP = 128
 """Tokens: the largest sequence is found to this."""
@@ -186,18 +187,24 @@ def _missing_bytes(device_bytes: int, c: Candidate) -> int:
 def _fewest_bytes(candidates: list[Candidate], goal: Goal, bench: Bench) -> Candidate:
     """The candidate that lacks least; a replay is asked for only while its lower bound could still win."""
     known = [c for c in candidates if c.usable_bytes is not None]
-    if not known:
-        gpu = candidates[0].seat.gpu
-        raise RequestError(f"--gpu {gpu.name}: {usable_bytes(gpu).source}")
     lower = {c: _missing_bytes(least_bytes(c.figures.peak_bytes, c.seat.gpu), c) for c in known}
-    best, lacks = known[0], None
+    best: Candidate | None = None
+    lacks = inf
     for c in sorted(rank.ranked(known, goal.order), key=lower.__getitem__):
-        if lacks is not None and lower[c] >= lacks:
+        if lower[c] >= lacks:
             break
         device_bytes = bench.device_bytes(c)
-        if device_bytes is not None and (lacks is None or _missing_bytes(device_bytes, c) < lacks):
+        if device_bytes is not None and _missing_bytes(device_bytes, c) < lacks:
             best, lacks = c, _missing_bytes(device_bytes, c)
+    if best is None:
+        raise RequestError(_no_verdict(bench.estimate(candidates[0])))
     return best
+
+
+def _no_verdict(found: Estimate) -> str:
+    """Why a card is neither enough nor too small."""
+    why = next(note.why for note in found.assumptions if note.what in ("memory.device_bytes", "fit"))
+    return f"--gpu {found.job.gpu}: {why}"
 
 
 def _too_much(c: Candidate, bench: Bench) -> str:

@@ -275,8 +275,10 @@ def _together(choices: Iterable[Choice]) -> Choice:
 
 
 def _accepted(job: Job, axis: tuple[Choice, ...]) -> tuple[Choice, ...]:
-    """The choices that the code models, asked one by one; the only one unasked, so that its refusal is heard."""
-    return axis if len(axis) == 1 else tuple(c for c in axis if _modelled(changed(job, c.update)))
+    """The choices that the code models, asked one by one; where it refuses all, the first, so that it says why."""
+    if len(axis) == 1:
+        return axis
+    return tuple(choice for choice in axis if _modelled(changed(job, choice.update))) or axis[:1]
 
 
 def _modelled(job: Job) -> bool:
