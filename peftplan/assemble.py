@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from peftplan.graph.blocks.decoder import decoder, module_order
+from functools import lru_cache
+
+from peftplan.arch.core import Arch
+from peftplan.formats import Format
+from peftplan.graph.blocks.decoder import Setup, decoder, module_order
 from peftplan.graph.core import Graph, Tensor, is_global
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case
+from peftplan.units import DType
 
 
 def build_graph(case: Case) -> Graph:
     """Architecture -> graph -> format -> method: bases are packed when loaded, adapters come on top."""
-    graph = decoder(case.arch, case.setup)
-    graph = case.format.apply(graph, case.compute, case.setup.numerics)
-    return case.method.apply(graph, case.host)
+    return case.method.apply(base_graph(case.arch, case.setup, case.format, case.compute), case.host)
+
+
+@lru_cache(maxsize=64)
+def base_graph(arch: Arch, setup: Setup, fmt: Format, compute: DType) -> Graph:
+    """The base model's graph as its format holds it. Searches put many methods on one base."""
+    return fmt.apply(decoder(arch, setup), compute, setup.numerics)
 
 
 def trained(graph: Graph) -> list[Trained]:
@@ -22,7 +31,8 @@ def trained(graph: Graph) -> list[Trained]:
     for region in graph.regions:
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
-        found.extend(Trained(t.numel, t.dtype, region.count) for t in _as_registered(mine))
+        ordered = _as_registered(mine) if len(mine) > 1 else mine
+        found.extend([Trained(t.numel, t.dtype, 1 if is_global(t.name) else region.count) for t in ordered])
     return found
 
 
@@ -31,7 +41,9 @@ def _as_registered(weights: list[Tensor]) -> list[Tensor]:
     which autocast casts first."""
     first: dict[str, int] = {}
     for i, t in enumerate(weights):
-        first.setdefault(t.name.rpartition(".")[0], i)
-    return sorted(
-        weights, key=lambda t: (*module_order(t.name), first[t.name.rpartition(".")[0]], t.name.endswith(".bias"))
-    )
+        first.setdefault(_module(t), i)
+    return sorted(weights, key=lambda t: (*module_order(t.name), first[_module(t)], t.name.endswith(".bias")))
+
+
+def _module(t: Tensor) -> str:
+    return t.name.rpartition(".")[0]

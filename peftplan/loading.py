@@ -74,7 +74,7 @@ def _weight(case: Case, t: Tensor) -> Weight:
     if t.stored_bytes is not None:
         return Weight(arrives_bytes=t.numel * half, expected_bytes=fmt.expected_bytes(t.numel), pieces=fmt.pieces(t))
     arrives = t.numel * min(half, t.dtype.size)
-    casts = (4 * t.numel,) if fmt.packed and fmt.upcasts_rest and arrives < 4 * t.numel else ()
+    casts: tuple[int, ...] = (4 * t.numel,) if fmt.packed and fmt.upcasts_rest and arrives < 4 * t.numel else ()
     if casts and t.dtype.size < 4:
         casts = (*casts, t.nbytes)
     return Weight(arrives_bytes=arrives, expected_bytes=arrives, casts=casts)

@@ -53,6 +53,8 @@ def load_knobs(job: Job) -> LoadKnobs:
 
 def _known(kind: type[AllocatorKnobs | LoadKnobs], prefix: str, knobs: dict[str, Any]) -> dict[str, Any]:
     """`knobs`, each of them one of `kind`'s and of its type."""
+    if not knobs:
+        return knobs
     numbers = {field.name for field in fields(kind) if "int" in str(field.type)}
     for key, value in knobs.items():
         if key not in {field.name for field in fields(kind)}:

@@ -11,22 +11,24 @@ from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_work
 from peftplan.loading import loading
 from peftplan.process import allocator_knobs
 from peftplan.resolve import Case
-from peftplan.step.allocator import Usage
+from peftplan.step.allocator import AllocatorSettings, Usage
 from peftplan.step.replay import Around, replay
 
 
-def usage(case: Case, graph: Graph, workspace_bytes: int) -> Usage:
+def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None) -> Usage:
     """What torch.cuda.memory_stats would say of a steady step: 30 to 100 ms for 24 to 32 layers (2026-11).
 
     The step before has the same size, unless `allocator.seq_len_before` says that it was shorter.
-    `allocator.empty_cache=true` empties the cache before each step.
+    `allocator.empty_cache=true` empties the cache before each step. Cached memory is given back where more than
+    `capacity_bytes` would be held.
     """
     return replay(
         _steps(case, graph),
-        _around(case, graph, workspace_bytes),
+        around(case, graph, workspace_bytes),
         recompute=case.recompute,
         loop=case.loop,
         entry_requires_grad=case.recompute.layers,
+        settings=AllocatorSettings(capacity_bytes=capacity_bytes),
         empty_cache=allocator_knobs(case.job).empty_cache,
     )
 
@@ -40,7 +42,8 @@ def _steps(case: Case, graph: Graph) -> list[Graph]:
     return [graph, build_graph(replace(case, setup=shorter)), graph]
 
 
-def _around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
+def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
+    """What lives beyond a step: the loaded model, optimizer states, workspaces."""
     weights = trained(graph)
     each = [w.bytes for w in weights for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(weights, "cuda") for _ in range(s.copies) if not s.host]

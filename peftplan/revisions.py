@@ -47,6 +47,8 @@ def _by_repository(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     tops: dict[Path, Path] = {}
     groups: dict[Path, list[Path]] = {}
     for path in paths:
+        if "\n" in str(path):
+            raise RequestError(f"{str(path)!r}: git cannot be asked for a file name with a line break")
         folder = path.resolve().parent
         if folder not in tops:
             tops[folder] = _top(folder, path)

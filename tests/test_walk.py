@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import Region, Tensor
-from peftplan.step.walk import Plan, RegionWalk, block_size, exact, propagate_need
+from peftplan.step.allocator import fresh_block_bytes
+from peftplan.step.walk import Plan, RegionWalk, exact, propagate_need
 from peftplan.units import KIB, MIB, DType
 
 X = Tensor("x", (4, 8), DType.float32)
@@ -90,8 +91,8 @@ def test_recomputation_stops_at_the_last_op_that_saves() -> None:
 
 
 def test_blocks_round_as_the_caching_allocator_does() -> None:
-    assert block_size(1) == 512
-    assert block_size(513) == 1024
-    assert block_size(10 * MIB - 512) == 10 * MIB - 512
-    assert block_size(10 * MIB + 1) == 10 * MIB + 512  # 1.5 MiB over a 2 MiB multiple is split off
-    assert block_size(12 * MIB - 512 * KIB) == 12 * MIB  # a rest of half a MiB stays with the block
+    assert fresh_block_bytes(1) == 512
+    assert fresh_block_bytes(513) == 1024
+    assert fresh_block_bytes(10 * MIB - 512) == 10 * MIB - 512
+    assert fresh_block_bytes(10 * MIB + 1) == 10 * MIB + 512  # 1.5 MiB over a 2 MiB multiple is split off
+    assert fresh_block_bytes(12 * MIB - 512 * KIB) == 12 * MIB  # a rest of half a MiB stays with the block

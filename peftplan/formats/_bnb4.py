@@ -67,8 +67,8 @@ class Bnb4(Format, ABC):
         return packed + blocks + 4 * ceil_div(blocks, 256) + 256 * 4 + 4 + code
 
     def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
-        """functional.py, quantize_4bit: the kernel makes absmax, then the packed weight; the code is a tensor of its own
-        for each weight. Double quantization packs `absmax - offset` (quantize_blockwise) and drops both."""
+        """functional.py, quantize_4bit: the kernel makes absmax, then the packed weight; each weight has a code of its
+        own. Double quantization packs `absmax - offset` (quantize_blockwise) and drops absmax and difference."""
         blocks = ceil_div(weight.numel, self.blocksize)
         absmax, packed, code = Piece(4 * blocks, not self.double_quant), Piece(ceil_div(weight.numel, 2)), Piece(16 * 4)
         if not self.double_quant:

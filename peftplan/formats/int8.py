@@ -39,8 +39,8 @@ class Int8(Format):
 
     def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
         """transformers takes the weight back to the CPU first, so Int8Params.to makes a second fp16 copy on the device
-        (integrations/bitsandbytes.py, Bnb8bitQuantize; bitsandbytes nn/modules.py, Int8Params._quantize), then scales and
-        packed weight (backends/cuda/ops.py, int8_vectorwise_quant)."""
+        (integrations/bitsandbytes.py, Bnb8bitQuantize; bitsandbytes nn/modules.py, Int8Params._quantize), then scales
+        and packed weight (backends/cuda/ops.py, int8_vectorwise_quant)."""
         return Piece(2 * weight.numel, stays=False), Piece(4 * weight.shape[0]), Piece(weight.numel)
 
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:

@@ -98,6 +98,8 @@ class Op(ABC):
     views: ClassVar[bool] = False
     """Whether the gradient of the first input comes back as a view of what the formula makes: a view keeps the tensor
     that it views, so the engine does not add to it in place."""
+    multiplies_back: ClassVar[bool] = False
+    """Whether its backward has matrix products although its forward has none."""
     pieces: ClassVar[int] = 1
     """In how many equal tensors an op's temporaries come."""
 
@@ -250,11 +252,12 @@ def _misfits(region: Region, before: Tensor | None) -> Iterator[str]:
 def _misorders(region: Region, known: set[str]) -> Iterator[str]:
     """Static single assignment within a region: every value is written once, and before it is read."""
     written = known | {t.name for t in (region.entry, *region.taken) if t is not None}
+    params = {t.name for t in region.params()}
     for op in region.ops:
         for t in op.ins:
             if not t.is_param and t.name not in written:
                 yield f"{region.name}: {op.name} reads {t.name} before it is written"
-        if op.out.base and op.out.base not in written and op.out.base not in {t.name for t in op.ins if t.is_param}:
+        if op.out.base and op.out.base not in written | params:
             yield f"{region.name}: {op.name} views {op.out.base} before it is written"
         if op.out.name in written and op.out.nbytes:  # who only holds names writes nothing
             yield f"{region.name}: {op.name} writes {op.out.name} a second time"

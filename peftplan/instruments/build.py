@@ -243,8 +243,8 @@ def _cast_buffers(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for part in (getattr(module, name, None) for name in module.other_param_names):
-                for name, buffer in part.items() if isinstance(part, BufferDict) else ():
-                    part[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer
+                if isinstance(part, BufferDict):
+                    part.update({k: t.to(dtype) if t.is_floating_point() else t for k, t in part.items()})
 
 
 def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

@@ -76,8 +76,14 @@ def linear(b: Builder, x: Tensor, width: int, label: str) -> Tensor:
     return b.linear(x, weight, Tensor(f"{name}.bias", (width,), FP32, ADAPTER, True), label=label)
 
 
+def repeated(b: Builder, prompts: Tensor, graph: Graph) -> Tensor:
+    """`prompts.repeat(batch_size, 1, 1)`."""
+    size = next(t.shape[0] for t in graph.inputs if t.name == "@labels")
+    return b.copy(prompts, size, *prompts.shape[1:], label="prompts", grad_copied=size > 1)
+
+
 def prepend(graph: Graph, host: Host, tokens: int, encode: Callable[[Builder, Tensor], Tensor]) -> Graph:
-    """`graph`, laid out for `tokens` more positions, with those made by `encode(builder, ids)`: (1, tokens, hidden)."""
+    """`graph`, laid out for `tokens` more positions, with those made by `encode(builder, ids)`: (B, tokens, hidden)."""
     given = {t.name: _shortened(t, tokens) for t in graph.inputs}
     size = given["@labels"].shape[0]
     first, *middle, head = graph.regions
@@ -90,11 +96,10 @@ def prepend(graph: Graph, host: Host, tokens: int, encode: Callable[[Builder, Te
     labels = b.make("long_labels", size, first.exit.shape[1], dtype=INT64, ins=(prefix, given["@labels"]))
     ids, buffers = prompt_ids(b, tokens, size)
     prompts = encode(b, ids)
-    prompts = b.copy(prompts, size, *prompts.shape[1:], label="prompts", grad_copied=size > 1)
     prompts = b.cast(prompts, embeds.dtype, label="prompts_cast")
     joined = b.concat((prompts, embeds), *first.exit.shape, label="inputs_embeds")
     b.ops[-1:] = writing(b.ops[-1:], joined, first.exit)
-    held += (prefix.name, labels.name, prompts.name, first.exit.name)
+    held += (prefix.name, labels.name, prompts.storage, first.exit.name)
     front = replace(first, ops=(*b.ops, *rest), held=held, leaf=embeds.name)
     return replace(
         graph,

@@ -3,8 +3,8 @@
 Trains: in out / block_size per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in fp32.
 Not modelled: embeddings, packed bases (PEFT has none).
-Mirrors peft/tuners/c3a/layer.py C3ALinear.forward and utils.py BlockCircularConvolution, peft 0.21.2. Everything runs in
-fp32 and complex64, whatever the model's dtype; the transforms of input and output take eight bytes an element.
+Mirrors peft/tuners/c3a/layer.py C3ALinear.forward and utils.py BlockCircularConvolution, peft 0.21.2. Everything runs
+in fp32 and complex64, whatever the model's dtype; the transforms of input and output take eight bytes an element.
 """
 
 from __future__ import annotations

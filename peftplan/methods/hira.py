@@ -4,21 +4,22 @@ Trains: r (in + out) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, the whole change of its weight, and a mask where there is
 dropout.
 Not modelled: embeddings, packed bases.
-Mirrors peft/tuners/hira/layer.py Linear.forward, peft 0.21.2.
+Mirrors peft/tuners/hira/layer.py Linear.forward and dispatch_default, peft 0.21.2, which gives every linear layer the
+config's rank whatever `rank_pattern` says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from peftplan.graph.core import ADAPTER, Op
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import OnLinears, builder, by_pattern, check_rank, check_share
+from peftplan.methods._branches import OnLinears, builder, check_rank, check_share
 from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
 
-HARMLESS = COMMON | {"init_weights"}
+HARMLESS = COMMON | {"init_weights", "rank_pattern"}
 
 
 @final
@@ -27,25 +28,22 @@ class Hira(OnLinears):
     """PEFT's HiraConfig."""
 
     r: int = 32
-    rank_pattern: dict[str, int] = field(default_factory=dict)
     hira_dropout: float = 0.0
     title: ClassVar[str] = "HiRA"
     packs: ClassVar[bool] = True
 
     def check(self) -> None:
-        check_rank(min((self.r, *self.rank_pattern.values())))
+        check_rank(self.r)
         check_share("hira_dropout", self.hira_dropout)
 
-    def size(self, path: str) -> int:
-        return by_pattern(path, self.r, self.rank_pattern)
-
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
         b, base = builder(module, host)
         wide, out = module.in_features, module.out_features
-        a = b.weight("hira_A", size, wide, dtype=host.new_dtype, kind=ADAPTER)
-        up = b.weight("hira_B", out, size, dtype=host.new_dtype, kind=ADAPTER)
+        a = b.weight("hira_A", self.r, wide, dtype=host.new_dtype, kind=ADAPTER)
+        up = b.weight("hira_B", out, self.r, dtype=host.new_dtype, kind=ADAPTER)
         with b.marked(module.site, "down"):
-            product = b.matmul(a, up, wide, out, inner=size, label="hira_AB")
+            product = b.matmul(a, up, wide, out, inner=self.r, label="hira_AB")
             x = b.cast(module.x, host.new_dtype, label="hira_x")
             given = b.dropout(x, self.hira_dropout)
             weight = b.mul(module.weight, product.view(out, wide), label="hira_weight")

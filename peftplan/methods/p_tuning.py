@@ -51,7 +51,7 @@ class PTuning(Method):
             h = b.squash(_prompts.linear(b, h, inner, "mlp_head.2"), label="relu")
             out = _prompts.linear(b, h, hidden, "mlp_head.4")
             b.hold(x)
-            return out
+            return _prompts.repeated(b, out, graph)
 
         return _prompts.prepend(graph, host, tokens, encode)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import final
 
 from peftplan.graph.blocks.decoder import Batch
-from peftplan.graph.core import Graph
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import Graph, Tensor
 from peftplan.methods import _prompts
 from peftplan.methods.base import Host, Method
 
@@ -39,7 +40,11 @@ class PromptTuning(Method):
         _prompts.check_shape(
             token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
         )
-        return _prompts.prepend(graph, host, tokens, lambda b, ids: _prompts.lookup(b, ids, tokens, hidden))
+
+        def encode(b: Builder, ids: Tensor) -> Tensor:
+            return _prompts.repeated(b, _prompts.lookup(b, ids, tokens, hidden), graph)
+
+        return _prompts.prepend(graph, host, tokens, encode)
 
 
 METHOD = PromptTuning

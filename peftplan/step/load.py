@@ -1,15 +1,17 @@
 """What loading a model allocates and frees on the device, weight by weight: it decides what is cached afterwards.
 
-Mirrors transformers 5.23.0, read 2026-11-21: `from_pretrained` with a device_map first allocates and frees one block of
-the model's expected size (modeling_utils.py, caching_allocator_warmup, since 4.50), then takes the weights in the order
-of their sorted names (core_model_loading.py, convert_and_load_state_dict_in_model). A weight to be quantized arrives in
-the checkpoint's place in the model's dtype, is packed there (integrations/bitsandbytes.py, Bnb4bitQuantize.convert) and
+Mirrors transformers 5.23.0, read 2026-11-21: `from_pretrained` with a device_map first allocates and frees one block
+of the model's expected size (modeling_utils.py, caching_allocator_warmup, since 4.50), then takes the weights in the
+order of their sorted names (core_model_loading.py, convert_and_load_state_dict_in_model). A weight to be quantized
+arrives on the device in the model's dtype, is packed there (integrations/bitsandbytes.py, Bnb4bitQuantize.convert) and
 freed. Then peft 0.21.2, utils/other.py, prepare_model_for_kbit_training casts what is not packed, one parameter after
 another, and empties the cache (since 0.20.0).
 
-Threads: some releases of transformers 5 (5.0.0 is one) also load ahead with up to four threads while they quantize. That
-is a race: two equal runs end with different bytes. Here the threads are equally fast and quantizing takes no time, so
-full-precision weights pile up behind the largest, the embedding. Errs high where the threads are slower than that.
+Threads: some releases of transformers 5 (5.0.0 is one) also load ahead with up to four threads while they quantize.
+That is a race: two equal runs end with different bytes. Here the threads are equally fast and quantizing takes no
+time, so full-precision weights pile up behind the largest, the embedding. Errs high where the threads are slower.
+
+Not replayed: a second tensor of a few KiB for each packed bias, and inv_freq. Both are in the small pool.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ def _packed(index: int, weight: Weight) -> Iterator[Event]:
 def arrivals(sizes: Sequence[int], threads: int) -> Iterable[tuple[int, bool]]:
     """(index, True) when a weight is allocated, (index, False) when its turn to be packed has come.
 
-    Weights are taken up in order by the first free thread, which needs time in proportion to their bytes; they are packed
-    in order too, as soon as they are complete.
+    Weights are taken up in order by the first free thread, which needs time in proportion to their bytes; they are
+    packed in order too, as soon as they are complete.
     """
     if not threads:
         return ((index, arrives) for index in range(len(sizes)) for arrives in (True, False))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from peftplan.graph.core import Graph, is_global
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
-from peftplan.step.memory import Loop, Recompute, Segment, segments
+from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
 from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
@@ -44,6 +44,8 @@ class _Track:
     forward: list[tuple[str, int]]
     backward: list[tuple[str, int]]
     parameter_gradients: frozenset[str]
+    cached: tuple[str, ...]
+    """Autocast's copies of weights, which go when the forward has ended."""
 
 
 def replay(
@@ -83,15 +85,15 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened))
     for part in parts:
         part.walk.forward()
-    forwards = [book.take() for book in books]
+    forwards = [(book.take(), part.walk.cached_names) for part, book in zip(parts, books, strict=True)]
     for part, book in zip(reversed(parts), reversed(books), strict=True):
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
         part.walk.backward(root=part is parts[-1])
     return [
-        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params))
-        for part, forward, book in zip(parts, forwards, books, strict=True)
+        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
+        for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
     ]
 
 
@@ -171,7 +173,7 @@ class _Player:
         held = self._embedding()
         for i, j, track in self._places():
             region = track.part.region
-            if region.name == "head":
+            if region.is_head:
                 self._end_of_backbone()
             entries[i, j] = stream
             entry = region.entry.storage if region.entry is not None else None
@@ -185,7 +187,7 @@ class _Player:
                     self._free(key)
             stream = self._key(i, j, region.exit.storage)
         for i, j, track in self._places():
-            self._free_all(self._key(i, j, name) for name in track.part.walk.cached_names)
+            self._free_all(self._key(i, j, name) for name in track.cached)
         return entries
 
     def _alloc_taken(self) -> None:
@@ -196,18 +198,14 @@ class _Player:
 
     def _embedding(self) -> Key | None:
         """The embedding output, where it is a local of the backbone's forward and nothing else keeps it."""
-        first = self._tracks[1].part
-        if first.checkpointed or first.walk.entry_saved:
-            return None
-        return self._key(0, 0, self._tracks[0].part.region.exit.storage)
+        local = embedding_is_local(self._tracks[1].part)
+        return self._key(0, 0, self._tracks[0].part.region.exit.storage) if local else None
 
     def _end_of_backbone(self) -> None:
-        first = self._tracks[0].part.region
-        kept = {*first.held, *(s.tensor.storage for track in self._tracks for s in track.part.walk.saved)}
-        checkpointed = any(track.part.checkpointed for track in self._tracks)
-        if not checkpointed:
-            self._free_all(key for key in self._alive if key[0] == "@" and key[1] not in kept)
-        held = self._embedding()
+        parts = [track.part for track in self._tracks]
+        backbone = [part for part in parts if not part.region.is_head]
+        self._free_all(("@", name) for name in dies_with_backbone(backbone))
+        first, held = parts[0].region, self._embedding()
         if held is not None and first.exit.storage not in first.held:
             self._free(held)
 

@@ -108,11 +108,16 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
             launches += product.launches
             if product.flops:
                 products.append(product)
+        elif back := op.grad_flops(need):  # products that only the backward has
+            launches += 2
+            products.append(Kernel(op.ins[0].dtype, back, 2 * ran, 2))
         else:
             times = 1 if type(op) is Add else 2
             launches += times
             plain += times * ran
             beyond += max(0, times * ran - cache)
+            if op.multiplies_back:
+                products.append(Kernel(op.out.dtype, op.grad_flops(need), 0, 0))
     return Pass(
         name="backward",
         count=part.count,

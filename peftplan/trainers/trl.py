@@ -193,6 +193,12 @@ class Trl(Trainer):
     dataset_keys = ("dataset_name", "datasets")
     renamed = _OLD_NAMES
     beside = ("gpus", "nodes", "layout", "offload")
+    proved = (
+        "On the CPU with a tiny random model: full, LoRA, rsLoRA, DoRA, QLoRA (nf4) and int8 in one process; "
+        "packed rows; full and LoRA over two processes with DDP and FSDP2, QLoRA with FSDP2. Trained parameters, "
+        "saved adapter and optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, "
+        "DeepSpeed's layouts, more nodes."
+    )
     harmless = _huggingface.HARMLESS | {
         "dataset*", "ignore_bias_buffers", "chat_template_path", "chat_template", "eos_token", "pad_token", "streaming",
         "test_split_size", "truncation_mode", "shuffle_dataset", "eval_packing", "completion_only_loss",
@@ -248,6 +254,9 @@ class Trl(Trainer):
         always("loop.outputs_until", "loss"),
         always("model.use_cache", False),
     )  # fmt: skip
+
+    def refuse(self, fields: Fields) -> None:
+        _huggingface.refuse_packed_training(fields)
 
     def run_keys(self, run: Run) -> Config:
         is_file = run.dataset is not None and run.dataset.endswith((".json", ".jsonl"))

@@ -139,8 +139,9 @@ def test_fused_kernels_are_on_where_no_key_says_otherwise() -> None:
     assert not why(read(**lora, trust_remote_code=True), "lora_mlp_kernel")
     on = read(**lora, lora_qkv_kernel=True)
     assert "errs high" in why(on, "lora_qkv_kernel")
-    assert AXOLOTL.config(on, Run())["lora_qkv_kernel"] is True
-    assert AXOLOTL.config(on, Run())["lora_mlp_kernel"] is False
+    written = AXOLOTL.config(on, Run())
+    assert written["lora_qkv_kernel"] is True
+    assert not written.get("lora_mlp_kernel")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,18 @@ def test_fused_kernels_are_on_where_no_key_says_otherwise() -> None:
 def test_layouts(keys: dict[str, Any], layout: str | None, offload: str | None) -> None:
     job = read(**keys)
     assert (job.layout, job.offload) == (layout, offload)
+
+
+def test_what_stands_in_is_written_back_until_the_job_says_otherwise() -> None:
+    job = read(fsdp_config={"fsdp_use_orig_params": True, "fsdp_offload_params": False}, xformers_attention=True)
+    kept = AXOLOTL.config(job, Run())
+    assert kept["fsdp_config"] == {"fsdp_use_orig_params": True, "fsdp_offload_params": False}
+    assert kept["xformers_attention"] is True
+    assert "attn_implementation" not in kept
+    changed = AXOLOTL.config(job.model_copy(update={"offload": "params+optimizer", "attention": "sdpa"}), Run())
+    assert changed["fsdp_config"]["offload_params"] is True
+    assert changed["attn_implementation"] == "sdpa"
+    assert "xformers_attention" not in changed
 
 
 def test_the_mesh_says_how_many_gpus() -> None:

@@ -16,7 +16,7 @@ from peftplan.errors import BadFile, RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _deepspeed
 from tests.trainers import fixtures
-from tests.trainers.roundtrip import MODEL
+from tests.trainers.spread import MODEL
 
 SFT = fixtures.CONFIGS / "trl" / "cli_example.yaml"
 BESIDE = fixtures.CONFIGS / "beside"

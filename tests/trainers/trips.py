@@ -14,8 +14,8 @@ from peftplan.trainers.rules import Inexpressible, flatten
 
 CONFIGS = Path(__file__).parent / "configs"
 ALSO_SAID = {
-    "method.lora_alpha", "method.lora_dropout", "method.vera_dropout", "adapter_dtype", "format.prepare",
-    "format.compute_dtype", "method.layers", "method.oft_block_size",
+    "format.double_quant", "method.lora_alpha", "method.lora_dropout", "method.vera_dropout", "adapter_dtype",
+    "format.prepare", "format.compute_dtype", "method.layers", "method.oft_block_size", "method.n_frequency",
 }  # fmt: skip
 """What a written config says of a job that is silent on it: a default, or what the trainer does."""
 
@@ -47,8 +47,9 @@ def expressible(name: str, job: Job) -> bool:
 def unknown_keys(name: str, config: dict[str, Any]) -> set[str]:
     """Keys that the pinned version does not have."""
     known = known_keys(name)
-    heads = {key.partition(".")[0] for key in flatten(config)}
-    return {key for key in heads if key not in known}
+    assert known, f"no list of keys of {name}"
+    heads = known | {key.partition(".")[0] for key in known}
+    return {key for key in flatten(config) if key not in known and key.partition(".")[0] not in heads}
 
 
 def _said(job: Job) -> dict[str, Any]:
