@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from peftplan.graph.blocks.decoder import decoder, module_order
+from functools import lru_cache
+
+from peftplan.arch.core import Arch
+from peftplan.formats import Format
+from peftplan.graph.blocks.decoder import Setup, decoder, module_order
 from peftplan.graph.core import Graph, Tensor, is_global
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case
+from peftplan.units import DType
 
 
 def build_graph(case: Case) -> Graph:
     """Architecture -> graph -> format -> method: bases are packed when loaded, adapters come on top."""
-    graph = decoder(case.arch, case.setup)
-    graph = case.format.apply(graph, case.compute, case.setup.numerics)
-    return case.method.apply(graph, case.host)
+    return case.method.apply(base_graph(case.arch, case.setup, case.format, case.compute), case.host)
+
+
+@lru_cache(maxsize=64)
+def base_graph(arch: Arch, setup: Setup, fmt: Format, compute: DType) -> Graph:
+    """The base model's graph as its format holds it. Searches put many methods on one base."""
+    return fmt.apply(decoder(arch, setup), compute, setup.numerics)
 
 
 def trained(graph: Graph) -> list[Trained]:

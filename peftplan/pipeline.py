@@ -13,6 +13,7 @@ from peftplan.fit import fit_reasons, judge_fit
 from peftplan.graph.core import ADAPTER, Graph
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
+from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
 from peftplan.optimizers.base import Optimizer, Trained
@@ -221,7 +222,9 @@ def _on_device(
     context = cuda_context(gpu.capability if gpu is not None else None)
 
     def held() -> Held:
-        reserved = usage(case, graph, static.get("workspace", 0)).peak_reserved_bytes
+        card = usable_bytes(gpu).bytes if gpu is not None else None
+        limit = card - context.bytes if card is not None else None
+        reserved = usage(case, graph, static.get("workspace", 0), capacity_bytes=limit).peak_reserved_bytes
         return Held(reserved, reserved + context.bytes)
 
     notes = [Assumption(what="allocator", value="CUDA", why="ROCm's allocator and context are taken for CUDA's")]

@@ -26,11 +26,37 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in found if n not in _PRIVATE and not n.startswith("_")))
 
 
+def unknown(package: str, what: str, name: str, known: tuple[str, ...]) -> UnknownName:
+    """The error for a name that is neither a member's nor `known`."""
+    return UnknownName(what, name, {*names(package), *known}, f"`peftplan list {what}s` shows all")
+
+
 def load(package: str, what: str, name: str, *, known: tuple[str, ...] = ()) -> ModuleType:
     """The module of one member; UnknownName with near matches where there is none."""
     if name not in names(package):
-        raise UnknownName(what, name, {*names(package), *known}, f"`peftplan list {what}s` shows all")
+        raise unknown(package, what, name, known)
     return importlib.import_module(f"{package}.{name}")
+
+
+@lru_cache
+def aliases(package: str, what: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every name that is a variant of a member: name -> (member, settings it implies)."""
+    return {
+        alias: (name, settings)
+        for name in names(package)
+        for alias, settings in getattr(load(package, what, name), "VARIANTS", {}).items()
+    }
+
+
+def resolve(package: str, what: str, name: str) -> tuple[str, dict[str, Any]]:
+    """(member file, implied settings) of a member's or a variant's name; UnknownName otherwise."""
+    key = canonical(name)
+    if key in names(package):
+        return key, {}
+    known = aliases(package, what)
+    if key not in known:
+        raise unknown(package, what, key, tuple(known))
+    return known[key]
 
 
 def canonical(name: str) -> str:
@@ -53,6 +79,8 @@ def configure(cls: type[T], knobs: Mapping[str, Any], *, what: str, harmless: fr
     `harmless` names settings that the libraries have and memory does not feel: accepted and dropped. Unknown names and
     wrong types are one RequestError line.
     """
+    if not knobs:
+        return cls()
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in knobs:
         if key not in fields and key not in harmless:

@@ -5,7 +5,7 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peftplan import formats, methods, optimizers
@@ -22,6 +22,7 @@ from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
+from peftplan.process import allocator_knobs, load_knobs
 from peftplan.step.memory import Loop, Recompute
 from peftplan.units import DType, parse_dtype
 
@@ -51,6 +52,7 @@ PREFIXES = (
     "loop",
     "loss",
     "allocator",
+    "load",
     "kernels",
     "precision",
 )
@@ -93,7 +95,8 @@ def resolve(job: Job) -> Case:
     """Every name looked up, every default decided. Raises RequestError for what is wrong or not modelled."""
     _check_settings(job)
     _check_unmodelled(job)
-    _check_allocator(job)
+    allocator_knobs(job)
+    load_knobs(job)
     notes = _Notes()
     arch = load_arch(job.model, config=job.config, overrides=job.knobs("model"))
     for text in arch.notes:
@@ -245,7 +248,7 @@ def _method_knobs(job: Job) -> dict[str, Any]:
 
 def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple[int | None, Names]:
     """The rank and the target modules that a method without a say of the job's uses; None where it has no such knob."""
-    knobs = {f.name for f in fields(method)}
+    knobs = method.__dataclass_fields__
     rank: int | None = None
     targets: Names = None
     if "r" in knobs:
@@ -348,17 +351,6 @@ def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: _
     if not isinstance(reentrant, bool):
         raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
     return name, Recompute(layers=name == "full", reentrant=reentrant)
-
-
-def _check_allocator(job: Job) -> None:
-    """Settings that only a replay of the allocator reads (`peftplan.reserve`)."""
-    for key, value in job.knobs("allocator").items():
-        if key not in ("empty_cache", "seq_len_before"):
-            raise UnknownName("setting of allocator", key, ["empty_cache", "seq_len_before"])
-        if key == "empty_cache" and not isinstance(value, bool):
-            raise RequestError(f"allocator.empty_cache={value!r}: write true or false")
-        if key == "seq_len_before" and (not isinstance(value, int) or value < 1):
-            raise RequestError(f"allocator.seq_len_before={value}: give the step before at least one token a sequence")
 
 
 def _loss(job: Job) -> LossStyle:

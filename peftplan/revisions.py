@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,20 @@ def texts_at(revision: str, paths: Sequence[Path]) -> dict[Path, str | None]:
     """
     texts: dict[Path, str | None] = {}
     for root, members in _by_repository(paths).items():
-        _git(root, "rev-parse", "--verify", "--quiet", _commit(revision), wrong=f"unknown revision {revision!r}")
+        _verify(root, revision)
         names = [f"{revision}:{path.resolve().relative_to(root).as_posix()}" for path in members]
         answer = _git(root, "cat-file", "--batch", given="\n".join(names) + "\n")
         texts.update(zip(members, _blobs(answer, len(names)), strict=True))
     return texts
+
+
+def _verify(root: Path, revision: str) -> None:
+    """Raises RequestError where the repository has no such commit."""
+    commit = _commit(revision)
+    if _run(root, "rev-parse", "--verify", "--quiet", commit).returncode:
+        shallow = _git(root, "rev-parse", "--is-shallow-repository").strip() == b"true"
+        fix = "; this clone is shallow, fetch its history first" if shallow else ""
+        raise RequestError(f"unknown revision {revision!r}{fix}")
 
 
 def _commit(revision: str) -> str:
@@ -37,12 +47,22 @@ def _by_repository(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     tops: dict[Path, Path] = {}
     groups: dict[Path, list[Path]] = {}
     for path in paths:
+        if "\n" in str(path):
+            raise RequestError(f"{str(path)!r}: git cannot be asked for a file name with a line break")
         folder = path.resolve().parent
         if folder not in tops:
-            wrong = f"{path}: not in a git repository, so there is no other revision of it"
-            tops[folder] = Path(_git(folder, "rev-parse", "--show-toplevel", wrong=wrong).decode().rstrip("\n"))
-        groups.setdefault(tops[folder].resolve(), []).append(path)
+            tops[folder] = _top(folder, path)
+        groups.setdefault(tops[folder], []).append(path)
     return groups
+
+
+def _top(folder: Path, path: Path) -> Path:
+    try:
+        return Path(_git(folder, "rev-parse", "--show-toplevel").decode().rstrip("\n")).resolve()
+    except RequestError as error:
+        if "not a git repository" not in str(error):  # such as a repository of another owner
+            raise
+        raise RequestError(f"{path}: not in a git repository, so there is no other revision of it") from None
 
 
 def _blobs(answer: bytes, count: int) -> list[str | None]:
@@ -59,17 +79,27 @@ def _blobs(answer: bytes, count: int) -> list[str | None]:
     return found
 
 
-def _git(folder: Path, *arguments: str, given: str = "", wrong: str = "") -> bytes:
-    """What git prints; `wrong` is what it means that git fails."""
+def _git(folder: Path, *arguments: str, given: str = "") -> bytes:
+    """What git prints. Raises RequestError with its first line where it fails."""
+    done = _run(folder, *arguments, given=given)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RequestError(f"git {arguments[0]} failed in {folder}: {said[0] if said else done.returncode}")
+    return done.stdout
+
+
+def _run(folder: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[bytes]:
+    plain = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, input=given.encode(), capture_output=True, timeout=TIMEOUT_SECONDS
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            input=given.encode(),
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+            env=plain,
         )
     except FileNotFoundError:
         raise OutsideError("git is not installed; a base revision is read with it") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise OutsideError(f"git cannot be run in {folder}: {error}") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RequestError(wrong or f"git {arguments[0]} failed in {folder}: {said[-1] if said else done.returncode}")
-    return done.stdout

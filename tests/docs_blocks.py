@@ -98,9 +98,10 @@ def page_folder(page: str) -> Iterator[None]:
 def refreshed(page: str) -> str:
     """`page` with what each command prints today below it, where output is shown; `...` keeps its place."""
     with page_folder(page):
-        for block in reversed([b for b in blocks(page) if b.language == "console"]):
-            text = "".join(_again(command) for command in commands(block.text))
-            page = page[: block.start] + text + page[block.start + len(block.text) :]
+        found = [b for b in blocks(page) if b.language == "console"]
+        texts = ["".join(_again(command) for command in commands(block.text)) for block in found]
+    for block, text in reversed(list(zip(found, texts, strict=True))):
+        page = page[: block.start] + text + page[block.start + len(block.text) :]
     return page
 
 

@@ -45,21 +45,46 @@ def test_allocated_bytes_are_within_the_promise() -> None:
     assert all(row.error is not None and abs(row.error) < 0.04 for row in of("allocated"))
 
 
-def test_reserved_bytes_of_metamathqa_are_within_the_promise() -> None:
+def errors(rows: list[Row]) -> list[float]:
+    return [row.error for row in rows if row.error is not None]
+
+
+def test_reserved_bytes_of_metamathqa_are_right_to_a_hundredth() -> None:
+    """Full fine-tuning leaves more to chance: each of its gradients and states is a large block."""
     rows = [row for row in of("reserved") if row.id.startswith("metamathqa/")]
-    found = summarize(rows)
-    assert found.judged >= 12
-    assert found.median_abs is not None
-    assert found.median_abs <= 0.03
-    assert found.under_5_percent == 0
+    lora = errors([row for row in rows if row.id.startswith("metamathqa/lora")])
+    assert len(lora) >= 8
+    assert max(map(abs, lora)) < 0.005
+    assert max(map(abs, errors(rows))) < 0.04
+
+
+def test_reserved_bytes_of_unquantized_loras_are_right_to_a_five_hundredth() -> None:
+    rows = [row for row in of("reserved") if row.id.startswith("fitcheck-") and "-none-" in row.id]
+    assert len(rows) >= 16
+    assert max(map(abs, errors(rows))) < 0.002
+
+
+LOADED_IN_A_KNOWN_WAY = ("fitcheck-09-01-", "fitcheck-09-15-")
+
+
+def test_reserved_bytes_of_quantized_loras_follow_how_they_were_loaded() -> None:
+    rows = [row for row in of("reserved") if row.id.startswith(LOADED_IN_A_KNOWN_WAY) and "-nf4-" in row.id]
+    assert len(rows) >= 14
+    assert max(map(abs, errors(rows))) < 0.05
+
+
+UNEXPLAINED = {"fitcheck-edge-Qwen2.5-7B-Instruct-b1", "fms-main-057", "fms-main-077"}
+"""A job whose two runs differ by 11.7 %, and what nvidia-smi counts beyond the allocator in one session (`why_off`)."""
 
 
 def test_reserved_and_device_bytes_are_close_everywhere() -> None:
-    found = summarize(of("reserved", "device"))
+    rows = of("reserved", "device")
+    found = summarize(rows)
     assert found.median_abs is not None
-    assert found.median_abs <= 0.03
+    assert found.median_abs < 0.01
     assert found.worst_under is not None
     assert found.worst_under > -0.15
+    assert {row.id for row in rows if row.error is not None and row.error < -0.05} == UNEXPLAINED
 
 
 def test_whatever_is_far_off_says_why() -> None:

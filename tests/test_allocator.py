@@ -151,6 +151,32 @@ def test_expandable_segments_prefer_an_inner_block() -> None:
     assert held.reserved_bytes == 40 * MIB
 
 
+def test_of_equal_blocks_the_newer_segments_goes_first() -> None:
+    """The 12 MiB left of the newer segment of 24, not the older segment of 12: 24 MiB in one piece are then gone."""
+    held = allocator(12 * MIB, 24 * MIB)
+    held.free(1)
+    held.alloc(2, 12 * MIB)
+    held.free(0)
+    held.alloc(3, 12 * MIB)
+    held.free(2)
+    held.alloc(4, 24 * MIB)
+    assert held.reserved_bytes == 60 * MIB
+
+
+def test_a_full_card_gets_cached_segments_back() -> None:
+    held = allocator(60 * MIB, 20 * MIB, settings=AllocatorSettings(capacity_bytes=100 * MIB))
+    held.free(0)
+    held.alloc(2, 70 * MIB)
+    assert held.reserved_bytes == 90 * MIB
+    assert held.usage().peak_reserved_bytes == 90 * MIB
+
+
+def test_what_does_not_fit_is_counted_all_the_same() -> None:
+    assert (
+        allocator(60 * MIB, 50 * MIB, settings=AllocatorSettings(capacity_bytes=100 * MIB)).reserved_bytes == 110 * MIB
+    )
+
+
 def test_identities_are_checked() -> None:
     held = allocator(512)
     with pytest.raises(ValueError, match="0 is allocated already"):

@@ -166,6 +166,12 @@ def test_lines_are_found_in_json_and_in_toml() -> None:
     assert (lever.file, lever.line, lever.text) == ("peftplan.toml", 3, "micro_batch: 64")
 
 
+def test_line_ends_are_no_change_and_lines_are_counted_as_editors_do() -> None:
+    place = Place(file="a.yaml", measure=lambda text: 8 if "b: 4" in text else 4, unit="bytes")
+    (lever,) = levers.changed("a: 1 # \u2028\r\n\r\nb: 4\r\n", "a: 1 # \u2028\n\nb: 2\n", place)
+    assert (lever.line, lever.text, lever.instead, lever.saves) == (3, "b: 4", "b: 2", 4)
+
+
 def test_a_switch_is_turned_to_see_what_it_costs() -> None:
     def measure(text: str) -> int:
         return 10 if "checkpointing: false" in text else 5
@@ -275,6 +281,19 @@ def test_a_broken_file_among_many_is_reported_and_the_others_are_judged() -> Non
         assert name in str(by_name[name].error)
 
 
+def test_a_value_that_no_trainer_takes_is_one_result() -> None:
+    Path("trl.yaml").write_text(TRL.replace("max_length: 256", "max_length: [a, {b: c}]"))
+    wrong, right = check("trl.yaml", "job.yaml", limits=Limits(max_memory="9TB")).results
+    assert str(wrong.error).startswith("trl.yaml: ")
+    assert "['a', {'b': 'c'}]" in str(wrong.error)
+    assert right.status == "within"
+
+
+def test_a_file_named_twice_in_a_budget_is_judged_once() -> None:
+    Path("peftplan.toml").write_text('configs = ["*.yaml", "job.yaml", "./job.yaml"]\nmax_memory = "9TB"\n')
+    assert [result.config for result in check().results] == ["job.yaml", "trl.yaml"]
+
+
 def test_broken_weighs_more_than_over() -> None:
     Path("bad.yaml").write_text("model: [\n")
     assert check("bad.yaml", "job.yaml", limits=Limits(max_memory="1MiB")).exit_code == 2
@@ -380,6 +399,16 @@ def test_the_job_of_a_budget_grows_against_the_budget_file_of_the_base() -> None
 def test_an_unknown_revision_is_one_line(revision: str) -> None:
     with pytest.raises(RequestError, match="revision"):
         check("job.yaml", limits=Limits(max_growth="1%"), base=revision)
+
+
+@pytest.mark.usefixtures("committed")
+def test_a_shallow_clone_is_told_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("job.yaml").write_text(JOB + "# more\n")
+    _git("commit", "-qam", "second")
+    _git("clone", "-q", "--depth", "1", tmp_path.as_uri(), "shallow")
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(RequestError, match="unknown revision 'HEAD~1'; this clone is shallow"):
+        check("job.yaml", limits=Limits(max_growth="1%"), base="HEAD~1")
 
 
 def test_a_base_needs_a_repository() -> None:

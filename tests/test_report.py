@@ -219,7 +219,7 @@ def test_catalog_lists_are_filtered_and_shown(what: str, like: str, says: str) -
     assert paper.render(tables.render(what, []), Stream()) == f"no {what} match"
 
 
-@pytest.mark.parametrize("what", ["methods", "formats", "optimizers"])
+@pytest.mark.parametrize("what", ["methods", "formats", "optimizers", "trainers", "launchers"])
 def test_plug_ins_describe_themselves(what: str) -> None:
     rows = lists.rows(what)
     assert rows

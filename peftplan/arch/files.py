@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ def find_config(model: str) -> Path | None:
 
     A folder counts when it holds a config.json. Raises BadFile, or Unsupported for a weights file.
     """
+    if _is_plain(model) and not os.path.isdir(model):
+        return None
     path = _expand(model)
     ending = path.suffix.lower()
     if ending in _CHECKPOINTS:
@@ -32,6 +35,12 @@ def find_config(model: str) -> Path | None:
         return path if is_path or ("/" in model and path.is_file()) else None
     except OSError as error:
         raise BadFile(f"{model}: cannot be read ({error.strerror})") from None
+
+
+def _is_plain(model: str) -> bool:
+    """Whether it can only be a name, or a folder in the working directory."""
+    lower = model.lower()
+    return "/" not in lower and not lower.startswith((".", "~")) and not lower.endswith((".json", *_CHECKPOINTS))
 
 
 def _expand(model: str) -> Path:

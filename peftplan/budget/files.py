@@ -75,9 +75,8 @@ def members(path: Path, budgets: tuple[Budget, ...]) -> Iterator[tuple[Budget, S
         if budget.job is not None:
             read_it = partial(_inline, path, budget.name)
             yield budget, Source(name=f"{sources.shown(path)}: {budget.name}", path=path, read=read_it)
-        for pattern in budget.configs:
-            for source in _matching(path.parent, pattern):
-                yield budget, source
+        found = (source for pattern in budget.configs for source in _matching(path.parent, pattern))
+        yield from ((budget, source) for source in {source.name: source for source in found}.values())
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Source]:

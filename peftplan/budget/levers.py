@@ -75,7 +75,7 @@ def driving(text: str, place: Place) -> list[Lever]:
 
 def naming(text: str, model: str, place: Place) -> list[Lever]:
     """The line that names the model: all that is left where no value in the file can be lowered."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if model in line:
             said = line.strip()
             return [
@@ -116,7 +116,7 @@ def _saved(now: float | int | None, text: str, measure: Measure) -> float | int 
 
 def _undone(text: str, base: str) -> Iterator[Edit]:
     """Each change since `base`, undone: line by line where lines were replaced one for one."""
-    new, old = text.splitlines(), base.splitlines()
+    new, old = _lines(text), _lines(base)
     for tag, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if tag == "equal":
             continue
@@ -128,7 +128,7 @@ def _undone(text: str, base: str) -> Iterator[Edit]:
 
 def _without(new: list[str], old: list[str], hunk: tuple[int, int, int, int]) -> Iterator[Edit]:
     i, j, k, m = hunk
-    text = "\n".join([*new[:k], *old[i:j], *new[m:]]) + "\n"
+    text = "\n".join([*new[:k], *old[i:j], *new[m:]])
     before = "; ".join(line.strip() for line in old[i:j] if _says(line)) or None
     stated = [(number, line.strip()) for number, line in enumerate(new[k:m], start=k + 1) if _says(line)]
     if stated:
@@ -137,6 +137,11 @@ def _without(new: list[str], old: list[str], hunk: tuple[int, int, int, int]) ->
             yield Edit(line=number, said=said, instead=before, text=text, change=change)
     elif before:
         yield Edit(line=max(1, min(k + 1, len(new))), said=before, instead=before, text=text, change="removed")
+
+
+def _lines(text: str) -> list[str]:
+    """Counted as editors do: git may hand out other line ends than the file has."""
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def _says(line: str) -> bool:

@@ -64,7 +64,7 @@ class Judged(_Frozen):
     limits: tuple[Held, ...] = ()
     levers: tuple[Lever, ...] = ()
     unpriced: tuple[Assumption, ...] = ()
-    """Keys of a trainer's config that are not priced and could move memory."""
+    """Keys of a trainer's config that are not priced as written and could move memory."""
     error: str | None = None
     error_code: int | None = None
 

@@ -98,4 +98,6 @@ def devices(incomplete: str) -> list[str]:
 
 
 def listable(incomplete: str) -> list[str]:
-    return _starting(["models", "gpus", "methods", "formats", "optimizers"], incomplete)
+    from peftplan.cli.listing import KINDS
+
+    return _starting([*KINDS], incomplete)

@@ -1,4 +1,4 @@
-"""`peftplan list WHAT [LIKE]`: the names that a job can use."""
+"""`peftplan list WHAT [LIKE]`: the names that peftplan knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peftplan.cli import complete
 from peftplan.cli.options import Json
 from peftplan.errors import UnknownName
 
-KINDS = ("models", "gpus", "methods", "formats", "optimizers")
+KINDS = ("models", "gpus", "methods", "formats", "optimizers", "trainers", "launchers")
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
     *,
     json: Json = False,
 ) -> str:
-    """The models, GPUs, methods, formats or optimizers that peftplan knows."""
+    """The models, GPUs, methods, formats, optimizers, trainers or launchers that peftplan knows."""
     if what not in KINDS:
         raise UnknownName("list", what, KINDS)
     from peftplan.report import lists

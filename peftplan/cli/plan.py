@@ -52,7 +52,7 @@ def command(
         _option(
             "--aim",
             "NAME",
-            "best (what the job gives is fixed), or smallest_change to the job that fits. Default best.",
+            "best (what the job gives is fixed) or smallest_change; the default with --config, else best.",
             complete.aims,
         ),
     ] = None,

@@ -15,9 +15,9 @@ from typing import Literal
 
 from peftplan.errors import RequestError
 from peftplan.formats._packing import pack
-from peftplan.formats.base import Format
+from peftplan.formats.base import Format, Piece
 from peftplan.graph.builder import Builder, Numerics
-from peftplan.graph.core import Graph, Op
+from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.units import DType, ceil_div, parse_dtype
@@ -65,6 +65,19 @@ class Bnb4(Format, ABC):
         if not self.double_quant:
             return packed + 4 * blocks + code
         return packed + blocks + 4 * ceil_div(blocks, 256) + 256 * 4 + 4 + code
+
+    def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
+        """functional.py, quantize_4bit: the kernel makes absmax, then the packed weight; each weight has a code of its
+        own. Double quantization packs `absmax - offset` (quantize_blockwise) and drops absmax and difference."""
+        blocks = ceil_div(weight.numel, self.blocksize)
+        absmax, packed, code = Piece(4 * blocks, not self.double_quant), Piece(ceil_div(weight.numel, 2)), Piece(16 * 4)
+        if not self.double_quant:
+            return absmax, packed, code
+        nested = Piece(4 * ceil_div(blocks, 256))
+        return absmax, packed, code, Piece(4), Piece(4 * blocks, stays=False), nested, Piece(blocks)
+
+    def expected_bytes(self, numel: int) -> int:
+        return ceil_div(numel, 2)
 
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
         inner = parse_dtype(self.compute_dtype) if self.compute_dtype is not None else compute

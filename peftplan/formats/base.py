@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Graph
+from peftplan.graph.core import Graph, Tensor
 from peftplan.units import DType
+
+
+class Piece(NamedTuple):
+    """A tensor that packing a weight allocates; `stays` as long as the packed weight does."""
+
+    bytes: int
+    stays: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,14 @@ class Format(ABC):
         """The dtype that biases of packed layers are held in."""
         del compute
         return rest
+
+    def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
+        """What packing a weight on the device allocates, in order."""
+        return (Piece(weight.nbytes),)
+
+    def expected_bytes(self, numel: int) -> int:
+        """What transformers reserves for a packed weight before it loads the model (param_element_size)."""
+        return numel
 
     @abstractmethod
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:

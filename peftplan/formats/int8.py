@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import final
 
 from peftplan.formats._packing import pack
-from peftplan.formats.base import Format
+from peftplan.formats.base import Format, Piece
 from peftplan.graph.builder import Builder, Numerics
-from peftplan.graph.core import Graph, Op
+from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.units import DType
@@ -36,6 +36,12 @@ class Int8(Format):
 
     def opaque(self, numerics: Numerics) -> bool:
         return numerics.backend == "cuda"
+
+    def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
+        """transformers takes the weight back to the CPU first, so Int8Params.to makes a second fp16 copy on the device
+        (integrations/bitsandbytes.py, Bnb8bitQuantize; bitsandbytes nn/modules.py, Int8Params._quantize), then scales
+        and packed weight (backends/cuda/ops.py, int8_vectorwise_quant)."""
+        return Piece(2 * weight.numel, stays=False), Piece(4 * weight.shape[0]), Piece(weight.numel)
 
     def apply(self, graph: Graph, compute: DType, numerics: Numerics) -> Graph:
         del compute

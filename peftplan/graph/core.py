@@ -169,6 +169,11 @@ class Region:
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it holds the head and the loss."""
+        return self.name == "head"
+
     def params(self) -> Iterable[Tensor]:
         """Every parameter once, in order of use."""
         return self._params
@@ -247,11 +252,12 @@ def _misfits(region: Region, before: Tensor | None) -> Iterator[str]:
 def _misorders(region: Region, known: set[str]) -> Iterator[str]:
     """Static single assignment within a region: every value is written once, and before it is read."""
     written = known | {t.name for t in (region.entry, *region.taken) if t is not None}
+    params = {t.name for t in region.params()}
     for op in region.ops:
         for t in op.ins:
             if not t.is_param and t.name not in written:
                 yield f"{region.name}: {op.name} reads {t.name} before it is written"
-        if op.out.base and op.out.base not in written and op.out.base not in {t.name for t in op.ins if t.is_param}:
+        if op.out.base and op.out.base not in written | params:
             yield f"{region.name}: {op.name} views {op.out.base} before it is written"
         if op.out.name in written and op.out.nbytes:  # who only holds names writes nothing
             yield f"{region.name}: {op.name} writes {op.out.name} a second time"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from peftplan import plugins
@@ -19,14 +18,9 @@ def names() -> tuple[str, ...]:
     return plugins.names(__name__)
 
 
-@lru_cache
 def aliases() -> dict[str, tuple[str, dict[str, Any]]]:
     """Every name that is a variant of a method: name -> (method, settings it implies)."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name in names():
-        for alias, settings in getattr(plugins.load(__name__, "method", name), "VARIANTS", {}).items():
-            found[alias] = (name, settings)
-    return found
+    return plugins.aliases(__name__, "method")
 
 
 def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -35,15 +29,9 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     Raises Unsupported for a method of PEFT's that is not modelled, with the reason, and UnknownName for any other.
     """
     key = plugins.canonical(name)
-    if key in names():
-        return key, {}
-    known = aliases()
-    if key in known:
-        return known[key]
-    if key in UNMODELLED:
-        raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows those that are")
-    plugins.load(__name__, "method", key, known=tuple(known))
-    raise AssertionError
+    if key in UNMODELLED and key not in names():
+        raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
+    return plugins.resolve(__name__, "method", name)
 
 
 def get(name: str) -> type[Method]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from peftplan.arch.core import Arch
@@ -37,7 +37,7 @@ class Method(ABC):
 
     def knob(self, name: str) -> Any:
         """The value of one of its settings."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}[name]
+        return getattr(self, name)
 
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""

@@ -186,8 +186,7 @@ class Lora(Method):
         kernel = packed(module)
         casts = kernel is None or not sees_autocast(host)
         with b.marked(module.site, "down"):
-            clone = kernel is not None and kernel.adapters_clone and self.use_dora
-            result = b.copy(base, label="clone") if clone else base
+            result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
             x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
         if self.use_dora:
             sides = Branch(module=module, base=result, a=a, up=up, dropout=self.lora_dropout, kernel=kernel)
@@ -201,7 +200,6 @@ class Lora(Method):
         with b.marked(module.site, "extra"):
             if kernel is not None:
                 delta = b.cast(delta, base.dtype, label="delta") if casts else delta
-                result = b.copy(base, label="clone") if kernel.adapters_clone else base
                 out = b.add(result, delta, label="sum")
                 b.hold(delta, x, module.x)
             else:

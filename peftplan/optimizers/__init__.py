@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from peftplan import plugins
@@ -16,24 +15,14 @@ def names() -> tuple[str, ...]:
     return plugins.names(__name__)
 
 
-@lru_cache
 def aliases() -> dict[str, tuple[str, dict[str, Any]]]:
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name in names():
-        for alias, settings in getattr(plugins.load(__name__, "optimizer", name), "VARIANTS", {}).items():
-            found[alias] = (name, settings)
-    return found
+    """Every other spelling: name -> (optimizer, settings it implies)."""
+    return plugins.aliases(__name__, "optimizer")
 
 
 def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
-    key = plugins.canonical(name)
-    if key in names():
-        return key, {}
-    known = aliases()
-    if key in known:
-        return known[key]
-    plugins.load(__name__, "optimizer", key, known=tuple(known))
-    raise AssertionError
+    """(optimizer file, implied settings) of any spelling; UnknownName otherwise."""
+    return plugins.resolve(__name__, "optimizer", name)
 
 
 def get(name: str) -> type[Optimizer]:

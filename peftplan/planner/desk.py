@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby, product
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.space import Choice, Seat, Space, changed
 from peftplan.resolve import resolve
 from peftplan.result import Time
-from peftplan.step.clock import Meter, OptimizerTraffic, Unknown, cache_bytes
-from peftplan.step.work import passes
+from peftplan.step.clock import Meter, OptimizerTraffic
+from peftplan.step.work import Pass, passes
 
 
 class Figures(NamedTuple):
@@ -184,16 +185,17 @@ class _OneCard:
         """One for each optimizer."""
         peaks = [self._peak_bytes(gpu, optimizer) for optimizer in self._optimizers]
         fitting = any(_may_fit(peak, gpu, usable) for peak in peaks)
-        meter = self._meter(gpu) if fitting else None
+        meter = metered_case(self._walked.case, self._runs, gpu) if fitting else None
         for peak, optimizer in zip(peaks, self._optimizers, strict=True):
             if isinstance(meter, Meter) and _may_fit(peak, gpu, usable):
                 yield Figures(peak, self._speed(meter, optimizer), usd_per_hour)
             else:
                 yield Figures(peak, None, usd_per_hour)
 
-    def _meter(self, gpu: Gpu) -> Meter | Unknown:
-        runs = passes(self._walked.step.segments, cache_bytes=cache_bytes(gpu))
-        return metered_case(self._walked.case, runs, gpu)
+    @cached_property
+    def _runs(self) -> list[Pass]:
+        """For any card: what its cache may spare makes `low` lower, not the expected time."""
+        return passes(self._walked.step.segments)
 
     def _peak_bytes(self, gpu: Gpu, optimizer: _Optimizer) -> int:
         workspace = workspace_bytes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
+from math import inf
 
 from peftplan.arch import load_arch
 from peftplan.errors import RequestError
@@ -18,12 +19,14 @@ from peftplan.planner.bench import Bench, changed_fields
 from peftplan.planner.desk import Candidate, least_bytes, weigh
 from peftplan.planner.goal import CHANGE_ORDER, Goal
 from peftplan.planner.result import Closest, Miss, Notch, Room
-from peftplan.planner.space import Choice, make_space, named_gpus
+from peftplan.planner.space import Choice, Space, make_space, named_gpus
 
 STEP = 128
 """Tokens: the largest sequence is found to this."""
 MOST_SEQUENCES = 4096
 """The largest micro-batch looked for."""
+SLACK = 2
+"""Effort beyond the smallest change that is still looked at, for something to compare it with."""
 CHOSEN = ("method", "rank", "target_modules", "format", "seq_len", "gpu", "gpus", "nodes")
 """What a notch keeps of the winner; how it is run is chosen anew."""
 
@@ -239,17 +242,24 @@ def _helps(c: Candidate, goal: Goal, bench: Bench) -> Iterator[Notch]:
 
 
 def smallest_change(job: Job, goal: Goal) -> Candidate | None:
-    """The candidate nearest to `job` that fits; shapes are walked by effort until no other can be nearer."""
-    space = make_space(job, goal.model_copy(update={"aim": "smallest_change"}))
-    bench, best = Bench(job), None
+    """The candidate nearest to `job` that fits."""
+    bench = Bench(job)
+    space = near(make_space(job, goal.model_copy(update={"aim": "smallest_change"})), bench.fits)
+    return next(filter(bench.fits, rank.ranked(weigh(space).candidates, CHANGE_ORDER)), None)
+
+
+def near(space: Space, good: Callable[[Candidate], bool]) -> Space:
+    """The part of `space` as near to its job as the nearest good candidate, and SLACK beyond; all, where none is good.
+
+    Shapes are walked by effort until no other can be nearer.
+    """
+    best = inf
     for effort, shapes in groupby(sorted(space.shapes, key=_effort), key=_effort):
-        if best is not None and effort > best.effort:
+        if effort > best:
             break
-        found = [
-            c for c in weigh(replace(space, shapes=tuple(shapes))).candidates if best is None or c.effort < best.effort
-        ]
-        best = next(filter(bench.fits, rank.ranked(found, CHANGE_ORDER)), best)
-    return best
+        found = sorted(weigh(replace(space, shapes=tuple(shapes))).candidates, key=lambda c: c.effort)
+        best = min(best, next((c.effort for c in found if c.effort < best and good(c)), inf))
+    return replace(space, shapes=tuple(shape for shape in space.shapes if shape.effort <= best + SLACK))
 
 
 def _effort(shape: Choice) -> int:

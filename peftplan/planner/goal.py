@@ -39,7 +39,7 @@ class Goal(BaseModel):
     """Compared in this order, the first difference decides; `order` fills in the default."""
     aim: Aim = "best"
     """`best`: fields that the job gives are fixed, the rest is chosen. `smallest_change`: every choice may
-    change, and the configuration nearest to the job wins."""
+    change, and the configuration nearest to the job wins; the default for a job read from a trainer's config."""
     most: int = Field(default=8, ge=1, le=1000)
     """Rows of the ranking."""
 
@@ -69,7 +69,9 @@ def asked(job: Job | None, fields: dict[str, Any]) -> tuple[Job, Goal]:
     rest = {name: value for name, value in fields.items() if name not in mine}
     if job is not None and rest:
         raise RequestError(f"plan() takes a Job or its fields, not both; put {', '.join(rest)} into the Job")
-    return (job if job is not None else make_job(**rest)), make_goal(mine)
+    wanted = job if job is not None else make_job(**rest)
+    aim: Aim = "best" if wanted.trainer is None else "smallest_change"
+    return wanted, make_goal({"aim": aim, **mine})
 
 
 def make_goal(fields: dict[str, Any]) -> Goal:

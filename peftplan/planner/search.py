@@ -28,11 +28,12 @@ def plan(job: Job | None = None, **fields: Any) -> Plan:
     """
     job, goal = asked(job, fields)
     check(job, goal)
-    space = make_space(job, goal)
+    bench, space = Bench(job), make_space(job, goal)
+    if goal.aim == "smallest_change":
+        space = explore.near(space, lambda c: rank.within(c, goal, job.tokens) and bench.fits(c))
     weighed = weigh(space)
     if not weighed.candidates:
         raise RequestError(_refusal(weighed, space))
-    bench = Bench(space.job)
     allowed = [c for c in weighed.candidates if c.may_fit and rank.within(c, goal, job.tokens)]
     ordered = rank.ranked(allowed, goal.order)
     winners = explore.best_of_each_kind(ordered, bench.fits, kind=explore.kind_of(goal), most=goal.most)

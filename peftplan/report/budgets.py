@@ -92,7 +92,7 @@ def findings(result: Judged) -> list[str]:
 
 def _unpriced(result: Judged) -> list[str]:
     keys = ", ".join(remark.what for remark in result.unpriced)
-    return [words.printable(f"not priced, could move memory: {keys}")] if keys else []
+    return [words.printable(f"not priced as written, could move memory: {keys}")] if keys else []
 
 
 def _brief(held: Held, result: Judged) -> str:

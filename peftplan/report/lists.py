@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def rows(what: str, like: str = "") -> list[Row]:
-    """The rows of `models`, `gpus`, `methods`, `formats` or `optimizers` whose names hold `like`."""
+    """The rows of one kind (`models`, `gpus`, `methods`, ...) whose names hold `like`."""
     wanted = like.lower()
     return [row for row in _READERS[what]() if any(wanted in name.lower() for name in _names(row))]
 
@@ -94,9 +94,21 @@ def _optimizers() -> list[Row]:
     return [{"name": name, "about": _about(optimizers.get(name))} for name in optimizers.names()]
 
 
+def _trainers() -> list[Row]:
+    from peftplan import trainers
+
+    return [{"name": name, "about": _about(trainers.get(name))} for name in trainers.names()]
+
+
+def _launchers() -> list[Row]:
+    from peftplan import launchers
+
+    return [{"name": name, "about": _about(launchers.get(name))} for name in launchers.names()]
+
+
 def _about(plugin: object) -> str:
     """The first line of the docstring of the plug-in, or of the module that holds it."""
-    text = inspect.getdoc(inspect.getmodule(plugin) or plugin) or ""
+    text = inspect.getdoc(inspect.getmodule(plugin if inspect.isclass(plugin) else type(plugin)) or plugin) or ""
     return text.partition("\n")[0].rstrip(".")
 
 
@@ -106,4 +118,6 @@ _READERS = {
     "methods": _methods,
     "formats": _formats,
     "optimizers": _optimizers,
+    "trainers": _trainers,
+    "launchers": _launchers,
 }

@@ -16,7 +16,9 @@ from peftplan.units import format_bytes
 
 MOST_ROWS = 5
 """Of the ranking and of the front; `--json` has them all."""
-SHORT = {"flash_attention_2": "fa2", "flash_attention_3": "fa3"}
+SHORT = {
+    "flash_attention_2": "fa2", "flash_attention_3": "fa3", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32",
+}  # fmt: skip
 
 
 def render(plan: Plan) -> RenderableType:
@@ -116,7 +118,7 @@ def _cells(entry: Entry) -> list[str]:
     job = entry.job
     return [
         (f"{entry.gpus} × " if entry.gpus > 1 else "") + _card(entry.gpu),
-        f"{job.method}{f' r{job.rank}' if job.rank else ''}{_targets(job.target_modules)} {job.format}",
+        f"{job.method}{f' r{job.rank}' if job.rank else ''}{_targets(job.target_modules)} {_short(job.format)}",
         f"{job.micro_batch} × {job.grad_accum}",
         " ".join(_runs_with(entry)),
         _usd(entry.usd_per_million_tokens),
@@ -130,13 +132,17 @@ def _card(name: str) -> str:
     return COMMON.get(name, name)
 
 
+def _short(name: str | None) -> str:
+    return SHORT.get(name or "", name or "")
+
+
 def _targets(names: object) -> str:
     return " all" if names == "all-linear" else ""
 
 
 def _runs_with(entry: Entry) -> Iterable[str]:
     job = entry.job
-    yield SHORT.get(job.attention or "", job.attention or "")
+    yield _short(job.attention)
     yield job.optimizer or ""
     if job.recompute not in (None, "none"):
         yield "recompute"

@@ -162,7 +162,7 @@ def run_step(
         previous_outputs = loss_bytes + _returned_bytes(parts)
         account.total += previous_outputs
     for i, part in enumerate(parts):
-        if part.region.name == "head":
+        if part.region.is_head:
             _end_of_backbone(parts[:i], account)
         _forward(part, account)
         if i == 1:

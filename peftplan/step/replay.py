@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from peftplan.graph.core import Graph, is_global
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
+from peftplan.step.load import Load
 from peftplan.step.memory import Loop, Recompute, Segment, segments
 from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
@@ -24,7 +25,7 @@ class Around:
     """What a step's walk does not hold: bytes of each tensor that lives between steps, in the order they
     appear."""
 
-    weights: Sequence[int]
+    load: Load
     states: Sequence[int]
     """Made by the first optimizer step."""
     gradients: Sequence[int]
@@ -43,6 +44,8 @@ class _Track:
     forward: list[tuple[str, int]]
     backward: list[tuple[str, int]]
     parameter_gradients: frozenset[str]
+    cached: tuple[str, ...]
+    """Autocast's copies of weights, which go when the forward has ended."""
 
 
 def replay(
@@ -60,7 +63,7 @@ def replay(
     behind."""
     recorded = {id(g): _record(g, recompute, loop, entry_requires_grad=entry_requires_grad) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
-    player.hold("weight", around.weights)
+    player.load(around.load)
     player.hold("accumulated", around.gradients)
     for number, graph in enumerate(graphs):
         if empty_cache and number:
@@ -82,15 +85,15 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened))
     for part in parts:
         part.walk.forward()
-    forwards = [book.take() for book in books]
+    forwards = [(book.take(), part.walk.cached_names) for part, book in zip(parts, books, strict=True)]
     for part, book in zip(reversed(parts), reversed(books), strict=True):
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
         part.walk.backward(root=part is parts[-1])
     return [
-        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params))
-        for part, forward, book in zip(parts, forwards, books, strict=True)
+        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
+        for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
     ]
 
 
@@ -107,6 +110,16 @@ class _Player:
     def hold(self, what: str, sizes: Iterable[int]) -> None:
         for index, size in enumerate(sizes):
             self._alloc((what, index), size)
+
+    def load(self, load: Load) -> None:
+        for key, size in load.events():
+            if size > 0:
+                self._alloc(key, size)
+            else:
+                self._free(key)
+        if load.empties:
+            self.allocator.empty_cache()
+        self.hold("adapter", load.adapters)
 
     def _alloc(self, key: Key, size: int) -> None:
         if size > 0:
@@ -174,7 +187,7 @@ class _Player:
                     self._free(key)
             stream = self._key(i, j, region.exit.storage)
         for i, j, track in self._places():
-            self._free_all(self._key(i, j, name) for name in track.part.walk.cached_names)
+            self._free_all(self._key(i, j, name) for name in track.cached)
         return entries
 
     def _alloc_taken(self) -> None:
@@ -250,12 +263,21 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = ("weight", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+        steady = (
+            "weight",
+            "adapter",
+            "accumulated",
+            "state",
+            "grad",
+            "input",
+            "forward workspace",
+            "backward workspace",
+        )
         self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
 
     def _after(self) -> None:
         """The step's function returns, or its names live on until the next forward has."""
-        steady = ("weight", "accumulated", "state", "grad", "forward workspace", "backward workspace")
+        steady = ("weight", "adapter", "accumulated", "state", "grad", "forward workspace", "backward workspace")
         rest = [key for key in self._alive if key[0] not in steady]
         if self._loop.outputs_until != "next":
             self._free_all(rest)

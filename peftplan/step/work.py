@@ -108,6 +108,9 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
             launches += product.launches
             if product.flops:
                 products.append(product)
+        elif back := op.grad_flops(need):  # products that only the backward has
+            launches += 2
+            products.append(Kernel(op.ins[0].dtype, back, 2 * ran, 2))
         else:
             times = 1 if type(op) is Add else 2
             launches += times

@@ -75,7 +75,7 @@ def stage_in_name(text: str) -> str | None:
 def config(fields: Fields) -> dict[str, Any]:
     """The JSON's content for a job's `layout` and `offload`; what the trainer decides is `auto`."""
     parts = str(fields.get("offload") or "").split("+")
-    zero: dict[str, Any] = {"stage": stage(str(fields["layout"])), "overlap_comm": True, "contiguous_gradients": True}
+    zero: dict[str, Any] = {"stage": stage(str(fields["layout"]))}
     for part, key in (("optimizer", "offload_optimizer"), ("params", "offload_param")):
         if part in parts:
             zero[key] = {"device": "cpu", "pin_memory": True}

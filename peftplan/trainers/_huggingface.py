@@ -246,6 +246,12 @@ def bits_and_bytes(prefix: str = "", *, nested: str = "bnb_4bit_use_double_quant
     return custom((four, eight, kind, twice), ("format", "format.double_quant"), read=read, write=write)
 
 
+def refuse_packed_training(fields: Fields) -> None:
+    """Raises Inexpressible for methods that train the base's own weights where those are packed."""
+    if "format" in fields and fields["method"] in ("full", "freeze", "bitfit"):
+        raise Inexpressible("format", f"{fields['format']} with --method {fields['method']}")
+
+
 def is_quantized(config: Config) -> bool:
     return bool(config.get("load_in_4bit") or config.get("load_in_8bit"))
 

@@ -189,15 +189,15 @@ def write_format(fields: Fields) -> Config:
 
 def read_precision(config: Config) -> Fields:
     """model/adapter.py, init_adapter: trained weights are fp32 unless pure_bf16; weights load in the checkpoint's dtype
-    (model/loader.py)."""
+    (model/loader.py), which nothing said stands for."""
     trains_base = kind(config) in ("full", "freeze")
     if config.get("pure_bf16"):
-        return {"precision": "bf16"}
+        return {}
     if config.get("bf16") or config.get("fp16"):
         return {"precision": "bf16-mixed" if config.get("bf16") else "fp16-mixed"} | (
             {"dtype": "float32"} if trains_base else {}
         )
-    return {"precision": "fp32", "dtype": "float32"} if trains_base else {"precision": "bf16"}
+    return {"precision": "fp32", "dtype": "float32"} if trains_base else {}
 
 
 def write_precision(fields: Fields) -> Config:

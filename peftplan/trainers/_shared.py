@@ -9,9 +9,6 @@ from peftplan.job import Job
 from peftplan.trainers import _deepspeed
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, Rule, StandIn, custom
 
-DEEPSPEED_FILE = "deepspeed.json"
-"""Beside the config."""
-
 
 def knobs(
     pairs: Mapping[str, str],
@@ -106,14 +103,13 @@ def spread(fields: Fields) -> Config:
         if layout == "fsdp" and fields.get("format") == "int8":
             raise Inexpressible("format", "int8 with --layout fsdp")
         return {}
-    _deepspeed.stage(layout)
-    return {"deepspeed": DEEPSPEED_FILE}
+    return {"deepspeed": f"zero{_deepspeed.stage(layout)}.json"}
 
 
 def deepspeed_file(job: Job) -> dict[str, str]:
     """The file that `spread` names, where there is one."""
     fields = {"layout": job.layout, "offload": job.offload}
-    return {DEEPSPEED_FILE: _deepspeed.text(fields)} if str(job.layout).startswith("zero") else {}
+    return {f"{job.layout}.json": _deepspeed.text(fields)} if str(job.layout).startswith("zero") else {}
 
 
 def names(value: Any) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ ATTENTION = {
     "flash_attn": "flash_attention_2",
     "flash_attention_3": "flash_attention_3",
 }
-_BY_NAME = ("lora", "vera", "ia3", "adalora", "boft", "fourierft", "oft")
+_WRITTEN = ("lora", "vera", "fourierft")
 _TARGETED = ("lora", "vera", "adalora", "boft", "fourierft", "oft")
 
 
@@ -35,6 +35,10 @@ def is_lora(config: Config) -> bool:
 
 def is_vera(config: Config) -> bool:
     return kind(config) == "vera"
+
+
+def is_fourier(config: Config) -> bool:
+    return kind(config) == "fourierft"
 
 
 # -- method -----------------------------------------------------------------------------------------------------------
@@ -78,7 +82,7 @@ def write_method(fields: Fields) -> Config:
         if said != ("all-linear", IA3_FEEDFORWARD):
             raise Inexpressible("method", "ia3 on other modules than all linear ones")
         return {"tuner_type": "ia3"}
-    if method not in ("lora", "vera"):
+    if method not in _WRITTEN:
         raise Inexpressible("method", method)
     return {"tuner_type": method}
 
@@ -116,7 +120,7 @@ def targets_stand_ins(config: Config) -> Kept:
 
 def write_targets(fields: Fields) -> Config:
     wanted = fields.get("target_modules")
-    if fields["method"] not in ("lora", "vera"):
+    if fields["method"] not in _WRITTEN:
         return {}
     if fields["method"] == "vera" and (isinstance(wanted, str) or len(wanted or ()) != 1):
         raise Inexpressible("target_modules", f"{wanted} for vera (modules of one shape only; name one)")

@@ -19,6 +19,7 @@ import yaml
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers import _axolotl as own
+from peftplan.trainers import _axolotl_step as step
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, processes, startable
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
@@ -168,47 +169,51 @@ class Axolotl(Trainer):
         ),
         same("sequence_len", "seq_len", default=512),
         custom(
-            ("attn_implementation", *own.LEGACY_ATTENTION),
+            ("attn_implementation", *step.LEGACY_ATTENTION),
             ("attention",),
-            read=own.read_attention,
-            write=own.write_attention,
-            stand_ins=own.attention_stand_ins,
+            read=step.read_attention,
+            write=step.write_attention,
+            stand_ins=step.attention_stand_ins,
         ),
         custom(
             ("sample_packing", "pad_to_sequence_len", "batch_flattening"),
             ("batching",),
-            read=own.read_batching,
-            write=own.write_batching,
-            stand_ins=own.batching_stand_ins,
+            read=step.read_batching,
+            write=step.write_batching,
+            stand_ins=step.batching_stand_ins,
         ),
         custom(
             ("gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant"),
             ("recompute", "recompute.use_reentrant"),
-            read=own.read_recompute,
-            write=own.write_recompute,
-            stand_ins=own.recompute_stand_ins,
+            read=step.read_recompute,
+            write=step.write_recompute,
+            stand_ins=step.recompute_stand_ins,
         ),
-        _huggingface.optimizer("optimizer", others=own.OPTIMIZERS),
-        custom(own.KERNELS, (), read=lambda _: {}, write=own.write_kernels, stand_ins=own.kernels_stand_ins),
-        custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=own.plugins_stand_ins),
+        _huggingface.optimizer("optimizer", others=step.OPTIMIZERS),
+        custom(step.KERNELS, (), read=lambda _: {}, write=step.write_kernels, stand_ins=step.kernels_stand_ins),
+        custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=step.plugins_stand_ins),
         custom(
-            (*own.LAYOUT_KEYS, *own.MESH),
+            step.LAYOUT_KEYS,
             ("layout", "offload"),
-            read=own.read_layout,
-            write=own.write_layout,
-            stand_ins=own.layout_stand_ins,
+            read=step.read_layout,
+            write=step.write_layout,
+            stand_ins=step.layout_stand_ins,
         ),
         always("loop.outputs_until", "loss"),
         always("model.use_cache", False),
     )
 
     def settled(self, full: Job, *, asked: Job) -> Job:
-        """bf16 under autocast, where the job leaves it open: what `bf16: auto` does on a GPU that has it."""
-        if asked.precision is not None or full.dtype == "float32":
+        """bf16 weights under autocast, where the job leaves it open: what `bf16: auto` does on a GPU that has it."""
+        if asked.precision not in (None, "bf16-mixed", "fp16-mixed") or (asked.precision, full.dtype) == (
+            None,
+            "float32",
+        ):
             return full
-        dtype = full.dtype if asked.dtype is not None else "bfloat16"
-        short = "fp16" if dtype == "float16" else "bf16"
-        return full.model_copy(update={"dtype": dtype, "precision": f"{short}-mixed"})
+        half = "float16" if "fp16" in (asked.precision or "") or asked.dtype in ("float16", "fp16") else "bfloat16"
+        dtype = full.dtype if asked.dtype is not None else half
+        precision = asked.precision or ("fp16-mixed" if half == "float16" else "bf16-mixed")
+        return full.model_copy(update={"dtype": dtype, "precision": precision})
 
     def refuse(self, fields: Fields) -> None:
         startable(fields)

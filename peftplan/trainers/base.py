@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from peftplan import formats, methods, optimizers
 from peftplan.arch import catalog
-from peftplan.errors import RequestError
+from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Assumption, Job, make_job
 from peftplan.plugins import canonical
 from peftplan.resolve import ATTENTION, resolve
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, StandIn, covers, flatten, nest
 
+Answer = TypeVar("Answer")
 NOT_CONFIG = {
     "config", "trainer", "extras", "remarks", "set", "gpu", "usd_per_hour", "tokens", "backend", "task",
 }  # fmt: skip
@@ -90,6 +91,8 @@ class Trainer(ABC):
     """Patterns of keys that cannot move memory (data, logging, saving, schedules)."""
     instead: ClassVar[Mapping[str, StandIn]] = {}
     """Patterns of keys of no rule that move memory and are not modelled."""
+    proved: ClassVar[str] = "Nothing was trained with it; its keys are those of the pinned version."
+    """What the tests have run of what is written, and what they have only parsed."""
     whole: ClassVar[frozenset[str]] = frozenset()
     """Keys whose mappings are values (ranks by module name), not sections."""
 
@@ -102,11 +105,14 @@ class Trainer(ABC):
         """
         flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
         fields, remarks = self._fields(flat, name)
-        unread = {key: value for key, value in flat.items() if not any(rule.claims(key) for rule in self.rules)}
-        instead = {key: why for rule in self.rules for key, why in rule.stand_ins(flat).items()}
+        unread = {key: value for key, value in flat.items() if not self._claimed(key)}
+        instead: dict[str, str | None] = {}
+        for rule in self.rules:
+            instead.update(self._answer(rule, rule.stand_ins, flat, name))
         remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
         remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
-        extras = {key: value for key, value in flat.items() if key in unread or key in instead}
+        kept = {key for rule in self.rules for key in rule.kept(flat)}
+        extras = {key: value for key, value in flat.items() if key in unread or key in kept}
         return _job({**fields, "trainer": self.name, "extras": extras, "remarks": remarks})
 
     @final
@@ -121,12 +127,11 @@ class Trainer(ABC):
         for field, value in fields.items():
             if not self._speaks_for(field):
                 raise Inexpressible(field, value)
-        flat: dict[str, Any] = {}
-        for rule in self.rules:
-            flat.update(rule.write(fields))
         extras = self._kept(job, run)
-        keys = {**self._unasked(run), **extras, **self._asked(run)}
-        return nest({**keys, **flat, **self._still_meant(extras, flat, fields)})
+        flat = self._written(fields, extras)
+        unread = {key: value for key, value in extras.items() if not self._claimed(key)}
+        keys = {**self._unasked(run), **unread, **self._asked(run)}
+        return nest({**keys, **flat})
 
     def settled(self, full: Job, *, asked: Job) -> Job:
         """`full`, where this trainer decides otherwise what the job leaves open (a null of `asked`)."""
@@ -157,14 +162,20 @@ class Trainer(ABC):
         rules = any(rule.speaks_for(field) for rule in self.rules)
         return rules or field in self.beside or field.startswith(_BEHAVIOUR)
 
-    def _still_meant(self, extras: Config, flat: Config, fields: Fields) -> Config:
-        """Those keys of a config read before whose stand-in is still what the job says."""
-        kept: dict[str, Any] = {}
-        for rule in self.rules:
+    def _claimed(self, key: str) -> bool:
+        return any(rule.claims(key) for rule in self.rules)
+
+    def _written(self, fields: Fields, extras: Config) -> dict[str, Any]:
+        """What the rules write; in place of a rule's own keys those of the config read before, while they still mean
+        what the job says."""
+        each = [rule.write(fields) for rule in self.rules]
+        flat = {key: value for keys in each for key, value in keys.items()}
+        for rule, keys in zip(self.rules, each, strict=True):
             own = {key: value for key, value in extras.items() if rule.claims(key)}
-            if own and all(fields.get(field) == value for field, value in rule.read({**flat, **own}).items()):
-                kept.update(own)
-        return kept
+            others = {key: value for key, value in flat.items() if key not in keys}
+            if own and rule.means({**others, **own}, fields):
+                flat = {**others, **own}
+        return flat
 
     @final
     def stated(self, job: Job, run: Run) -> Job:
@@ -186,14 +197,22 @@ class Trainer(ABC):
         fields: dict[str, Any] = {}
         remarks: list[Assumption] = []
         for rule in self.rules:
-            try:
-                stated = rule.read(flat)
-            except RequestError as error:
-                raise RequestError(f"{name}: {error}") from None
-            silent = {field: value for field, value in rule.defaults(flat).items() if field not in stated}
+            stated = self._answer(rule, rule.read, flat, name)
+            silent = {f: v for f, v in self._answer(rule, rule.defaults, flat, name).items() if f not in stated}
             fields.update({**silent, **stated})
             remarks += [Assumption(what=f, value=v, why=self._default_of(f)) for f, v in silent.items()]
         return fields, remarks
+
+    def _answer(self, rule: Rule, ask: Callable[[Config], Answer], flat: Config, name: str) -> Answer:
+        """What the rule answers. Raises RequestError in one line for a value that it cannot take."""
+        try:
+            return ask(flat)
+        except RequestError as error:
+            kind = Unsupported if isinstance(error, Unsupported) else RequestError
+            raise kind(f"{name}: {error}") from None
+        except (TypeError, ValueError, AttributeError):  # a list or a mapping where the rule reads a word or a number
+            given = ", ".join(f"{key}: {flat[key]!r}" for key in flat if rule.claims(key))
+            raise RequestError(f"{name}: {self.title} takes no such value: {given}") from None
 
     def _default_of(self, field: str) -> str:
         return f"{self.title}'s default" if not field.startswith(_BEHAVIOUR) else f"what {self.title} does"

@@ -160,6 +160,8 @@ class LlamaFactory(Trainer):
 
     def settled(self, full: Job, *, asked: Job) -> Job:
         """bf16 autocast, on fp32 weights where the base trains; rows are padded, not packed full."""
+        if asked.trainer == self.name:
+            return full
         update: dict[str, str] = {}
         if asked.precision is None and full.dtype != "float32":
             update["precision"] = "bf16-mixed"

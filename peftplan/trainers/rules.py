@@ -70,6 +70,18 @@ class Rule:
     def speaks_for(self, field: str) -> bool:
         return covers(self.fields, field)
 
+    def means(self, config: Config, fields: Fields) -> bool:
+        """Whether the config says of this rule's fields what `fields` does."""
+        heard = {**self.defaults(config), **self.read(config)}
+        said = {field: value for field, value in fields.items() if self.speaks_for(field)}
+        return all(fields.get(field) == heard.get(field) for field in heard.keys() | said.keys())
+
+    def kept(self, config: Config) -> Config:
+        """All keys of the config that it claims, where one of them stands for what is not modelled: they are written
+        back together."""
+        own = {key: value for key, value in config.items() if self.claims(key)}
+        return own if own.keys() & self.stand_ins(config).keys() else {}
+
 
 def covers(patterns: Iterable[str], name: str) -> bool:
     """Whether one of the names, or of the patterns with a `*`, is this one."""

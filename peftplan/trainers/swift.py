@@ -3,8 +3,8 @@
 Reads: YAML configs, with the older names of `tuner_type`. Writes: the YAML and the command.
 Defaults that move memory: LoRA of rank 8 with dropout 0.05 on all linear layers, one sequence, 16 sequences a step,
 checkpointing on and reentrant, autocast in the weights' dtype, logits of the answers only, fused AdamW.
-Not expressed: methods other than full, BitFit, LoRA and its variants, VeRA on one module and IA3 on all; padded rows
-where there is one sequence.
+Not expressed: methods other than full, BitFit, LoRA and its variants, VeRA on one module, FourierFT and IA3 on all;
+padded rows where there is one sequence.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ _VERA = knobs(
     defaults={"rank": 256},
     otherwise={"method.vera_dropout": 0.0},
 )
+_FOURIER = knobs(
+    {"fourier_n_frequency": "method.n_frequency"},
+    method="fourierft",
+    where=own.is_fourier,
+    defaults={"method.n_frequency": 2000},
+    otherwise={"method.n_frequency": 1000},
+)
 
 
 @final
@@ -68,7 +75,7 @@ class Swift(Trainer):
         "shuffle_buffer_size", "split_dataset_ratio", "stopping_strategy", "streaming", "strict", "swanlab_*",
         "system", "task_type", "temperature", "template", "template_backend", "train_dataloader_shuffle",
         "truncation_strategy", "use_chat_template", "use_flash_ckpt", "use_hf", "val_dataset*", "vera_d_initial",
-        "vera_projection_prng_key", "vit_gradient_checkpointing",
+        "vera_projection_prng_key", "fourier_scaling", "vit_gradient_checkpointing",
     }  # fmt: skip
     instead: ClassVar[Mapping[str, StandIn]] = {
         "use_liger_kernel": less("its kernels and its loss keep less"),
@@ -105,6 +112,7 @@ class Swift(Trainer):
         ),
         _LORA,
         _VERA,
+        _FOURIER,
         custom(
             ("target_modules", "target_regex"),
             ("target_modules",),

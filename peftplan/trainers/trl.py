@@ -17,7 +17,7 @@ from typing import Any, final
 
 import yaml
 
-from peftplan.errors import RequestError
+from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers.base import Folder, Run, Trainer
@@ -29,8 +29,13 @@ _KNOBS = {
     "lora_alpha": "method.lora_alpha", "lora_dropout": "method.lora_dropout",
     "lora_modules_to_save": "method.modules_to_save", **_FLAGS,
 }  # fmt: skip
-_OLD_NAMES = {"torch_dtype": "dtype", "max_seq_length": "max_length"}
+_OLD_NAMES = {"torch_dtype": "dtype", "max_seq_length": "max_length", "use_liger": "use_liger_kernel"}
 """Until TRL 0.20."""
+_OTHER_TRAINERS = (
+    "beta", "max_prompt_length", "max_completion_length", "num_generations", "desirable_weight", "reward_model_path",
+    "ref_model_mixup_alpha", "precompute_ref_log_probs",
+)  # fmt: skip
+"""Keys of the configs of TRL's other trainers (DPOConfig, GRPOConfig, KTOConfig, ...)."""
 _MULTIPLE = StandIn(errs="low", because="rows grow by less than that many tokens")
 _HOST = StandIn(errs="high", because="what backward needs lies in host memory")
 _LORA_KEYS = ("lora_r", "lora_target_modules", *_KNOBS)
@@ -153,6 +158,13 @@ def _storage(fields: Fields) -> Config:
     return {"bnb_4bit_quant_storage": fields["dtype"]} if sharded else {}
 
 
+def _refuse_others(config: Config) -> Fields:
+    other = next((key for key in _OTHER_TRAINERS if config.get(key) is not None), None)
+    if other is not None:
+        raise Unsupported(f"{other} is a key of TRL's preference or reward training; only `trl sft` is modelled")
+    return {}
+
+
 def _loss(config: Config) -> Fields:
     return {"loss.style": "shifted_labels" if config.get("label_smoothing_factor") else "fused_head"}
 
@@ -181,6 +193,12 @@ class Trl(Trainer):
     dataset_keys = ("dataset_name", "datasets")
     renamed = _OLD_NAMES
     beside = ("gpus", "nodes", "layout", "offload")
+    proved = (
+        "On the CPU with a tiny random model: full, LoRA, rsLoRA, DoRA, QLoRA (nf4) and int8 in one process; "
+        "packed rows; full and LoRA over two processes with DDP and FSDP2, QLoRA with FSDP2. Trained parameters, "
+        "saved adapter and optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, "
+        "DeepSpeed's layouts, more nodes."
+    )
     harmless = _huggingface.HARMLESS | {
         "dataset*", "ignore_bias_buffers", "chat_template_path", "chat_template", "eos_token", "pad_token", "streaming",
         "test_split_size", "truncation_mode", "shuffle_dataset", "eval_packing", "completion_only_loss",
@@ -188,6 +206,7 @@ class Trl(Trainer):
         "ddp_broadcast_buffers",
     }  # fmt: skip
     rules = (
+        custom(_OTHER_TRAINERS, (), read=_refuse_others, write=lambda _: {}),
         same("model_name_or_path", "model"),
         custom(
             ("use_peft", *_LORA_KEYS),
@@ -235,6 +254,9 @@ class Trl(Trainer):
         always("loop.outputs_until", "loss"),
         always("model.use_cache", False),
     )  # fmt: skip
+
+    def refuse(self, fields: Fields) -> None:
+        _huggingface.refuse_packed_training(fields)
 
     def run_keys(self, run: Run) -> Config:
         is_file = run.dataset is not None and run.dataset.endswith((".json", ".jsonl"))

@@ -3,8 +3,10 @@
 Setup read from the repository at 876e2ed (2026-01-30): TRL's SFTTrainer with constant-length packing, so
 every mask is all ones and FlashAttention-2 runs unmasked (`exact`); gradient checkpointing, reentrant;
 use_cache off; adamw_torch is foreach; the Trainer drops the model's outputs before backward; bitsandbytes
-with double quantization. `baseline-peft-bnb` lets TRL prepare the quantized model (norms end in fp32,
-embeddings and head in bf16), `accelerated-peft-bnb` prepares it without any upcast.
+with double quantization. transformers 4.48.1 reserves nothing before it loads, and Trainer empties the cache
+before it trains (trainer.py, _inner_training_loop: accelerator.free_memory). `baseline-peft-bnb` lets TRL
+prepare the quantized model (norms end in fp32, embeddings and head in bf16), `accelerated-peft-bnb` prepares
+it without any upcast.
 
 Rows of pull request 14 (2024-05) print GB of 1e9 bytes: its CSV gives the same values in bytes (static
 15,119,984,128 at batch 8, where the table says 15.12). That transformers release keeps each layer's rotary
@@ -20,9 +22,10 @@ _BASELINE_BNB = range(57, 69)
 """Rows of refs/a100_80gb.csv whose framework_config is baseline-peft-bnb."""
 _ROTARY_TABLES = 32 * 2 * 32_768 * 128 * 2
 _SMI = (
-    "nvidia-smi over a whole run, where allocated peaks agree: what loading leaves cached is not replayed "
-    "(suspected, not established), the context is known to 100 MiB, and on a full card the allocator gives "
-    "segments back: full fine-tuning reads less at batch 8 than at batch 4"
+    "nvidia-smi over a whole run; allocated peaks agree. It reads 1,848, 1,850, 1,886, 1,976 and 2,232 MiB more than "
+    "the replay reserves (rows 57, 59, 9, 79, 77), where a context of 480 MiB is assumed. Much the same at 17 and at "
+    "75 GiB and at batch 4 and 8, so it is not the step's; what else the process or the card holds is not known. Row "
+    "15 of the same session allows 2,120 MiB at most, row 98 of an earlier session with other releases 957"
 )
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
@@ -81,6 +84,7 @@ def _settings(row: Row, *, early: bool) -> Row:
     }
     if row["method"] != "full":
         settings["method.lora_dropout"] = 0.0 if early else 0.1
+    settings |= {"load.warm_up": False, "load.empty_cache": True}
     if row["method"] == "qlora":
         settings |= {"format.double_quant": True, **_prepared(row["id"])}
     return settings

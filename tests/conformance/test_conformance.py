@@ -76,7 +76,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _forget() -> None:
     plugins.names.cache_clear()
-    methods.aliases.cache_clear()
+    plugins.aliases.cache_clear()
 
 
 def test_a_new_file_is_a_new_method(toy: Path) -> None:

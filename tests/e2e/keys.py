@@ -65,6 +65,50 @@ def swift() -> tuple[str, Iterable[str]]:
     return _head("ms-swift", "fields of SftArguments; ENV sets environment variables"), keys | {"ENV"}
 
 
+def torchtune() -> tuple[str, Iterable[str]]:
+    """The keys of the fine-tuning recipes' example configs and programs, and the arguments of the LoRA builders."""
+    import inspect
+    import re
+    from pathlib import Path
+
+    import torchtune
+    import yaml
+    from torchtune.models import llama3_1
+
+    recipes = Path(torchtune.__path__[0]).parent / "recipes"
+
+    found: set[str] = {f"model.{name}" for name in inspect.signature(llama3_1.lora_llama3_1_8b).parameters}
+    for path in (*recipes.glob("full_finetune_*.py"), *recipes.glob("lora_finetune_*.py")):
+        found |= set(re.findall(r"cfg\.get\(\s*\"(\w+)\"", path.read_text()))
+        found |= set(re.findall(r"\bcfg\.([a-z]\w*)\b", path.read_text())) - {"get", "model"}
+    for path in (recipes / "configs").glob("*/*.yaml"):
+        if re.fullmatch(r"[\d.]+B_(full|q?lora|q?dora)(_single_device|_low_memory)?", path.stem):
+            found |= set(yaml.safe_load(path.read_text())) - {"model"}
+    how = "keys of the fine-tuning recipes and their configs; of model, the arguments of lora_llama3_1_8b"
+    return _head("torchtune", how), found | {"model._component_"}
+
+
+def litgpt() -> tuple[str, Iterable[str]]:
+    import inspect
+
+    from litgpt.args import EvalArgs, LogArgs, TrainArgs
+    from litgpt.finetune import full, lora
+
+    found = {name for setup in (full.setup, lora.setup) for name in inspect.signature(setup).parameters}
+    for name, cls in {"train": TrainArgs, "eval": EvalArgs, "log": LogArgs}.items():
+        found = (found - {name}) | {f"{name}.{field.name}" for field in dataclasses.fields(cls)}
+    how = "the arguments of setup in litgpt/finetune/lora.py and full.py, and the fields of their dataclasses"
+    return _head("litgpt", how), found
+
+
+def unsloth() -> tuple[str, Iterable[str]]:
+    from unsloth_cli.config import Config
+
+    sections = {name: getattr(field.annotation, "model_fields", None) for name, field in Config.model_fields.items()}
+    nested = {f"{name}.{key}" for name, fields in sections.items() if fields for key in fields}
+    return _head("unsloth", "the fields of unsloth_cli.config.Config"), nested | {"model"}
+
+
 def _head(package: str, how: str) -> str:
     return f"# {package} {version(package)}, {DATE}, {how}"
 
@@ -75,6 +119,9 @@ EXTRACTORS: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
     "axolotl": axolotl,
     "llamafactory": llamafactory,
     "swift": swift,
+    "torchtune": torchtune,
+    "litgpt": litgpt,
+    "unsloth": unsloth,
 }
 
 if __name__ == "__main__":

@@ -63,6 +63,26 @@ def train(
     return ranks
 
 
+def train_warm(folders: Iterable[Path], *, python: Path, timeout_seconds: float = 580) -> None:
+    """Trains folders of TRL or of the script one after the other in one process (`warm.py`), without their commands.
+
+    `trained` then says what happened in each.
+    """
+    paths = list(folders)
+    own = _environment(python, paths[0].parent, ())
+    command = shlex.join([str(python), str(Path(__file__).with_name("warm.py")), *map(str, paths)])
+    code, output = _run(command, paths[0].parent, own, timeout_seconds)
+    assert code == 0, output[-4000:]
+
+
+def trained(folder: Path) -> Facts:
+    """What `train_warm` did with a folder. AssertionError with the end of its output where it failed."""
+    code, output = (folder / "code").read_text(), (folder / "output.log").read_text(errors="replace")
+    assert code == "0", f"{folder.name}: exit {code}\n{output[-2000:]}"
+    (facts,) = read(folder / "probe")
+    return facts
+
+
 def read(seen: Path) -> list[Facts]:
     """What the ranks left in the probe's folder."""
     return [Facts(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(seen.glob("rank*.json"))]

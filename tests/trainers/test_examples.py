@@ -12,10 +12,13 @@ from peftplan.pipeline import estimate
 from peftplan.trainers import Run
 from tests.trainers import trips
 
-NAMES = ("axolotl", "llamafactory", "swift")
+NAMES = ("axolotl", "litgpt", "llamafactory", "swift", "torchtune", "unsloth")
 EXAMPLES = [(name, path) for name in NAMES for path in trips.examples(name)]
 IDS = [f"{name}/{path.stem}" for name, path in EXAMPLES]
-SEVERAL_GPUS = {"llama2-qlora-fsdp", "llama31-fft-liger-fsdp", "qwen3-full-zero3", "qwen25-zero3"}
+SEVERAL_GPUS = {
+    "llama2-qlora-fsdp", "llama31-fft-liger-fsdp", "qwen3-full-zero3", "qwen25-zero3",
+    "llama2-full-fsdp", "llama3-full-fsdp",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "path"), EXAMPLES, ids=IDS)

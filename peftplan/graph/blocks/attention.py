@@ -297,7 +297,8 @@ def _eager(
     weights = b.dropout(weights, a.dropout)
     v_flat = v if dense else b.copy(v, label="v_flat")
     mixed = b.matmul(weights, v_flat, *site.full_shape, inner=site.keys, label="mixed")
-    out = b.copy(mixed, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
+    width = a.heads * a.head_dim
+    out = b.copy(mixed, site.size, site.seq, width, label="attn_output", grad_copied=not single)
     b.hold(k, v)
     return out, (weights,)
 

@@ -60,21 +60,16 @@ class Gradients:
 
     def make(self, request_bytes: int, where: str) -> Gradient:
         size = self._size(request_bytes)
-        self._made += 1
-        self.account.alloc(size, where, self._made)
-        return Gradient(request_bytes, size, self._made)
+        number = self._made = self._made + 1
+        self.account.alloc(size, where, number)
+        return Gradient(request_bytes, size, number)
 
-    def _compute(self, op: Op, request_bytes: int, scratch_bytes: int) -> Gradient:
-        """What a formula makes, with its temporaries."""
-        if not scratch_bytes or op.output_first:
-            made = self.make(request_bytes, op.name)
-            if scratch_bytes:
-                self.account.touch(scratch_bytes, op.name)
-            return made
+    def _compose(self, op: Op, request_bytes: int, scratch_bytes: int) -> Gradient:
+        """What the last of a formula's kernels makes, after their temporaries."""
         size = self._size(request_bytes)
-        self._made += 1
-        self.account.compose(size, op.name, self._made, scratch=scratch_bytes, pieces=op.pieces)
-        return Gradient(request_bytes, size, self._made)
+        number = self._made = self._made + 1
+        self.account.compose(size, op.name, number, scratch=scratch_bytes, pieces=op.pieces)
+        return Gradient(request_bytes, size, number)
 
     def node(self, op: Op, saves: tuple[Tensor, ...], incoming: Gradient, *, recomputed: bool) -> None:
         """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
@@ -82,11 +77,15 @@ class Gradients:
         where = op.name
         made: list[tuple[Tensor, Gradient]] = []
         for to, raw_bytes, scratch_bytes in op.backward(self.need):
-            if raw_bytes:
-                made.append((to, self._compute(op, raw_bytes, scratch_bytes)))
-            else:
+            if not raw_bytes:
                 incoming.refs += 1
                 made.append((to, incoming))
+            elif scratch_bytes and not op.output_first:
+                made.append((to, self._compose(op, raw_bytes, scratch_bytes)))
+            else:
+                made.append((to, self.make(raw_bytes, where)))
+                if scratch_bytes:
+                    self.account.touch(scratch_bytes, where)
         if recomputed and saves:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):

@@ -68,7 +68,8 @@ class Kept:
         return entry is not None and storage == entry.storage
 
     def _note(self, op: str, t: Tensor, storage: str) -> None:
-        self.saved.append(Saved(op, t, self.plan.request_bytes.get(storage, t.nbytes)))
+        request = self.plan.request_bytes.get(storage)
+        self.saved.append(Saved(op, t, request if request is not None else t.nbytes))
 
     def release(self, saves: tuple[Tensor, ...]) -> None:
         """A node is done with what it saved."""

@@ -15,18 +15,20 @@ class Plan:
                  "size", "stashes", "weight_casts")  # fmt: skip
 
     def __init__(self, region: Region, size: Callable[[int], int]) -> None:
+        ops = region.ops
         self.region = region
         self.size = size
         self.out_bytes: list[int] = []
         """Per op: bytes its output takes, 0 for views."""
         self.request_bytes: dict[str, int] = {}
         """Of every storage that the region makes."""
-        self.scratch_bytes = [op.scratch_bytes() for op in region.ops]
-        self.weight_casts = tuple(op for op in region.ops if type(op) is WeightCast)
-        self.stashes = any(op.stashes for op in region.ops)
-        self.loss_start = next((i for i, op in enumerate(region.ops) if op.site == "loss"), None)
-        self.last_use = self._uses(region.ops)
+        self.last_use = self._uses(ops)
         """Per op: the storages it uses last."""
+        self.scratch_bytes = [op.scratch_bytes() for op in ops]
+        self.weight_casts = tuple([op for op in ops if type(op) is WeightCast])
+        self.stashes = any(op.stashes for op in ops)
+        self.loss_start = next((i for i, op in enumerate(ops) if op.site == "loss"), None) if region.is_head else None
+        """The first op of the loss."""
         self.made_globals = {n: size(r) for n, r in self.request_bytes.items() if n[0] == "@"}
         """Values made here for the whole model, with their bytes."""
 

@@ -19,11 +19,11 @@ def block_size(request_bytes: int) -> int:
     c10/cuda/CUDACachingAllocator.cpp: requests are rounded to 512 B; from 10 MiB on a segment is the request rounded to
     2 MiB, and a rest of at most 1 MiB is not split off, so it counts as allocated with the block.
     """
-    rounded = -(-request_bytes // 512) * 512
+    rounded = request_bytes + -request_bytes % 512
     if rounded < 10 * MIB:
         return rounded
-    segment = -(-rounded // (2 * MIB)) * (2 * MIB)
-    return segment if segment - rounded <= MIB else rounded
+    rest = -rounded % (2 * MIB)
+    return rounded + rest if rest <= MIB else rounded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -107,9 +107,10 @@ def _optimizer(optimizer: Any) -> dict[str, Any]:
 
     states = [value for state in optimizer.state.values() for value in state.values()]
     tensors = [_here(value) for value in states if isinstance(value, torch.Tensor)]
+    apart = {tensor.data_ptr(): tensor for tensor in tensors}  # bitsandbytes' tables are shared
     return {
         "optimizer": type(optimizer).__name__,
-        "optimizer_state_bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "optimizer_state_bytes": sum(t.numel() * t.element_size() for t in apart.values()),
         "optimized": sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
     }
 
