@@ -15,7 +15,6 @@ UNMODELLED: Mapping[str, str] = {
     "cartridge": "its prefix is trained as it is, without an encoder; a frozen part of it is not told apart yet",
     "cpt": f"it computes a second loss, and its prompt's length depends on masks; {_NO_VALUES}",
     "frod": "its sparse factors are decomposed from the weights' values and held on the CPU",
-    "lily": "its matrices are shared between neighbouring layers, which a run of equal layers cannot say yet",
     "osf": f"it decomposes every weight when it is made, and projects gradients in hooks; {_NO_VALUES}",
     "poly": "its mixing weights are drawn per task from distributions, a chain of small operators not written down yet",
     "psoft": "it decomposes every weight when it is made",
