@@ -38,7 +38,7 @@ MIN_LARGE_BYTES = 10 * MIB
 ROUND_LARGE_BYTES = 2 * MIB
 """kRoundLarge."""
 
-_SHIFT = 128
+_SHIFT = 56
 _ADDRESS = (1 << _SHIFT) - 1
 
 Event = tuple[int, int | None]
@@ -68,7 +68,7 @@ class Usage:
 
 def block_bytes(size_bytes: int) -> int:
     """`size_bytes` rounded as `round_size` does without power-of-two divisions."""
-    return max(BLOCK_BYTES, round_up(size_bytes, BLOCK_BYTES))
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES or BLOCK_BYTES
 
 
 def segment_bytes(block: int) -> int:
@@ -81,13 +81,15 @@ def segment_bytes(block: int) -> int:
 
 
 def fresh_block_bytes(size_bytes: int) -> int:
-    """What one request counts as allocated when it gets a segment of its own: its unsplit tail included.
+    """What one request counts as allocated when it gets a segment of its own: its unsplit tail included; 0 for nothing.
 
     Errs high for a tensor that is carved out of a larger cached block, by at most 1 MiB.
     """
-    block = block_bytes(size_bytes)
-    rest = segment_bytes(block) - block
-    return block + rest if block >= MIN_LARGE_BYTES and rest <= SMALL_BYTES else block
+    block = size_bytes + -size_bytes % BLOCK_BYTES
+    if block < MIN_LARGE_BYTES:
+        return block
+    rest = -block % ROUND_LARGE_BYTES
+    return block + rest if rest <= SMALL_BYTES else block
 
 
 class _Pool:
@@ -102,7 +104,7 @@ class _Pool:
         self.arena_end = 1 << (_SHIFT - 2) if is_small else 1 << (_SHIFT - 1)
         """Where the pool's one expandable segment ends."""
         self.keys: list[int] = []
-        """size << 128 | address, sorted."""
+        """size << 56 | address, sorted."""
         self.sizes: dict[int, int] = {}
         """address -> size of each free block."""
         self.ends: dict[int, int] = {}
@@ -118,6 +120,14 @@ class _Pool:
         del self.sizes[address]
         del self.ends[address + size]
 
+    def take(self, index: int) -> tuple[int, int]:
+        """Address and size of the free block at `index` of `keys`, which is then no longer free."""
+        key = self.keys.pop(index)
+        size, address = key >> _SHIFT, key & _ADDRESS
+        del self.sizes[address]
+        del self.ends[address + size]
+        return address, size
+
     def give_back(self, address: int, size: int) -> None:
         """Frees a block, merged with its free neighbours (`free_block`, `try_merge_blocks`)."""
         after = self.sizes.get(address + size)
@@ -130,12 +140,6 @@ class _Pool:
             self.drop(before, before_size)
             address, size = before, size + before_size
         self.put(address, size)
-
-
-def _take(pool: _Pool, key: int) -> tuple[int, int]:
-    size, address = key >> _SHIFT, key & _ADDRESS
-    pool.drop(address, size)
-    return address, size
 
 
 class CachingAllocator:
@@ -224,7 +228,7 @@ class CachingAllocator:
             return self._find_expandable(pool, size)
         index = bisect_left(pool.keys, size << _SHIFT)
         if index < len(pool.keys) and self._may_use(pool.keys[index] >> _SHIFT, size):
-            return _take(pool, pool.keys[index])
+            return pool.take(index)
         return self._new_segment(segment_bytes(size))
 
     def _new_segment(self, size: int) -> tuple[int, int]:
@@ -248,9 +252,10 @@ class CachingAllocator:
 
         The end block counts as large as it may still grow, so any inner block that fits goes first.
         """
-        for key in pool.keys[bisect_left(pool.keys, size << _SHIFT) :]:
+        for index in range(bisect_left(pool.keys, size << _SHIFT), len(pool.keys)):
+            key = pool.keys[index]
             if (key & _ADDRESS) + (key >> _SHIFT) != pool.arena_end:
-                return _take(pool, key)
+                return pool.take(index)
         address = pool.ends.get(pool.arena_end, pool.arena_end)
         held = pool.arena_end - address
         if held:

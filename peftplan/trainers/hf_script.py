@@ -21,7 +21,7 @@ from peftplan.errors import RequestError
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, same, under, words
+from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, keeps, same, under, words
 from peftplan.units import parse_dtype
 
 _OWN_FIELD = {"r": "rank", "target_modules": "target_modules"}
@@ -134,7 +134,13 @@ class HfScript(Trainer):
             if config.get("quantization.bnb_4bit_compute_dtype") else {},
             write=_write_compute,
         ),
-        custom(("quantization.bnb_4bit_quant_storage",), (), read=_read_storage, write=_write_storage),
+        custom(
+            ("quantization.bnb_4bit_quant_storage",),
+            (),
+            read=_read_storage,
+            write=_write_storage,
+            stand_ins=lambda config: keeps(config, "quantization.bnb_4bit_quant_storage"),
+        ),
         custom(
             ("prepare",), ("format.prepare",),
             read=lambda config: {"format.prepare": False} if config.get("prepare") is False else {},
@@ -156,7 +162,12 @@ class HfScript(Trainer):
             _huggingface.layout(),
         )),
         always("loop.outputs_until", "loss"),
-        always("model.use_cache", False),
+        custom(
+            ("arguments.use_cache",),
+            ("model.use_cache",),
+            read=lambda config: {"model.use_cache": bool(config.get("arguments.use_cache"))},
+            write=lambda fields: {"arguments.use_cache": fields.get("model.use_cache", False)},
+        ),
     )  # fmt: skip
 
     def refuse(self, fields: Fields) -> None:
@@ -184,14 +195,14 @@ def script(config: Mapping[str, Any]) -> str:
     """train.py with this literal in its one place."""
     text = resources.files(__package__).joinpath("scripts/hf_script.txt").read_text("utf-8")
     ordered = {key: config[key] for key in (*_ORDER, *config) if key in config}
-    return text.replace("CONFIG = None", f"CONFIG = {_literal(ordered, 0)}", 1)
+    return text.replace("CONFIG = None", f"CONFIG = {literal(ordered)}", 1)
 
 
-def _literal(value: Any, depth: int) -> str:
+def literal(value: Any, depth: int = 0) -> str:
     """Python's notation, one key of a mapping a line."""
     if not isinstance(value, Mapping) or not value:
         return json.dumps(value) if isinstance(value, str) else repr(value)
-    inside = "".join(f"{'    ' * (depth + 1)}{key!r}: {_literal(each, depth + 1)},\n" for key, each in value.items())
+    inside = "".join(f"{'    ' * (depth + 1)}{key!r}: {literal(each, depth + 1)},\n" for key, each in value.items())
     return "{\n" + inside + "    " * depth + "}"
 
 

@@ -21,7 +21,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, same, unpriced
+from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, keeps, same, unpriced
 from peftplan.units import parse_dtype
 
 _FLAGS = {"use_rslora": "method.use_rslora", "use_dora": "method.use_dora"}
@@ -221,7 +221,13 @@ class Trl(Trainer):
         _huggingface.bits_and_bytes(nested="use_bnb_nested_quant"),
         custom((), ("format.compute_dtype",), read=_read_compute, write=_write_compute),
         does("format.prepare", False, when=_huggingface.is_quantized),
-        custom(("bnb_4bit_quant_storage",), (), read=lambda _: {}, write=_storage),
+        custom(
+            ("bnb_4bit_quant_storage",),
+            (),
+            read=lambda _: {},
+            write=_storage,
+            stand_ins=lambda config: keeps(config, "bnb_4bit_quant_storage"),
+        ),
         custom((), ("adapter_dtype",), read=_read_adapter_dtype, write=_write_adapter_dtype, stand_ins=_magnitudes),
         *_huggingface.batches(),
         custom(

@@ -169,5 +169,5 @@ def test_the_folder() -> None:
     assert set(one.files) == {"swift.yaml"}
     assert one.command == "swift sft swift.yaml"
     zero = SWIFT.folder(job.model_copy(update={"gpus": 2, "layout": "zero2"}), Run())
-    assert zero.command == "env NPROC_PER_NODE=2 swift sft swift.yaml"
+    assert zero.command == "swift sft swift.yaml"
     assert set(zero.files) == {"swift.yaml", "zero2.json"}
