@@ -42,6 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "UniLoraConfig": {"r": 4, "target_modules": ["q_proj"]},
     "SupertuningConfig": {"sparsity": 0.9, "target_modules": ["q_proj"]},
     "LilyConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "TinyLoraConfig": {"r": 2, "target_modules": ["q_proj"]},
     "GloraConfig": {"r": 4, "target_modules": ["q_proj"]},
     "TrainableTokensConfig": {"token_indices": [1, 2]},
 }
