@@ -71,6 +71,7 @@ class Axolotl(Trainer):
     )
     dataset_keys = ("datasets",)
     beside = ("gpus", "nodes")
+    half_on_cpu = False
     whole = frozenset({"lora_rank_pattern", "lora_alpha_pattern", "special_tokens", "added_tokens_overrides"})
     harmless = _huggingface.HARMLESS | {
         "trl.*", "ebft.*", "vllm.*", "skip_prepare_dataset", "processor_type", "eta_min",
