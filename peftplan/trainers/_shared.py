@@ -82,7 +82,7 @@ def processes(job: Job) -> str:
     one = f"--nproc_per_node {job.gpus}"
     if job.nodes == 1:
         return one
-    place = '--node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port 29500'
+    place = '--node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port "${MASTER_PORT:-29500}"'
     return f"{one} --nnodes {job.nodes} {place}"
 
 
@@ -90,7 +90,7 @@ def environment(job: Job) -> str:
     """The same, for launchers that read it from the environment."""
     if job.nodes == 1:
         return f"env NPROC_PER_NODE={job.gpus}"
-    place = 'NODE_RANK="${NODE_RANK:?}" MASTER_ADDR="${MASTER_ADDR:?}" MASTER_PORT=29500'
+    place = 'NODE_RANK="${NODE_RANK:?}" MASTER_ADDR="${MASTER_ADDR:?}" MASTER_PORT="${MASTER_PORT:-29500}"'
     return f"env NPROC_PER_NODE={job.gpus} NNODES={job.nodes} {place}"
 
 
