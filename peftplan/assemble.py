@@ -31,7 +31,8 @@ def trained(graph: Graph) -> list[Trained]:
     for region in graph.regions:
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
-        found.extend(Trained(t.numel, t.dtype, 1 if is_global(t.name) else region.count) for t in _as_registered(mine))
+        ordered = _as_registered(mine) if len(mine) > 1 else mine
+        found.extend([Trained(t.numel, t.dtype, 1 if is_global(t.name) else region.count) for t in ordered])
     return found
 
 
@@ -40,7 +41,9 @@ def _as_registered(weights: list[Tensor]) -> list[Tensor]:
     which autocast casts first."""
     first: dict[str, int] = {}
     for i, t in enumerate(weights):
-        first.setdefault(t.name.rpartition(".")[0], i)
-    return sorted(
-        weights, key=lambda t: (*module_order(t.name), first[t.name.rpartition(".")[0]], t.name.endswith(".bias"))
-    )
+        first.setdefault(_module(t), i)
+    return sorted(weights, key=lambda t: (*module_order(t.name), first[_module(t)], t.name.endswith(".bias")))
+
+
+def _module(t: Tensor) -> str:
+    return t.name.rpartition(".")[0]

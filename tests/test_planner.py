@@ -277,6 +277,7 @@ START: dict[str, Any] = {
     "recompute": "none",
     "optimizer": "adamw",
     "gpu": "rtx-4090",
+    "grad_accum": 1,
     "attention": "sdpa",
 }
 

@@ -82,7 +82,15 @@ def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ..
             return t._replace(name=new)
         return t._replace(base=new) if t.base == old else t
 
-    return tuple([op.over(tuple(map(renamed, op.ins)), renamed(op.out)) for op in ops])
+    def rename(op: Op) -> Op:
+        return op.over(tuple(map(renamed, op.ins)), renamed(op.out)) if _mentions(op, old) else op
+
+    return tuple(map(rename, ops))
+
+
+def _mentions(op: Op, name: str) -> bool:
+    """Whether it writes, reads or views that value."""
+    return name in [n for t in (op.out, *op.ins) for n in (t.name, t.base)]
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:

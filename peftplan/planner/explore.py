@@ -20,6 +20,7 @@ from peftplan.planner.desk import Candidate, least_bytes, weigh
 from peftplan.planner.goal import CHANGE_ORDER, Goal
 from peftplan.planner.result import Closest, Miss, Notch, Room
 from peftplan.planner.space import Choice, Space, make_space, named_gpus
+from peftplan.result import Estimate
 
 STEP = 128
 """Tokens: the largest sequence is found to this."""
@@ -186,18 +187,24 @@ def _missing_bytes(device_bytes: int, c: Candidate) -> int:
 def _fewest_bytes(candidates: list[Candidate], goal: Goal, bench: Bench) -> Candidate:
     """The candidate that lacks least; a replay is asked for only while its lower bound could still win."""
     known = [c for c in candidates if c.usable_bytes is not None]
-    if not known:
-        gpu = candidates[0].seat.gpu
-        raise RequestError(f"--gpu {gpu.name}: {usable_bytes(gpu).source}")
     lower = {c: _missing_bytes(least_bytes(c.figures.peak_bytes, c.seat.gpu), c) for c in known}
-    best, lacks = known[0], None
+    best: Candidate | None = None
+    lacks = inf
     for c in sorted(rank.ranked(known, goal.order), key=lower.__getitem__):
-        if lacks is not None and lower[c] >= lacks:
+        if lower[c] >= lacks:
             break
         device_bytes = bench.device_bytes(c)
-        if device_bytes is not None and (lacks is None or _missing_bytes(device_bytes, c) < lacks):
+        if device_bytes is not None and _missing_bytes(device_bytes, c) < lacks:
             best, lacks = c, _missing_bytes(device_bytes, c)
+    if best is None:
+        raise RequestError(_no_verdict(bench.estimate(candidates[0])))
     return best
+
+
+def _no_verdict(found: Estimate) -> str:
+    """Why a card is neither enough nor too small."""
+    why = next(note.why for note in found.assumptions if note.what in ("memory.device_bytes", "fit"))
+    return f"--gpu {found.job.gpu}: {why}"
 
 
 def _too_much(c: Candidate, bench: Bench) -> str:
@@ -245,21 +252,53 @@ def smallest_change(job: Job, goal: Goal) -> Candidate | None:
     """The candidate nearest to `job` that fits."""
     bench = Bench(job)
     space = near(make_space(job, goal.model_copy(update={"aim": "smallest_change"})), bench.fits)
-    return next(filter(bench.fits, rank.ranked(weigh(space).candidates, CHANGE_ORDER)), None)
+    if space is None:
+        return None
+    return next(filter(bench.fits, rank.ranked(weigh(space).candidates, CHANGE_ORDER)))
 
 
-def near(space: Space, good: Callable[[Candidate], bool]) -> Space:
-    """The part of `space` as near to its job as the nearest good candidate, and SLACK beyond; all, where none is good.
+def near(space: Space, good: Callable[[Candidate], bool]) -> Space | None:
+    """The part of `space` as near to its job as the nearest good candidate, and SLACK beyond; None where none is good.
 
     Shapes are walked by effort until no other can be nearer.
     """
     best = inf
-    for effort, shapes in groupby(sorted(space.shapes, key=_effort), key=_effort):
+    for effort, shapes in groupby(sorted(hopeful(space), key=_effort), key=_effort):
         if effort > best:
             break
         found = sorted(weigh(replace(space, shapes=tuple(shapes))).candidates, key=lambda c: c.effort)
         best = min(best, next((c.effort for c in found if c.effort < best and good(c)), inf))
-    return replace(space, shapes=tuple(shape for shape in space.shapes if shape.effort <= best + SLACK))
+    shapes_near = tuple(shape for shape in space.shapes if shape.effort <= best + SLACK)
+    return replace(space, shapes=shapes_near) if best < inf else None
+
+
+def hopeful(space: Space) -> list[Choice]:
+    """The shapes but for those ruled out by the smallest of their family, which cannot fit anywhere.
+
+    More or longer sequences never lower the peak (tests/laws), all else equal: padding and kept gradients too.
+    """
+    families: dict[object, list[Choice]] = {}
+    for shape in sorted(space.shapes, key=_size):
+        families.setdefault(_family(space, shape), []).append(shape)
+    smallest = tuple(members[0] for members in families.values())
+    probed = weigh(replace(space, shapes=smallest)).candidates
+    out = {c.place[0] for c in probed} - {c.place[0] for c in probed if c.may_fit}
+    return [shape for i, members in enumerate(families.values()) if i not in out for shape in members]
+
+
+def _family(space: Space, shape: Choice) -> object:
+    """All but the lengths and the numbers of sequences, and what hangs on these."""
+    rest = frozenset((name, str(value)) for name, value in shape.update.items() if name not in _SIZES)
+    padded = space.job.batching is None and shape.update["micro_batch"] > 1
+    times = (space.grad_accum(shape, seat) for seat in space.seats)
+    return rest, padded, tuple(None if n is None else n > 1 for n in times)
+
+
+_SIZES = ("seq_len", "micro_batch")
+
+
+def _size(shape: Choice) -> tuple[int, int]:
+    return shape.update["seq_len"], shape.update["micro_batch"]
 
 
 def _effort(shape: Choice) -> int:

@@ -30,7 +30,7 @@ def plan(job: Job | None = None, **fields: Any) -> Plan:
     check(job, goal)
     bench, space = Bench(job), make_space(job, goal)
     if goal.aim == "smallest_change":
-        space = explore.near(space, lambda c: rank.within(c, goal, job.tokens) and bench.fits(c))
+        space = explore.near(space, lambda c: rank.within(c, goal, job.tokens) and bench.fits(c)) or space
     weighed = weigh(space)
     if not weighed.candidates:
         raise RequestError(_refusal(weighed, space))

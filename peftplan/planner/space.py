@@ -38,7 +38,6 @@ MOST_SEQUENCES = 64
 """The largest micro-batch tried."""
 SHORTEST = 256
 """Tokens: a smallest change does not cut sequences below it, unless --min-seq-len says so."""
-HALVINGS = 3
 
 EFFORT = {
     "micro_batch": 1, "recompute": 1, "attention": 1, "kernels": 1, "offload": 1, "model.use_cache": 1, "seat": 1,
@@ -81,6 +80,8 @@ class Space:
 
     job: Job
     global_batch: int
+    accumulations: int | None
+    """Micro-batches per step, where they are fixed."""
     shapes: tuple[Choice, ...]
     seats: tuple[Seat, ...]
     optimizers: tuple[Choice, ...]
@@ -91,8 +92,7 @@ class Space:
     def grad_accum(self, shape: Choice, seat: Seat) -> int | None:
         """Micro-batches per step, or None where the global batch does not hold a whole number of them."""
         times, rest = divmod(self.global_batch, shape.update["micro_batch"] * seat.cards)
-        fixed = self.job.grad_accum if "grad_accum" in self.job.model_fields_set else times
-        return times if rest == 0 and times == fixed else None
+        return times if rest == 0 and self.accumulations in (None, times) else None
 
     def candidate(self, shape: Choice, seat: Seat, optimizer: Choice) -> Job:
         """The job of one candidate."""
@@ -129,6 +129,7 @@ def make_space(job: Job, goal: Goal) -> Space:
     return Space(
         job=job,
         global_batch=_global_batch(job, goal),
+        accumulations=job.grad_accum if goal.aim == "best" and _given(job, "grad_accum") else None,
         shapes=tuple(shapes),
         seats=_seats(cards, shared),
         optimizers=_accepted(base, _axis("optimizer", free.values("optimizer", OPTIMIZERS))),
@@ -203,16 +204,17 @@ class _Changing:
         return _axis("method", self.goal.methods or (self.job.method, *instead))
 
     def values(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:
-        return _from(getattr(self.job, name) or known[0], known)
+        mine = getattr(self.job, name)
+        return tuple(known) if mine is None else _from(mine, (value for value in known if value is not None))
 
     def targets(self) -> tuple[Any, ...]:
         return (self.job.target_modules,)
 
     def ranks(self, resolved: Job) -> tuple[Any, ...]:
-        return _halved(resolved.rank or RANKS[0], floor=self.goal.min_rank or 1)
+        return _halved(resolved.rank or RANKS[0], floor=self.goal.min_rank or 1, times=1)
 
     def lengths(self, resolved: Job) -> tuple[Any, ...]:
-        return _halved(resolved.seq_len or SHORTEST, floor=self.goal.min_seq_len or SHORTEST)
+        return _halved(resolved.seq_len or SHORTEST, floor=self.goal.min_seq_len or SHORTEST, times=3)
 
     def formats(self, resolved: Job) -> tuple[Any, ...]:
         return (self.job.format,) if resolved.format in FORMATS else self.values("format", (None, *FORMATS))
@@ -273,8 +275,10 @@ def _together(choices: Iterable[Choice]) -> Choice:
 
 
 def _accepted(job: Job, axis: tuple[Choice, ...]) -> tuple[Choice, ...]:
-    """The choices that the code models, asked one by one; the only one unasked, so that its refusal is heard."""
-    return axis if len(axis) == 1 else tuple(c for c in axis if _modelled(changed(job, c.update)))
+    """The choices that the code models, asked one by one; where it refuses all, the first, so that it says why."""
+    if len(axis) == 1:
+        return axis
+    return tuple(choice for choice in axis if _modelled(changed(job, choice.update))) or axis[:1]
 
 
 def _modelled(job: Job) -> bool:
@@ -291,8 +295,8 @@ def _divisors(whole: int, *, near: int) -> tuple[int, ...]:
     return tuple(sorted(small, key=lambda d: (abs(math.log2(d / near)), d)))
 
 
-def _halved(value: int, *, floor: int) -> tuple[int, ...]:
-    halves = (value >> times for times in range(1, HALVINGS + 1))
+def _halved(value: int, *, floor: int, times: int) -> tuple[int, ...]:
+    halves = (value >> i for i in range(1, times + 1))
     return (value, *(half for half in halves if half >= floor))
 
 

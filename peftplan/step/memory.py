@@ -6,7 +6,7 @@ alive outside changes by the same amount per layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -90,13 +90,15 @@ def segments(
     entry_requires_grad: bool,
     account: Callable[[], Account] = Account,
 ) -> Iterator[Segment]:
-    """The graph's regions with their needs, runs split where the first layer differs from the rest."""
+    """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
+    where that makes the gradients of weights that all of them share."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
         plan = Plan(region, rules.size)
         is_layer = region.first_index is not None
+        shares = any(t.trainable and is_global(t.name) for t in region.params())
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
@@ -104,6 +106,7 @@ def segments(
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
+            count -= is_layer and shares and count == left > 1
             walk = RegionWalk(
                 plan,
                 need,
@@ -198,9 +201,14 @@ def _returned_bytes(parts: list[Segment]) -> int:
     )
 
 
+def embedding_is_local(first: Segment) -> bool:
+    """Whether the embedding output, which the first layer reads, lives on only as a local of the backbone's forward."""
+    return not (first.checkpointed or first.walk.entry_saved)
+
+
 def _embedding_held(first: Segment) -> int:
-    """Bytes of the embedding output beyond the first layer: a local of the backbone's forward, unless kept anyway."""
-    return 0 if first.checkpointed or first.walk.entry_saved else first.entry_bytes
+    """Bytes of the embedding output beyond the first layer."""
+    return first.entry_bytes if embedding_is_local(first) else 0
 
 
 def _forward(part: Segment, account: _Account) -> None:
@@ -222,24 +230,26 @@ def _forward(part: Segment, account: _Account) -> None:
     account.saved += part.count * part.forward_saved
 
 
-def _made_for_layers(parts: list[Segment]) -> list[Tensor]:
+def _made_for_layers(parts: Sequence[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
     first = parts[0]
     return [op.out for op in first.region.ops if is_global(op.out.name) and op.out.name not in first.region.held]
 
 
-def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
-    """Locals of the backbone's forward die: positions, tables, masks, the embedding output; what is kept stays, and
-    what the caller holds."""
-    held = parts[0].region.held
-    kept = {*held, *(s.tensor.storage for part in parts for s in part.walk.saved)}
+def dies_with_backbone(parts: Sequence[Segment]) -> dict[str, int]:
+    """Locals of the backbone's forward (positions, tables, masks) with their bytes, of the `parts` it is made of: all
+    but what is kept for backward and what the caller holds."""
+    kept = {*parts[0].region.held, *(s.tensor.storage for part in parts for s in part.walk.saved)}
     if any(part.checkpointed for part in parts):
         kept.update(t.storage for t in _made_for_layers(parts))
-    for part in parts:
-        for name, size in part.walk.plan.made_globals.items():
-            if name not in kept:
-                account.total -= size
-    if parts[0].region.exit.storage not in held:
+    made = (item for part in parts for item in part.walk.plan.made_globals.items())
+    return {name: size for name, size in made if name not in kept}
+
+
+def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
+    """The backbone's forward returns, and with it goes the embedding output, unless the caller holds that."""
+    account.total -= sum(dies_with_backbone(parts).values())
+    if parts[0].region.exit.storage not in parts[0].region.held:
         account.total -= _embedding_held(parts[1])
 
 

@@ -2,8 +2,8 @@
 
 The walk of each region is recorded once and played for every equal region. About 1 us per event (2026-11), 10
 to 25 thousand events a step at 28 to 32 layers: too slow for every estimate, meant for the one that is asked
-for. Not replayed: temporaries of loading (errs low for weights that are quantized while they load) and
-fragmentation by other work in the process.
+for. Temporaries of a few KiB (masks' indices, position ids) are left out, and those of rotary tables come as one
+tensor each, so reserved bytes are right to a few MiB at best. Not replayed: other work in the process.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from peftplan.graph.core import Graph, is_global
+from peftplan.graph.core import Graph
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
-from peftplan.step.memory import Loop, Recompute, Segment, segments
+from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
 from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
@@ -173,7 +173,7 @@ class _Player:
         held = self._embedding()
         for i, j, track in self._places():
             region = track.part.region
-            if region.name == "head":
+            if region.is_head:
                 self._end_of_backbone()
             entries[i, j] = stream
             entry = region.entry.storage if region.entry is not None else None
@@ -198,18 +198,14 @@ class _Player:
 
     def _embedding(self) -> Key | None:
         """The embedding output, where it is a local of the backbone's forward and nothing else keeps it."""
-        first = self._tracks[1].part
-        if first.checkpointed or first.walk.entry_saved:
-            return None
-        return self._key(0, 0, self._tracks[0].part.region.exit.storage)
+        local = embedding_is_local(self._tracks[1].part)
+        return self._key(0, 0, self._tracks[0].part.region.exit.storage) if local else None
 
     def _end_of_backbone(self) -> None:
-        first = self._tracks[0].part.region
-        kept = {*first.held, *(s.tensor.storage for track in self._tracks for s in track.part.walk.saved)}
-        checkpointed = any(track.part.checkpointed for track in self._tracks)
-        if not checkpointed:
-            self._free_all(key for key in self._alive if key[0] == "@" and key[1] not in kept)
-        held = self._embedding()
+        parts = [track.part for track in self._tracks]
+        backbone = [part for part in parts if not part.region.is_head]
+        self._free_all(("@", name) for name in dies_with_backbone(backbone))
+        first, held = parts[0].region, self._embedding()
         if held is not None and first.exit.storage not in first.held:
             self._free(held)
 
@@ -241,7 +237,7 @@ class _Player:
                     key = entries[i, j] if name == entry else self._key(i, j, name)
                 if size > 0:
                     self._alloc(key, size)
-                elif not is_global(name) or first:
+                elif name[0] != "@" or first:
                     self._free(key)
             if part.checkpointed:
                 if not (i == 1 and j == 0 and self._keeps_leaf()):
@@ -299,4 +295,4 @@ class _Player:
 
     @staticmethod
     def _key(i: int, j: int, name: str) -> Key:
-        return ("@", name) if is_global(name) else ("at", i, j, name)
+        return ("@", name) if name[0] == "@" else ("at", i, j, name)

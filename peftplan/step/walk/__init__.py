@@ -10,7 +10,7 @@ from peftplan.step.walk.account import EXIT_GRADIENT, Account, Recording, Waterm
 from peftplan.step.walk.kept import Saved
 from peftplan.step.walk.plan import Plan, propagate_need
 from peftplan.step.walk.region import RegionWalk
-from peftplan.step.walk.rules import Rules, block_size, exact
+from peftplan.step.walk.rules import Rules, exact
 
 __all__ = [
     "EXIT_GRADIENT",
@@ -21,7 +21,6 @@ __all__ = [
     "Rules",
     "Saved",
     "Watermark",
-    "block_size",
     "exact",
     "propagate_need",
 ]

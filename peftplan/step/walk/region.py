@@ -109,14 +109,15 @@ class RegionWalk:
                 self.before_loss = account.peak
                 self.start_phase()
             if i < run:
-                out, scratch = op.out, scratch_bytes[i]
-                if not out.base:
-                    live[out.name] = size = out_bytes[i]
+                size, scratch = out_bytes[i], scratch_bytes[i]
+                if size:
+                    name = op.out.name
+                    live[name] = size
                     if scratch and not op.output_first:
-                        account.compose(size, op.name, out.name, scratch=scratch, pieces=op.pieces)
+                        account.compose(size, op.name, name, scratch=scratch, pieces=op.pieces)
                         scratch = 0
                     else:
-                        account.alloc(size, op.name, out.name)
+                        account.alloc(size, op.name, name)
                 if scratch:
                     account.touch(scratch, op.name)
             if keep and saves[i]:
