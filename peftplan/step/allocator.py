@@ -128,19 +128,6 @@ class _Pool:
         del self.ends[address + size]
         return address, size
 
-    def give_back(self, address: int, size: int) -> None:
-        """Frees a block, merged with its free neighbours (`free_block`, `try_merge_blocks`)."""
-        after = self.sizes.get(address + size)
-        if after is not None:
-            self.drop(address + size, after)
-            size += after
-        before = self.ends.get(address)
-        if before is not None:
-            before_size = address - before
-            self.drop(before, before_size)
-            address, size = before, size + before_size
-        self.put(address, size)
-
 
 class CachingAllocator:
     """The allocator's state; feed it `alloc` and `free`, or a whole list of events with `run`."""
@@ -151,29 +138,60 @@ class CachingAllocator:
         self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self._small, self._large = _Pool(is_small=True), _Pool(is_small=False)
         self._live: dict[int, tuple[_Pool, int, int]] = {}
+        self._plain = not self.settings.expandable_segments and self.settings.max_split_bytes is None
         self._segments: dict[int, int] = {}
         self._lowest_address = 1 << (_SHIFT - 3)
 
     def alloc(self, identity: int, size_bytes: int) -> None:
-        """Hands out a block for `identity`. Raises ValueError when it still holds one."""
+        """Hands out a block for `identity`. Raises ValueError when it still holds one.
+
+        Runs thousands of times a replay: `_Pool.take` and `put` are written out here.
+        """
         if identity in self._live:
             raise ValueError(f"{identity} is allocated already")
-        size = block_bytes(size_bytes)
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES or BLOCK_BYTES
         pool = self._small if size <= SMALL_BYTES else self._large
-        address, found = self._find(pool, size)
-        if self._splits(pool, size, found - size):
-            pool.put(address + size, found - size)
+        keys = pool.keys
+        index = bisect_left(keys, size << _SHIFT)
+        if self._plain and index < len(keys):
+            key = keys.pop(index)
+            found, address = key >> _SHIFT, key & _ADDRESS
+            del pool.sizes[address]
+            del pool.ends[address + found]
+        else:
+            address, found = self._find(pool, size)
+        rest = found - size
+        if rest and (self._splits(size, rest) if pool is self._large else rest >= BLOCK_BYTES):
+            after = address + size
+            insort(keys, rest << _SHIFT | after)
+            pool.sizes[after] = rest
+            pool.ends[after + rest] = after
             found = size
         self._live[identity] = (pool, address, found)
-        self.allocated_bytes += found
-        if self.allocated_bytes > self.peak_allocated_bytes:
-            self.peak_allocated_bytes = self.allocated_bytes
+        allocated = self.allocated_bytes = self.allocated_bytes + found
+        if allocated > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = allocated
 
     def free(self, identity: int) -> None:
-        """Takes back the block of `identity`. Raises KeyError when it holds none."""
+        """Takes back the block of `identity`, merged with its free neighbours (`free_block`, `try_merge_blocks`).
+
+        Raises KeyError when it holds none.
+        """
         pool, address, size = self._live.pop(identity)
         self.allocated_bytes -= size
-        pool.give_back(address, size)
+        keys, sizes, ends = pool.keys, pool.sizes, pool.ends
+        end = address + size
+        after = sizes.pop(end, None)
+        if after is not None:
+            del keys[bisect_left(keys, after << _SHIFT | end)]
+            end += after
+        before = ends.pop(address, None)
+        if before is not None:
+            del keys[bisect_left(keys, (address - before) << _SHIFT | before)]
+            address = before
+        insort(keys, (end - address) << _SHIFT | address)
+        sizes[address] = end - address
+        ends[end] = address
 
     def run(self, events: Iterable[Event]) -> Usage:
         """Replays `events` and returns the usage; peaks are those since the last `reset_peaks`."""
@@ -271,9 +289,9 @@ class CachingAllocator:
             return True
         return found < limit if size < limit else found < size + LARGE_SEGMENT_BYTES
 
-    def _splits(self, pool: _Pool, size: int, rest: int) -> bool:
-        """Whether the rest of a block becomes a free block of its own (`should_split`)."""
-        if pool.is_small or self.settings.expandable_segments:
+    def _splits(self, size: int, rest: int) -> bool:
+        """Whether the rest of a large pool's block becomes a free block of its own (`should_split`)."""
+        if self.settings.expandable_segments:
             return rest >= BLOCK_BYTES
         limit = self.settings.max_split_bytes
         return rest > SMALL_BYTES and (limit is None or size < limit)

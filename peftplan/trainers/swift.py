@@ -3,7 +3,7 @@
 Reads: YAML configs, with the older names of `tuner_type`. Writes: the YAML and the command.
 Defaults that move memory: LoRA of rank 8 with dropout 0.05 on all linear layers, one sequence, 16 sequences a step,
 checkpointing on and reentrant, autocast in the weights' dtype, logits of the answers only, fused AdamW.
-Not expressed: methods other than full, BitFit, LoRA and its variants, VeRA on one module, FourierFT and IA3 on all;
+Not expressed: methods other than full, BitFit, LoRA and its variants, VeRA on one module, FourierFT, BOFT and IA3;
 padded rows where there is one sequence.
 """
 
@@ -49,6 +49,18 @@ _FOURIER = knobs(
     where=own.is_fourier,
     defaults={"method.n_frequency": 2000},
     otherwise={"method.n_frequency": 1000},
+)
+_BOFT = knobs(
+    {
+        "boft_block_size": "method.boft_block_size",
+        "boft_block_num": "method.boft_block_num",
+        "boft_n_butterfly_factor": "method.boft_n_butterfly_factor",
+        "boft_dropout": "method.boft_dropout",
+    },
+    method="boft",
+    where=own.is_boft,
+    defaults={"method.boft_block_size": 4},
+    otherwise={"method.boft_block_size": 4, "method.boft_block_num": 0, "method.boft_n_butterfly_factor": 1},
 )
 
 
@@ -119,6 +131,7 @@ class Swift(Trainer):
         _LORA,
         _VERA,
         _FOURIER,
+        _BOFT,
         custom(
             ("target_modules", "target_regex"),
             ("target_modules",),

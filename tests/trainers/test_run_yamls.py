@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "dora": {"method": "dora"},
         "ia3": {"method": "ia3"},
         "fourierft": {"method": "fourierft", "target_modules": "all-linear", "set": {"method.n_frequency": 50}},
+        "boft": {"method": "boft", "target_modules": "all-linear"},
         "vera": {"method": "vera", "target_modules": ("v_proj",), "rank": 16},
         "bitfit": {"method": "bitfit"},
     },

@@ -21,7 +21,7 @@ import yaml
 from peftplan import estimate, methods, trainers
 from peftplan.job import Job
 from peftplan.trainers import Run
-from tests.e2e import runs
+from tests.e2e import runs, venvs
 from tests.e2e.overlay import differing
 from tests.trainers import fixtures
 from tests.trainers.conftest import Assets
@@ -189,6 +189,31 @@ def test_two_processes_train(
         assert facts.classes.get("DTensor", 0) == (sum(facts.classes.values()) if sharded else 0)
     pattern = "model*.safetensors" if method == "full" else "adapter_model*.safetensors"
     assert runs.saved_numel(tmp_path / "run" / "out", pattern) == ranks[0].trainable
+
+
+DEEPSPEED = [
+    ("trl", "lora", "zero2", None),
+    ("trl", "lora", "zero3", None),
+    ("trl", "full", "zero3", "params+optimizer"),
+    ("hf_script", "full", "zero2", "optimizer"),
+]
+
+
+@pytest.mark.trainers
+@pytest.mark.parametrize(("trainer", "method", "layout", "offload"), DEEPSPEED)
+def test_deepspeed_trains(
+    trainer: str, method: str, layout: str, offload: str | None, tmp_path: Path, assets: Assets
+) -> None:
+    """The first of them builds DeepSpeed's kernels for the CPU, which takes a minute or more."""
+    python = venvs.venv("deepspeed")
+    models = assets(python)
+    job = job_of({"method": method, **HALF}, models, gpus=2, layout=layout, offload=offload)
+    command = write(tmp_path / "run", job, trainer, models)
+    for facts in runs.train(tmp_path / "run", command, python=python, processes=2, timeout_seconds=580):
+        runs.assert_trained(facts, trainable=estimate(job_of({"method": method}, models)).parameters.trainable)
+        assert (facts.world, facts.backend, facts.distributed_type) == (2, "gloo", "DEEPSPEED")
+        held = facts.optimizer_state_bytes
+        assert held <= 4 * 2 * facts.trainable + 64  # each rank holds half of two fp32 states
 
 
 OVERLAY = {
