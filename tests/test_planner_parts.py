@@ -297,3 +297,30 @@ def test_nothing_fits_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_plan_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "llama-7b", "--max-usd", "much"]) == 2
     assert capsys.readouterr().err.startswith("error: --max-usd: give a number")
+
+
+# -- what is modelled later -------------------------------------------------------------------------
+
+
+def test_what_resolve_accepts_enters_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several GPUs, kernels and offload as if they were modelled: here they change nothing but the price."""
+    monkeypatch.setattr("peftplan.resolve._check_unmodelled", lambda job: None)
+    found = space(gpus=3)
+    assert {seat.cards for seat in found.seats} == {1, 2, 3}
+    assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "zero3", "fsdp"}
+    assert found.refused_cards is None
+    assert len(values(found, "kernels")) > 1
+    assert len(values(found, "offload")) > 1
+    assert all(found.global_batch % seat.cards == 0 or not _batches(found, seat) for seat in found.seats)
+    fields = {**SMALL, "target_modules": "q_proj,v_proj", "kernels": "hf", "offload": "none", "gpus": 2}
+    answer = plan(**fields)
+    assert answer.best is not None
+    assert answer.best.gpus == 1
+    twice = next(entry for entry in answer.ranking if entry.gpus == 2)
+    assert twice.usd_per_hour == 2 * (answer.best.usd_per_hour or 0)
+    assert twice.job.micro_batch * twice.job.grad_accum * 2 == 4
+    assert next(notch for notch in answer.notches if notch.change == "--gpus 2").entry is not None
+
+
+def _batches(found: Space, seat: Any) -> list[int | None]:
+    return [times for shape in found.shapes if (times := found.grad_accum(shape, seat)) is not None]

@@ -66,12 +66,13 @@ def _refuse(fields: Fields) -> None:
         raise Inexpressible(
             "method.init_lora_weights", f"{start}" + (" on packed weights" if "format" in fields else "")
         )
-    own = {name: value for name, value in fields.items() if name.startswith("optimizer")}
-    if fields["method"] == "lora_fa" and own not in (
-        {"optimizer": "adamw"},
-        {"optimizer": "adamw", "optimizer.impl": "auto"},
+    if fields["method"] == "multitask_prompt_tuning" and fields["batching"] != "padded":
+        raise Inexpressible("batching", f"{fields['batching']} with rows of several tasks")
+    if fields["method"] == "lora_fa" and (fields["optimizer"], fields.get("optimizer.impl", "auto")) != (
+        "adamw",
+        "auto",
     ):
-        raise Inexpressible("optimizer", f"{own['optimizer']} with lora_fa, which brings its own")
+        raise Inexpressible("optimizer", f"{fields['optimizer']} with lora_fa, which brings its own")
 
 
 def _listed(value: Any) -> Any:
@@ -107,9 +108,10 @@ class HfScript(Trainer):
     beside = ("gpus", "nodes", "layout", "offload")
     proved = (
         "On the CPU with a tiny random model: every method of peftplan in one process, seven of them on nf4 too; "
-        "LoRA, DoRA, IA3 and full over two processes with DDP or FSDP2; bitsandbytes' optimizers. Trained "
-        "parameters and optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, "
-        "DeepSpeed's layouts, more nodes. int8 with DoRA fails in PEFT on the CPU."
+        "LoRA, DoRA, IA3 and full over two processes with DDP or FSDP2, full with ZeRO-2 and the optimizer "
+        "offloaded; bitsandbytes' optimizers. Trained parameters and, in one process, optimizer states are "
+        "peftplan's numbers exactly. Not run: flash attention, Liger, more nodes. int8 with DoRA fails in PEFT on "
+        "the CPU."
     )
     harmless = frozenset({f"arguments.{pattern}" for pattern in _huggingface.HARMLESS} | {"data.dataset"})
     rules = (
@@ -186,9 +188,9 @@ class HfScript(Trainer):
     def folder(self, job: Job, run: Run) -> Folder:
         files = {"train.py": script(self.config(job, run))}
         if not _accelerate.spreads(job):
-            return Folder(files=files, command="accelerate launch --num_processes 1 train.py")
+            return Folder(files=files, command="accelerate launch --num_processes 1 train.py", program="train.py")
         files |= _accelerate.files(job)
-        return Folder(files=files, command=f"accelerate launch {_accelerate.options(job)} train.py")
+        return Folder(files=files, command=f"accelerate launch {_accelerate.options(job)} train.py", program="train.py")
 
 
 def script(config: Mapping[str, Any]) -> str:

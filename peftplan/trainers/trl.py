@@ -194,10 +194,11 @@ class Trl(Trainer):
     renamed = _OLD_NAMES
     beside = ("gpus", "nodes", "layout", "offload")
     proved = (
-        "On the CPU with a tiny random model: full, LoRA, rsLoRA, DoRA, QLoRA (nf4) and int8 in one process; "
-        "packed rows; full and LoRA over two processes with DDP and FSDP2, QLoRA with FSDP2. Trained parameters, "
-        "saved adapter and optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, "
-        "DeepSpeed's layouts, more nodes."
+        "On the CPU with a tiny random model: full, LoRA, rsLoRA, DoRA, QLoRA (nf4) and int8 in one process, "
+        "packed rows too; full and LoRA over two processes with DDP, FSDP2 and DeepSpeed (ZeRO-2 for LoRA, ZeRO-3 "
+        "for both, with offload for full), QLoRA with FSDP2. Trained parameters, saved adapter and, in one "
+        "process, optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, more "
+        "nodes."
     )
     harmless = _huggingface.HARMLESS | {
         "dataset*", "ignore_bias_buffers", "chat_template_path", "chat_template", "eos_token", "pad_token", "streaming",
@@ -282,11 +283,11 @@ class Trl(Trainer):
             config = {key: value for key, value in config.items() if key not in _huggingface.LAYOUT_KEYS}
         files = {"sft.yaml": yaml.safe_dump(config, sort_keys=False)}
         if not _accelerate.spreads(job):
-            return Folder(files=files, command="trl sft --config sft.yaml --num_processes 1")
-        files |= _accelerate.files(job)
-        return Folder(
-            files=files, command=f"trl sft --config sft.yaml {_accelerate.options(job, '--accelerate_config')}"
-        )
+            command = "trl sft --config sft.yaml --num_processes 1"
+        else:
+            files |= _accelerate.files(job)
+            command = f"trl sft --config sft.yaml {_accelerate.options(job, '--accelerate_config')}"
+        return Folder(files=files, command=command, program="-m trl.scripts.sft --config sft.yaml")
 
 
 TRAINER = Trl
