@@ -66,7 +66,8 @@ class Axolotl(Trainer):
     proved = (
         "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4) and int8, 8-bit AdamW, in one "
         "process: trained and saved counts and the optimizer's bytes are those of the estimate. Only parsed: flash "
-        "attention and packing, fused kernels, Liger, FSDP, DeepSpeed. Axolotl's validation accepts any key: a "
+        "attention and packing, fused kernels, Liger and FSDP; its processes, where there are several, want a GPU. "
+        "DeepSpeed is not installed where this is tested. Axolotl's validation accepts any key: a "
         "misspelt one is found by the list of its schema's keys."
     )
     dataset_keys = ("datasets",)

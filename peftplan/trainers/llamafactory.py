@@ -56,7 +56,8 @@ class LlamaFactory(Trainer):
     })  # fmt: skip
     proved = (
         "On the CPU with a tiny random model: full, freeze, LoRA, PiSSA, DoRA, QLoRA (nf4) and OFT in one process: "
-        "trained and saved counts are those of the estimate; every example config written back is accepted by "
+        "trained and saved counts and the optimizer's bytes are those of the estimate; LoRA on two processes, with "
+        "DDP and FSDP2; every example config written back is accepted by "
         "get_train_args. Only parsed: flash attention and packing, Liger, GaLore, APOLLO, BAdam; DeepSpeed is not "
         "installed where this is tested."
     )
