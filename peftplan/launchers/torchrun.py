@@ -23,7 +23,7 @@ class Torchrun(Launcher):
     name = "torchrun"
     title = "torchrun"
     homepage = "https://docs.pytorch.org/docs/stable/elastic/run.html"
-    checked = "torch.distributed.run's own parser, torch 2.13; started with two processes on a CPU"
+    checked = "torch 2.13 started two processes on each of one and two nodes, played by one CPU, and they met"
 
     def files(self, task: Task) -> Mapping[str, str]:
         return Local().files(_started(task))
