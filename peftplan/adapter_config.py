@@ -38,6 +38,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def _method(file: Path, peft_type: str) -> str:
     name = peft_type.lower()
+    if name in methods.UNMODELLED:
+        raise Unsupported(f"{file}: peft_type {peft_type} is not modelled: {methods.UNMODELLED[name]}")
     if name not in methods.names() and name not in methods.aliases():
         known = ", ".join(methods.names())
         raise Unsupported(f"{file}: peft_type {peft_type} is not modelled yet; modelled: {known}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from peftplan.accuracy import Row, compare, summarize
+from peftplan.assemble import base_graph
 from peftplan.formats.nf4 import Nf4
 from peftplan.graph.core import Grad
 from peftplan.graph.ops import LogSoftmax
@@ -124,9 +125,11 @@ def test_five_percent_more_of_one_coefficient_shows(
     records = [r for r in load(PROFILES) if r.id == match]
     before = [row.predicted_bytes for row in compare(records, estimate, every_value=True)]
     monkeypatch.setattr(target, name, changed)
+    base_graph.cache_clear()
     if target is overheads:
         monkeypatch.setattr("peftplan.pipeline.workspace_bytes", changed)
     after = [row.predicted_bytes for row in compare(records, estimate, every_value=True)]
+    base_graph.cache_clear()
     assert before
     assert before != after
 

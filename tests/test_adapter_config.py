@@ -24,6 +24,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "PromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "PrefixTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "PromptEncoderConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
+    "MultitaskPromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_tasks": 3},
+    "HRAConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "FourierFTConfig": {"n_frequency": 100, "target_modules": ["q_proj"]},
+    "DeloraConfig": {"r": 4, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}},
+    "GraloraConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "C3AConfig": {"block_size": 64, "target_modules": ["q_proj"]},
+    "RoadConfig": {"variant": "road_2", "target_modules": ["q_proj"]},
+    "RandLoraConfig": {"r": 32, "target_modules": ["q_proj"]},
+    "HiraConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "BeftConfig": {"target_modules": ["v_proj"]},
+    "PveraConfig": {"r": 16, "target_modules": ["q_proj"]},
+    "VBLoRAConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "BOFTConfig": {"boft_block_size": 4, "target_modules": ["q_proj"]},
+    "DeftConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "PeanutConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "UniLoraConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "SupertuningConfig": {"sparsity": 0.9, "target_modules": ["q_proj"]},
+    "LilyConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "TinyLoraConfig": {"r": 2, "target_modules": ["q_proj"]},
+    "GloraConfig": {"r": 4, "target_modules": ["q_proj"]},
+    "TrainableTokensConfig": {"token_indices": [1, 2]},
 }
 
 
@@ -70,7 +91,8 @@ def test_an_unknown_knob_that_is_on_is_named(tmp_path: Path) -> None:
     ("knobs", "error", "message"),
     [
         ({}, BadFile, "no peft_type"),
-        ({"peft_type": "XLORA"}, Unsupported, "XLORA is not modelled yet; modelled: .*lora"),
+        ({"peft_type": "XLORA"}, Unsupported, "XLORA is not modelled: it runs the whole model twice"),
+        ({"peft_type": "NO_SUCH"}, Unsupported, "NO_SUCH is not modelled yet; modelled: .*lora"),
         ({"peft_type": ["LORA"]}, BadFile, "no peft_type"),
     ],
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from peftplan.graph.builder import Builder, Numerics
-from peftplan.graph.core import Region, Tensor
+from peftplan.graph.core import Region, Tensor, verify
+from peftplan.job import make_job
+from peftplan.pipeline import read
 from peftplan.step.allocator import fresh_block_bytes
-from peftplan.step.walk import Plan, RegionWalk, exact, propagate_need
+from peftplan.step.walk import Plan, Recording, RegionWalk, exact, propagate_need
 from peftplan.units import KIB, MIB, DType
 
 X = Tensor("x", (4, 8), DType.float32)
@@ -96,3 +100,45 @@ def test_blocks_round_as_the_caching_allocator_does() -> None:
     assert fresh_block_bytes(10 * MIB - 512) == 10 * MIB - 512
     assert fresh_block_bytes(10 * MIB + 1) == 10 * MIB + 512  # 1.5 MiB over a 2 MiB multiple is split off
     assert fresh_block_bytes(12 * MIB - 512 * KIB) == 12 * MIB  # a rest of half a MiB stays with the block
+
+
+def test_the_gradients_of_two_products_meet_in_a_third_tensor() -> None:
+    """Each comes back through the view that made its input flat, so the engine adds them out of place (torch 2.13:
+    the profiler shows aten::add); a cast gives a tensor of its own, which is added to."""
+    b = builder()
+    wide = [b.linear(X, b.weight(f"w{i}", 8, 8, dtype=DType.float32), label=f"y{i}") for i in (1, 2)]
+    made = gradients_made(b, b.add(wide[0], wide[1]))
+    assert made.count(X_BYTES) == 3
+    b = builder()
+    narrow = [b.cast(X, DType.bfloat16, label=f"y{i}") for i in (1, 2)]
+    assert gradients_made(b, b.add(narrow[0], narrow[1])).count(X_BYTES) == 2
+
+
+def gradients_made(b: Builder, out: Tensor) -> list[int]:
+    """Bytes of the gradients that a backward allocates."""
+    book = Recording()
+    region = Region(name="layers", ops=tuple(b.ops), entry=X, exit=out)
+    found = RegionWalk(Plan(region, exact), propagate_need(region, entry_needs=True), account=book)
+    found.forward()
+    book.take()
+    found.backward()
+    return [size for key, size in book.take() if size > 0 and key.startswith("gradient")]
+
+
+def test_temporaries_of_several_kernels_come_before_their_result() -> None:
+    b = builder()
+    out = b.rotate_half(X)
+    book = Recording()
+    region = Region(name="layers", ops=tuple(b.ops), entry=X, exit=out)
+    RegionWalk(Plan(region, exact), set(), account=book).forward()
+    assert [size for _, size in book.take() if size > 0] == [X_BYTES // 2, X_BYTES]
+
+
+@pytest.mark.parametrize("format_", ["int8", "nf4"])
+def test_ia3_on_packed_weights_reads_only_what_is_written(format_: str) -> None:
+    """Its feed-forward modules end in the layer's own product, which bitsandbytes' 4 bit alone clones."""
+    job = make_job(model="smollm2-135m", method="ia3", format=format_, micro_batch=1, seq_len=64)
+    reading = read(job)
+    assert list(verify(reading.graph)) == []
+    static, found = reading.estimate.memory.static_bytes, reading.estimate.memory.phases
+    assert found["optimizer"] - static < found["backward"] - static, "what the layers kept is gone"

@@ -34,7 +34,7 @@ class Torchrun(Launcher):
 
 def _started(task: Task) -> Task:
     program = program_of(task, "torchrun")
-    if CONFIG in task.folder.files:
+    if task.shards and CONFIG in task.folder.files:
         raise Unsupported(f"launcher torchrun does not read {CONFIG}, which shards; use --launcher accelerate")
     command = f"torchrun --standalone --nproc-per-node 1 {program}" if task.alone else f"{TORCHRUN} {program}"
     return replace(task, folder=replace(task.folder, command=command))

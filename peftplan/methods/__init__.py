@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftplan import plugins
+from peftplan.errors import Unsupported
+from peftplan.methods._unmodelled import UNMODELLED
 from peftplan.methods.base import Host, Method
 
-__all__ = ["Host", "Method", "aliases", "get", "make", "names", "resolve_name", "settings_of"]
+__all__ = ["UNMODELLED", "Host", "Method", "aliases", "get", "make", "names", "resolve_name", "settings_of"]
 
 
 def names() -> tuple[str, ...]:
@@ -22,7 +24,13 @@ def aliases() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
-    """(method file, implied settings) of a method or variant name; UnknownName otherwise."""
+    """(method file, implied settings) of a method or variant name.
+
+    Raises Unsupported for a method of PEFT's that is not modelled, with the reason, and UnknownName for any other.
+    """
+    key = plugins.canonical(name)
+    if key in UNMODELLED and key not in names():
+        raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
     return plugins.resolve(__name__, "method", name)
 
 

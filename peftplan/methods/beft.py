@@ -1,4 +1,4 @@
-"""BEFT: a new trained bias on every chosen linear layer (Huang 2025, arXiv:2509.15974, section 3).
+"""BEFT: a new trained bias on every chosen linear layer (Huang 2025, arXiv:2509.15974).
 
 Trains: out per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: nothing.

@@ -1,13 +1,12 @@
-"""BOFT: the input is turned by a block-diagonal orthogonal matrix, the output scaled (Liu 2023, arXiv:2311.06243,
-section 4).
+"""BOFT: the input is turned by a block-diagonal orthogonal matrix, the output scaled (Liu 2023, arXiv:2311.06243).
 
 Trains: in x block + out per adapted linear layer, blocks of boft_block_size (or in / boft_block_num); plus `bias` and
 copies of `modules_to_save`.
 Keeps for backward: the layer's input and output, and per layer three square matrices of the input's width: the
 permutation, the identity and the rotation.
 Not modelled: boft_n_butterfly_factor above 1 (it needs PEFT's CUDA extension), boft_dropout, embeddings, packed bases.
-Mirrors peft/tuners/boft/layer.py Linear.forward and cayley_batch without that extension, peft 0.21.2. The permutation is
-a buffer on the CPU, whatever the model's device.
+Mirrors peft/tuners/boft/layer.py Linear.forward and cayley_batch without that extension, peft 0.21.2. The permutation
+is a buffer on the CPU, whatever the model's device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""C3A: the weight changes by blocks of circular convolutions (Chen 2024, arXiv:2407.19342, equation 6).
+"""C3A: the weight changes by blocks of circular convolutions (Chen 2024, arXiv:2407.19342).
 
 Trains: in out / block_size per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in fp32.

@@ -1,4 +1,4 @@
-"""DeLoRA: LoRA whose rank-one parts have unit norm, times a trained strength (Bini 2025, arXiv:2503.18225, equation 7).
+"""DeLoRA: LoRA whose rank-one parts have unit norm, times a trained strength (Bini 2025, arXiv:2503.18225).
 
 Trains: r (in + out) + 1 per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the input times the weight's norms, in their dtype, and r numbers a token twice.

@@ -1,4 +1,4 @@
-"""GraLoRA: the weight cut into k x k blocks, each with its own LoRA (Jung 2025, arXiv:2505.20355, equation 6).
+"""GraLoRA: the weight cut into k x k blocks, each with its own LoRA (Jung 2025, arXiv:2505.20355).
 
 Trains: (r + hybrid_r) (in + out) per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype (twice with hybrid_r), r numbers a token for each of k

@@ -1,4 +1,4 @@
-"""HiRA: the weight times one plus a low-rank product, elementwise (Huang 2025, ICLR, equation 4).
+"""HiRA: the weight times one plus a low-rank product, elementwise (Huang 2025, ICLR).
 
 Trains: r (in + out) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, the whole change of its weight, and a mask where there is

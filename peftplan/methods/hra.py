@@ -1,4 +1,4 @@
-"""HRA: the weight times a chain of r Householder reflections (Yuan 2024, arXiv:2405.17484, equation 4).
+"""HRA: the weight times a chain of r Householder reflections (Yuan 2024, arXiv:2405.17484).
 
 Trains: r in per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, and per layer about r + 3 square matrices of the input's

@@ -113,7 +113,8 @@ def _packed(module: Module, kernel: PackedLinear, host: Host, *, at_input: bool)
     with b.marked(module.site, "scale"):
         scaling = _scaling(b, module, host, at_input=at_input)
         given = b.mul(x, scaling, label="ia3_scaled") if at_input else x
-        base = module.out._replace(name=f"{module.out.name}.base")
+        ends = at_input and not kernel.adapters_clone  # nothing comes after the layer's own product
+        base = module.out if ends else module.out._replace(name=f"{module.out.name}.base")
         ahead, b.ops = tuple(b.ops), []
         b.hold(given)
         out = base if at_input else b.mul(base, scaling, label="ia3_scaled")

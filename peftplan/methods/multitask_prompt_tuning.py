@@ -1,4 +1,4 @@
-"""Multitask prompt tuning: one prompt times a low-rank matrix of the task's (Wang 2023, arXiv:2303.02861, equation 3).
+"""Multitask prompt tuning: one prompt times a low-rank matrix of the task's (Wang 2023, arXiv:2303.02861).
 
 Trains: num_virtual_tokens x hidden, and num_tasks x num_ranks x (num_virtual_tokens + hidden).
 Keeps for backward: the prompt and the task's matrix in fp32 for every sequence; every activation of the model is that

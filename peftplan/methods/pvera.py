@@ -1,4 +1,4 @@
-"""PVeRA: VeRA whose inner activations are drawn from a learned normal distribution (Pariza 2025, arXiv:2512.07703).
+"""PVeRA: VeRA whose inner activations are drawn from a learned normal distribution (arXiv:2512.07703).
 
 Trains: 2 r + out per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: A x (2 r a token), the spread and the noise (r each), and B's output, in the adapter's dtype, and a

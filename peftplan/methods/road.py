@@ -1,4 +1,4 @@
-"""RoAd: pairs of a layer's outputs are turned and scaled (Liao 2024, arXiv:2409.00119, equation 4).
+"""RoAd: pairs of a layer's outputs are turned and scaled (Liao 2024, arXiv:2409.00119).
 
 Trains: out (road_1), 2 out (road_2) or 4 out (road_4) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's output and its turned half, both in the adapter's dtype.

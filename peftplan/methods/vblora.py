@@ -1,5 +1,4 @@
-"""VB-LoRA: LoRA's matrices put together from a bank of vectors that the whole model shares (Li 2024, arXiv:2405.15179,
-equation 4).
+"""VB-LoRA: LoRA's matrices put together from a bank of vectors that the whole model shares (Li 2024, arXiv:2405.15179).
 
 Trains: the bank (num_vectors x vector_length) once, and r (in + out) / vector_length x num_vectors logits per adapted
 linear layer; plus `bias` and copies of `modules_to_save`.

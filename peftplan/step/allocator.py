@@ -38,7 +38,7 @@ MIN_LARGE_BYTES = 10 * MIB
 ROUND_LARGE_BYTES = 2 * MIB
 """kRoundLarge."""
 
-_SHIFT = 128
+_SHIFT = 56
 _ADDRESS = (1 << _SHIFT) - 1
 
 Event = tuple[int, int | None]
@@ -68,7 +68,7 @@ class Usage:
 
 def block_bytes(size_bytes: int) -> int:
     """`size_bytes` rounded as `round_size` does without power-of-two divisions."""
-    return max(BLOCK_BYTES, round_up(size_bytes, BLOCK_BYTES))
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES or BLOCK_BYTES
 
 
 def segment_bytes(block: int) -> int:
@@ -104,7 +104,7 @@ class _Pool:
         self.arena_end = 1 << (_SHIFT - 2) if is_small else 1 << (_SHIFT - 1)
         """Where the pool's one expandable segment ends."""
         self.keys: list[int] = []
-        """size << 128 | address, sorted."""
+        """size << 56 | address, sorted."""
         self.sizes: dict[int, int] = {}
         """address -> size of each free block."""
         self.ends: dict[int, int] = {}
@@ -120,24 +120,13 @@ class _Pool:
         del self.sizes[address]
         del self.ends[address + size]
 
-    def give_back(self, address: int, size: int) -> None:
-        """Frees a block, merged with its free neighbours (`free_block`, `try_merge_blocks`)."""
-        after = self.sizes.get(address + size)
-        if after is not None:
-            self.drop(address + size, after)
-            size += after
-        before = self.ends.get(address)
-        if before is not None:
-            before_size = address - before
-            self.drop(before, before_size)
-            address, size = before, size + before_size
-        self.put(address, size)
-
-
-def _take(pool: _Pool, key: int) -> tuple[int, int]:
-    size, address = key >> _SHIFT, key & _ADDRESS
-    pool.drop(address, size)
-    return address, size
+    def take(self, index: int) -> tuple[int, int]:
+        """Address and size of the free block at `index` of `keys`, which is then no longer free."""
+        key = self.keys.pop(index)
+        size, address = key >> _SHIFT, key & _ADDRESS
+        del self.sizes[address]
+        del self.ends[address + size]
+        return address, size
 
 
 class CachingAllocator:
@@ -149,29 +138,60 @@ class CachingAllocator:
         self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self._small, self._large = _Pool(is_small=True), _Pool(is_small=False)
         self._live: dict[int, tuple[_Pool, int, int]] = {}
+        self._plain = not self.settings.expandable_segments and self.settings.max_split_bytes is None
         self._segments: dict[int, int] = {}
         self._lowest_address = 1 << (_SHIFT - 3)
 
     def alloc(self, identity: int, size_bytes: int) -> None:
-        """Hands out a block for `identity`. Raises ValueError when it still holds one."""
+        """Hands out a block for `identity`. Raises ValueError when it still holds one.
+
+        Runs thousands of times a replay: `_Pool.take` and `put` are written out here.
+        """
         if identity in self._live:
             raise ValueError(f"{identity} is allocated already")
-        size = block_bytes(size_bytes)
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES or BLOCK_BYTES
         pool = self._small if size <= SMALL_BYTES else self._large
-        address, found = self._find(pool, size)
-        if self._splits(pool, size, found - size):
-            pool.put(address + size, found - size)
+        keys = pool.keys
+        index = bisect_left(keys, size << _SHIFT)
+        if self._plain and index < len(keys):
+            key = keys.pop(index)
+            found, address = key >> _SHIFT, key & _ADDRESS
+            del pool.sizes[address]
+            del pool.ends[address + found]
+        else:
+            address, found = self._find(pool, size)
+        rest = found - size
+        if rest and (self._splits(size, rest) if pool is self._large else rest >= BLOCK_BYTES):
+            after = address + size
+            insort(keys, rest << _SHIFT | after)
+            pool.sizes[after] = rest
+            pool.ends[after + rest] = after
             found = size
         self._live[identity] = (pool, address, found)
-        self.allocated_bytes += found
-        if self.allocated_bytes > self.peak_allocated_bytes:
-            self.peak_allocated_bytes = self.allocated_bytes
+        allocated = self.allocated_bytes = self.allocated_bytes + found
+        if allocated > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = allocated
 
     def free(self, identity: int) -> None:
-        """Takes back the block of `identity`. Raises KeyError when it holds none."""
+        """Takes back the block of `identity`, merged with its free neighbours (`free_block`, `try_merge_blocks`).
+
+        Raises KeyError when it holds none.
+        """
         pool, address, size = self._live.pop(identity)
         self.allocated_bytes -= size
-        pool.give_back(address, size)
+        keys, sizes, ends = pool.keys, pool.sizes, pool.ends
+        end = address + size
+        after = sizes.pop(end, None)
+        if after is not None:
+            del keys[bisect_left(keys, after << _SHIFT | end)]
+            end += after
+        before = ends.pop(address, None)
+        if before is not None:
+            del keys[bisect_left(keys, (address - before) << _SHIFT | before)]
+            address = before
+        insort(keys, (end - address) << _SHIFT | address)
+        sizes[address] = end - address
+        ends[end] = address
 
     def run(self, events: Iterable[Event]) -> Usage:
         """Replays `events` and returns the usage; peaks are those since the last `reset_peaks`."""
@@ -226,7 +246,7 @@ class CachingAllocator:
             return self._find_expandable(pool, size)
         index = bisect_left(pool.keys, size << _SHIFT)
         if index < len(pool.keys) and self._may_use(pool.keys[index] >> _SHIFT, size):
-            return _take(pool, pool.keys[index])
+            return pool.take(index)
         return self._new_segment(segment_bytes(size))
 
     def _new_segment(self, size: int) -> tuple[int, int]:
@@ -250,9 +270,10 @@ class CachingAllocator:
 
         The end block counts as large as it may still grow, so any inner block that fits goes first.
         """
-        for key in pool.keys[bisect_left(pool.keys, size << _SHIFT) :]:
+        for index in range(bisect_left(pool.keys, size << _SHIFT), len(pool.keys)):
+            key = pool.keys[index]
             if (key & _ADDRESS) + (key >> _SHIFT) != pool.arena_end:
-                return _take(pool, key)
+                return pool.take(index)
         address = pool.ends.get(pool.arena_end, pool.arena_end)
         held = pool.arena_end - address
         if held:
@@ -268,9 +289,9 @@ class CachingAllocator:
             return True
         return found < limit if size < limit else found < size + LARGE_SEGMENT_BYTES
 
-    def _splits(self, pool: _Pool, size: int, rest: int) -> bool:
-        """Whether the rest of a block becomes a free block of its own (`should_split`)."""
-        if pool.is_small or self.settings.expandable_segments:
+    def _splits(self, size: int, rest: int) -> bool:
+        """Whether the rest of a large pool's block becomes a free block of its own (`should_split`)."""
+        if self.settings.expandable_segments:
             return rest >= BLOCK_BYTES
         limit = self.settings.max_split_bytes
         return rest > SMALL_BYTES and (limit is None or size < limit)

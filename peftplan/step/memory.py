@@ -90,13 +90,15 @@ def segments(
     entry_requires_grad: bool,
     account: Callable[[], Account] = Account,
 ) -> Iterator[Segment]:
-    """The graph's regions with their needs, runs split where the first layer differs from the rest."""
+    """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
+    where that makes the gradients of weights that all of them share."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     for region in graph.regions:
         left = region.count
         plan = Plan(region, rules.size)
         is_layer = region.first_index is not None
+        shares = any(t.trainable and is_global(t.name) for t in region.params())
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
@@ -104,6 +106,7 @@ def segments(
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
+            count -= is_layer and shares and count == left > 1
             walk = RegionWalk(
                 plan,
                 need,

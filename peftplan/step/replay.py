@@ -2,8 +2,8 @@
 
 The walk of each region is recorded once and played for every equal region. About 1 us per event (2026-11), 10
 to 25 thousand events a step at 28 to 32 layers: too slow for every estimate, meant for the one that is asked
-for. Not replayed: temporaries of loading (errs low for weights that are quantized while they load) and
-fragmentation by other work in the process.
+for. Temporaries of a few KiB (masks' indices, position ids) are left out, and those of rotary tables come as one
+tensor each, so reserved bytes are right to a few MiB at best. Not replayed: other work in the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from peftplan.graph.core import Graph, is_global
+from peftplan.graph.core import Graph
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
 from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
@@ -237,7 +237,7 @@ class _Player:
                     key = entries[i, j] if name == entry else self._key(i, j, name)
                 if size > 0:
                     self._alloc(key, size)
-                elif not is_global(name) or first:
+                elif name[0] != "@" or first:
                     self._free(key)
             if part.checkpointed:
                 if not (i == 1 and j == 0 and self._keeps_leaf()):
@@ -295,4 +295,4 @@ class _Player:
 
     @staticmethod
     def _key(i: int, j: int, name: str) -> Key:
-        return ("@", name) if is_global(name) else ("at", i, j, name)
+        return ("@", name) if name[0] == "@" else ("at", i, j, name)

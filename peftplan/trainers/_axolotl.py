@@ -8,6 +8,7 @@ from peftplan.errors import RequestError
 from peftplan.trainers._shared import names
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
 
+_BIASES = ".+bias$"
 _BNB = "bnb_config_kwargs."
 _LINEAR = {
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj",
@@ -34,12 +35,18 @@ def read_method(config: Config) -> Fields:
 
 
 def _unfrozen(patterns: Any) -> Fields:
+    """utils/freeze.py, LayerNamePattern: matched from the start of the name, a dot is a dot, `.+` is anything."""
     listed = names(patterns)
-    if listed == ("bias$",):
+    if listed == (_BIASES,):
         return {"method": "bitfit"}
-    if listed and all(pattern.endswith(".bias$") for pattern in listed):
-        return {"method": "bitfit", "method.train": tuple(pattern.removesuffix(".bias$") for pattern in listed)}
+    inner = [pattern.removeprefix(".+").removesuffix(".bias$") for pattern in listed]
+    if listed and listed == tuple(map(_bias_of, inner)):
+        return {"method": "bitfit", "method.train": tuple(inner)}
     return {"method": "full"}
+
+
+def _bias_of(module: str) -> str:
+    return f".+{module}.bias$"
 
 
 def write_method(fields: Fields) -> Config:
@@ -50,7 +57,7 @@ def write_method(fields: Fields) -> Config:
         return {}
     if method == "bitfit":
         train = fields.get("method.train")
-        return {"unfrozen_parameters": [f"{name}.bias$" for name in train] if train else ["bias$"]}
+        return {"unfrozen_parameters": [_bias_of(name) for name in train] if train else [_BIASES]}
     raise Inexpressible("method", method)
 
 

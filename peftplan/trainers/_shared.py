@@ -77,23 +77,6 @@ def more(because: str) -> StandIn:
     return StandIn(errs="low", because=because)
 
 
-def processes(job: Job) -> str:
-    """torchrun's words: as many processes a node as GPUs; with several nodes each says which it is."""
-    one = f"--nproc_per_node {job.gpus}"
-    if job.nodes == 1:
-        return one
-    place = '--node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port 29500'
-    return f"{one} --nnodes {job.nodes} {place}"
-
-
-def environment(job: Job) -> str:
-    """The same, for launchers that read it from the environment."""
-    if job.nodes == 1:
-        return f"env NPROC_PER_NODE={job.gpus}"
-    place = 'NODE_RANK="${NODE_RANK:?}" MASTER_ADDR="${MASTER_ADDR:?}" MASTER_PORT=29500'
-    return f"env NPROC_PER_NODE={job.gpus} NNODES={job.nodes} {place}"
-
-
 def spread(fields: Fields) -> Config:
     """The `deepspeed` key for ZeRO; FSDP and DDP are said elsewhere. Raises Inexpressible."""
     layout = str(fields.get("layout", "ddp"))

@@ -19,7 +19,7 @@ ATTENTION = {
     "flash_attn": "flash_attention_2",
     "flash_attention_3": "flash_attention_3",
 }
-_WRITTEN = ("lora", "vera", "fourierft")
+_WRITTEN = ("lora", "vera", "fourierft", "boft")
 _TARGETED = ("lora", "vera", "adalora", "boft", "fourierft", "oft")
 
 
@@ -39,6 +39,10 @@ def is_vera(config: Config) -> bool:
 
 def is_fourier(config: Config) -> bool:
     return kind(config) == "fourierft"
+
+
+def is_boft(config: Config) -> bool:
+    return kind(config) == "boft"
 
 
 # -- method -----------------------------------------------------------------------------------------------------------

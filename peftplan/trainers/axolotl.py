@@ -20,8 +20,8 @@ from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers import _axolotl as own
 from peftplan.trainers import _axolotl_step as step
-from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, processes, startable
-from peftplan.trainers.base import Folder, Run, Trainer
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable
+from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
 
 _LORA = knobs(
@@ -63,8 +63,15 @@ class Axolotl(Trainer):
         "base_model", "sequence_len", "micro_batch_size", "adapter", "sample_packing", "lora_target_linear", "lora_r",
         "load_in_4bit", "datasets", "pad_to_sequence_len", "val_set_size", "flash_attention",
     })  # fmt: skip
+    proved = (
+        "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4) and int8, 8-bit AdamW, in one "
+        "process: trained and saved counts and the optimizer's bytes are those of the estimate. Only parsed: flash "
+        "attention and packing, fused kernels, Liger, FSDP, DeepSpeed. Axolotl's validation accepts any key: a "
+        "misspelt one is found by the list of its schema's keys."
+    )
     dataset_keys = ("datasets",)
     beside = ("gpus", "nodes")
+    half_on_cpu = False
     whole = frozenset({"lora_rank_pattern", "lora_alpha_pattern", "special_tokens", "added_tokens_overrides"})
     harmless = _huggingface.HARMLESS | {
         "trl.*", "ebft.*", "vllm.*", "skip_prepare_dataset", "processor_type", "eta_min",
@@ -235,8 +242,9 @@ class Axolotl(Trainer):
     def folder(self, job: Job, run: Run) -> Folder:
         files = {"axolotl.yaml": yaml.safe_dump(self.config(job, run), sort_keys=False)}
         files |= deepspeed_file(job)
-        several = f"torchrun -- {processes(job)}" if _accelerate.spreads(job) else "python"
-        return Folder(files=files, command=f"axolotl train axolotl.yaml --launcher {several}")
+        several = TORCHRUN.replace("torchrun", "torchrun --", 1) if _accelerate.spreads(job) else "python"
+        command = f"axolotl train axolotl.yaml --launcher {several}"
+        return Folder(files=files, command=command, program="-m axolotl.cli.train axolotl.yaml")
 
 
 TRAINER = Axolotl

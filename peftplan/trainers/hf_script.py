@@ -21,7 +21,7 @@ from peftplan.errors import RequestError
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, same, under, words
+from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, keeps, same, under, words
 from peftplan.units import parse_dtype
 
 _OWN_FIELD = {"r": "rank", "target_modules": "target_modules"}
@@ -66,12 +66,13 @@ def _refuse(fields: Fields) -> None:
         raise Inexpressible(
             "method.init_lora_weights", f"{start}" + (" on packed weights" if "format" in fields else "")
         )
-    own = {name: value for name, value in fields.items() if name.startswith("optimizer")}
-    if fields["method"] == "lora_fa" and own not in (
-        {"optimizer": "adamw"},
-        {"optimizer": "adamw", "optimizer.impl": "auto"},
+    if fields["method"] == "multitask_prompt_tuning" and fields["batching"] != "padded":
+        raise Inexpressible("batching", f"{fields['batching']} with rows of several tasks")
+    if fields["method"] == "lora_fa" and (fields["optimizer"], fields.get("optimizer.impl", "auto")) != (
+        "adamw",
+        "auto",
     ):
-        raise Inexpressible("optimizer", f"{own['optimizer']} with lora_fa, which brings its own")
+        raise Inexpressible("optimizer", f"{fields['optimizer']} with lora_fa, which brings its own")
 
 
 def _listed(value: Any) -> Any:
@@ -107,9 +108,10 @@ class HfScript(Trainer):
     beside = ("gpus", "nodes", "layout", "offload")
     proved = (
         "On the CPU with a tiny random model: every method of peftplan in one process, seven of them on nf4 too; "
-        "LoRA, DoRA, IA3 and full over two processes with DDP or FSDP2; bitsandbytes' optimizers. Trained "
-        "parameters and optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, "
-        "DeepSpeed's layouts, more nodes. int8 with DoRA fails in PEFT on the CPU."
+        "LoRA, DoRA, IA3 and full over two processes with DDP or FSDP2, full with ZeRO-2 and the optimizer "
+        "offloaded; bitsandbytes' optimizers. Trained parameters and, in one process, optimizer states are "
+        "peftplan's numbers exactly. Not run: flash attention, Liger, more nodes. int8 with DoRA fails in PEFT on "
+        "the CPU."
     )
     harmless = frozenset({f"arguments.{pattern}" for pattern in _huggingface.HARMLESS} | {"data.dataset"})
     rules = (
@@ -134,7 +136,13 @@ class HfScript(Trainer):
             if config.get("quantization.bnb_4bit_compute_dtype") else {},
             write=_write_compute,
         ),
-        custom(("quantization.bnb_4bit_quant_storage",), (), read=_read_storage, write=_write_storage),
+        custom(
+            ("quantization.bnb_4bit_quant_storage",),
+            (),
+            read=_read_storage,
+            write=_write_storage,
+            stand_ins=lambda config: keeps(config, "quantization.bnb_4bit_quant_storage"),
+        ),
         custom(
             ("prepare",), ("format.prepare",),
             read=lambda config: {"format.prepare": False} if config.get("prepare") is False else {},
@@ -156,7 +164,12 @@ class HfScript(Trainer):
             _huggingface.layout(),
         )),
         always("loop.outputs_until", "loss"),
-        always("model.use_cache", False),
+        custom(
+            ("arguments.use_cache",),
+            ("model.use_cache",),
+            read=lambda config: {"model.use_cache": bool(config.get("arguments.use_cache"))},
+            write=lambda fields: {"arguments.use_cache": fields.get("model.use_cache", False)},
+        ),
     )  # fmt: skip
 
     def refuse(self, fields: Fields) -> None:
@@ -175,23 +188,23 @@ class HfScript(Trainer):
     def folder(self, job: Job, run: Run) -> Folder:
         files = {"train.py": script(self.config(job, run))}
         if not _accelerate.spreads(job):
-            return Folder(files=files, command="accelerate launch --num_processes 1 train.py")
+            return Folder(files=files, command="accelerate launch --num_processes 1 train.py", program="train.py")
         files |= _accelerate.files(job)
-        return Folder(files=files, command=f"accelerate launch {_accelerate.options(job)} train.py")
+        return Folder(files=files, command=f"accelerate launch {_accelerate.options(job)} train.py", program="train.py")
 
 
 def script(config: Mapping[str, Any]) -> str:
     """train.py with this literal in its one place."""
     text = resources.files(__package__).joinpath("scripts/hf_script.txt").read_text("utf-8")
     ordered = {key: config[key] for key in (*_ORDER, *config) if key in config}
-    return text.replace("CONFIG = None", f"CONFIG = {_literal(ordered, 0)}", 1)
+    return text.replace("CONFIG = None", f"CONFIG = {literal(ordered)}", 1)
 
 
-def _literal(value: Any, depth: int) -> str:
+def literal(value: Any, depth: int = 0) -> str:
     """Python's notation, one key of a mapping a line."""
     if not isinstance(value, Mapping) or not value:
         return json.dumps(value) if isinstance(value, str) else repr(value)
-    inside = "".join(f"{'    ' * (depth + 1)}{key!r}: {_literal(each, depth + 1)},\n" for key, each in value.items())
+    inside = "".join(f"{'    ' * (depth + 1)}{key!r}: {literal(each, depth + 1)},\n" for key, each in value.items())
     return "{\n" + inside + "    " * depth + "}"
 
 

@@ -179,6 +179,11 @@ def does(field: str, value: Any, *, when: Callable[[Config], bool]) -> Rule:
     return custom((), (field,), read=lambda config: {field: value} if when(config) else {}, write=write)
 
 
+def keeps(config: Config, key: str) -> Mapping[str, str]:
+    """A stand-in without a remark: the key moves no memory, and is written back as it was read."""
+    return {key: ""} if config.get(key) is not None else {}
+
+
 def under(prefix: str, rule: Rule) -> Rule:
     """The rule for the same keys one level down (`arguments.`)."""
 

@@ -21,7 +21,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, same, unpriced
+from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, keeps, same, unpriced
 from peftplan.units import parse_dtype
 
 _FLAGS = {"use_rslora": "method.use_rslora", "use_dora": "method.use_dora"}
@@ -194,10 +194,11 @@ class Trl(Trainer):
     renamed = _OLD_NAMES
     beside = ("gpus", "nodes", "layout", "offload")
     proved = (
-        "On the CPU with a tiny random model: full, LoRA, rsLoRA, DoRA, QLoRA (nf4) and int8 in one process; "
-        "packed rows; full and LoRA over two processes with DDP and FSDP2, QLoRA with FSDP2. Trained parameters, "
-        "saved adapter and optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, "
-        "DeepSpeed's layouts, more nodes."
+        "On the CPU with a tiny random model: full, LoRA, rsLoRA, DoRA, QLoRA (nf4) and int8 in one process, "
+        "packed rows too; full and LoRA over two processes with DDP, FSDP2 and DeepSpeed (ZeRO-2 for LoRA, ZeRO-3 "
+        "for both, with offload for full), QLoRA with FSDP2. Trained parameters, saved adapter and, in one "
+        "process, optimizer states are peftplan's numbers exactly. Only parsed: flash attention, Liger, more "
+        "nodes."
     )
     harmless = _huggingface.HARMLESS | {
         "dataset*", "ignore_bias_buffers", "chat_template_path", "chat_template", "eos_token", "pad_token", "streaming",
@@ -221,7 +222,13 @@ class Trl(Trainer):
         _huggingface.bits_and_bytes(nested="use_bnb_nested_quant"),
         custom((), ("format.compute_dtype",), read=_read_compute, write=_write_compute),
         does("format.prepare", False, when=_huggingface.is_quantized),
-        custom(("bnb_4bit_quant_storage",), (), read=lambda _: {}, write=_storage),
+        custom(
+            ("bnb_4bit_quant_storage",),
+            (),
+            read=lambda _: {},
+            write=_storage,
+            stand_ins=lambda config: keeps(config, "bnb_4bit_quant_storage"),
+        ),
         custom((), ("adapter_dtype",), read=_read_adapter_dtype, write=_write_adapter_dtype, stand_ins=_magnitudes),
         *_huggingface.batches(),
         custom(
@@ -276,11 +283,11 @@ class Trl(Trainer):
             config = {key: value for key, value in config.items() if key not in _huggingface.LAYOUT_KEYS}
         files = {"sft.yaml": yaml.safe_dump(config, sort_keys=False)}
         if not _accelerate.spreads(job):
-            return Folder(files=files, command="trl sft --config sft.yaml --num_processes 1")
-        files |= _accelerate.files(job)
-        return Folder(
-            files=files, command=f"trl sft --config sft.yaml {_accelerate.options(job, '--accelerate_config')}"
-        )
+            command = "trl sft --config sft.yaml --num_processes 1"
+        else:
+            files |= _accelerate.files(job)
+            command = f"trl sft --config sft.yaml {_accelerate.options(job, '--accelerate_config')}"
+        return Folder(files=files, command=command, program="-m trl.scripts.sft --config sft.yaml")
 
 
 TRAINER = Trl

@@ -13,10 +13,12 @@ from peftplan import methods, plugins
 from peftplan.graph.blocks.decoder import decoder
 from peftplan.graph.core import verify
 from peftplan.pipeline import estimate
+from peftplan.report import lists
 from peftplan.resolve import resolve
 from tests.conformance import zoo
 from tests.conformance.card import grades, members, page
 from tests.conformance.checks import FAIL, MISSING, NA, PASS, Member
+from tests.docs_pages import methods_page
 
 ROOT = Path(__file__).parent.parent.parent
 TOY = '''"""A toy that trains the norms and nothing else, to be found by being here.
@@ -81,6 +83,9 @@ def _forget() -> None:
 
 def test_a_new_file_is_a_new_method(toy: Path) -> None:
     assert "toy" in methods.names()
+    (row,) = lists.rows("methods", "toy")
+    assert row["name"] == "toy"
+    assert "](#toy) |" in methods_page()
     found = estimate(zoo.job("grouped", {"method": "toy"})).parameters
     assert found.trainable == 7 * 48
     assert f"| {toy.stem} |" in page()

@@ -63,13 +63,20 @@ def train(
     return ranks
 
 
-def train_warm(folders: Iterable[Path], *, python: Path, timeout_seconds: float = 580) -> None:
-    """Trains folders of TRL or of the script one after the other in one process (`warm.py`), without their commands.
+def train_warm(
+    folders: Iterable[Path],
+    *,
+    python: Path,
+    extra_path: Iterable[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float = 580,
+) -> None:
+    """Trains folders of one trainer one after the other in one process (`warm.py`), without their commands.
 
     `trained` then says what happened in each.
     """
     paths = list(folders)
-    own = _environment(python, paths[0].parent, ())
+    own = {**_environment(python, paths[0].parent, extra_path), **(environment or {})}
     command = shlex.join([str(python), str(Path(__file__).with_name("warm.py")), *map(str, paths)])
     code, output = _run(command, paths[0].parent, own, timeout_seconds)
     assert code == 0, output[-4000:]

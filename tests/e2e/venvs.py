@@ -70,6 +70,7 @@ def _build(home: Path, name: str, shared: Path | None) -> None:
 def _pip(home: Path, *words: str) -> None:
     command = [str(_python(home)), "-m", "pip", "--disable-pip-version-check", *words]
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    clean["DS_BUILD_OPS"] = "0"  # DeepSpeed builds the few it needs when they are first used
     subprocess.run(command, check=True, env=clean)
 
 

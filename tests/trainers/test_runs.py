@@ -21,7 +21,7 @@ import yaml
 from peftplan import estimate, methods, trainers
 from peftplan.job import Job
 from peftplan.trainers import Run
-from tests.e2e import runs
+from tests.e2e import runs, venvs
 from tests.e2e.overlay import differing
 from tests.trainers import fixtures
 from tests.trainers.conftest import Assets
@@ -64,8 +64,13 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-wrapped": ("trl", {"method": "lora", "batching": "exact"}),
     "trl-int8": ("trl", {"method": "lora", "format": "int8", **HALF}),
 }
-FITTING: dict[str, dict[str, Any]] = {"c3a": {"method.block_size": 16}, "road": {"method.group_size": 16}}
-"""Settings of methods whose defaults do not divide the tiny model's sizes."""
+FITTING: dict[str, dict[str, Any]] = {
+    "c3a": {"method.block_size": 16},
+    "road": {"method.group_size": 16},
+    "vblora": {"method.vector_length": 16},
+    "trainable_tokens": {"method.token_indices": [5, 6]},
+}
+"""Settings of methods whose defaults do not divide the tiny model's sizes, or that have none."""
 SAVED_BESIDE = {
     "delora": "PEFT saves the norms of the base's weights",
     "lora_fa": "PEFT saves A, which does not train, beside B",
@@ -189,6 +194,30 @@ def test_two_processes_train(
         assert facts.classes.get("DTensor", 0) == (sum(facts.classes.values()) if sharded else 0)
     pattern = "model*.safetensors" if method == "full" else "adapter_model*.safetensors"
     assert runs.saved_numel(tmp_path / "run" / "out", pattern) == ranks[0].trainable
+
+
+DEEPSPEED = [
+    ("trl", "lora", "zero2", None),
+    ("trl", "lora", "zero3", None),
+    ("trl", "full", "zero3", "params+optimizer"),
+    ("hf_script", "full", "zero2", "optimizer"),
+]
+
+
+@pytest.mark.trainers
+@pytest.mark.parametrize(("trainer", "method", "layout", "offload"), DEEPSPEED)
+def test_deepspeed_trains(
+    trainer: str, method: str, layout: str, offload: str | None, tmp_path: Path, assets: Assets
+) -> None:
+    """The first of them builds DeepSpeed's kernels for the CPU, which takes a minute or more."""
+    python = venvs.venv("deepspeed")
+    models = assets(python)
+    job = job_of({"method": method, **HALF}, models, gpus=2, layout=layout, offload=offload)
+    command = write(tmp_path / "run", job, trainer, models)
+    for facts in runs.train(tmp_path / "run", command, python=python, processes=2, timeout_seconds=580):
+        runs.assert_trained(facts, trainable=estimate(job_of({"method": method}, models)).parameters.trainable)
+        assert (facts.world, facts.backend, facts.distributed_type) == (2, "gloo", "DEEPSPEED")
+        assert facts.optimizer_state_bytes <= 4 * facts.trainable + 64  # half of two fp32 states, and counters
 
 
 OVERLAY = {

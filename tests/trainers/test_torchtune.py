@@ -139,12 +139,12 @@ def test_its_own_checks_accept_every_model_and_example(tmp_path: Path) -> None:
 
 
 TINY = {
-    "vocab_size": 512, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64, "intermediate_dim": 176,
+    "vocab_size": 512, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 256, "intermediate_dim": 704,
     "max_seq_len": 512, "attn_dropout": 0.0,
 }  # fmt: skip
 TINY_CONFIG = {
     "model_type": "llama", "vocab_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "hidden_size": 64, "intermediate_size": 176, "max_position_embeddings": 512,
+    "num_key_value_heads": 2, "hidden_size": 256, "intermediate_size": 704, "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }  # fmt: skip
 MAY = {

@@ -41,11 +41,11 @@ def tiny(folder: Path) -> None:
         model_type="bpe", byte_fallback=True, minloglevel=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    sizes = {"vocab_size": 512, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64}
-    model = llama2(**sizes, intermediate_dim=176, max_seq_len=512)
-    weights = tune_to_hf(model.state_dict(), num_heads=4, num_kv_heads=2, dim=64)
+    sizes = {"vocab_size": 512, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 256}
+    model = llama2(**sizes, intermediate_dim=704, max_seq_len=512)
+    weights = tune_to_hf(model.state_dict(), num_heads=4, num_kv_heads=2, dim=256)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256}
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 512, **heads}))
 
 

@@ -1,0 +1,76 @@
+"""GLoRA: the weight changes by a part of itself and by a new one (Chavan 2023, arXiv:2306.07967).
+
+Trains: 2 r (in + out) per adapted linear layer with config_A_B=lora, 2 out with vector, 2 with constant; plus copies of
+`modules_to_save`.
+Keeps for backward: the layer's input and its whole new weight, in the model's dtype; the layer runs twice.
+Not modelled: layers with biases, embeddings, packed bases.
+Mirrors peft/tuners/glora/layer.py GloraLinear.forward and GloraLayer.update_layer, peft 0.21.2. The parts that a layer
+without bias has no use for are buffers of zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from peftplan.errors import Unsupported
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
+from peftplan.graph.edit import Module, writing
+from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder, check_rank
+from peftplan.methods._linears import COMMON, ended
+from peftplan.methods.base import Host
+
+HARMLESS = COMMON | {"config_C", "config_D_E", "init_weights"}
+
+
+@final
+@dataclass(frozen=True)
+class Glora(OnLinears):
+    """PEFT's GloraConfig."""
+
+    r: int = 8
+    config_A_B: Literal["lora", "vector", "constant"] = "lora"  # noqa: N815 (PEFT's name)
+    bias: Literal["none"] = "none"
+    title: ClassVar[str] = "GLoRA"
+    lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
+
+    def check(self) -> None:
+        check_rank(self.r)
+
+    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        count = sum(c.module.in_features + 2 * c.module.out_features for c in chosen)
+        return (Tensor("@glora_zeros", (count,), host.base_dtype, BUFFER),)
+
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
+        if bias_of(module) is not None:
+            raise Unsupported(f"GLoRA on {module.path}, which has a bias, is not modelled; adapt other layers")
+        b, base = builder(module, host)
+        weight = module.weight
+        with b.marked(module.site, "down"):
+            own, new = (b.cast(self._path(b, module, host, n), weight.dtype, label=n) for n in ("A", "B"))
+            changed = b.add(weight, b.mul(weight, own, label="own_part"), label="changed")
+            effective = b.add(changed, new, label="effective")
+            adapted = b.linear(module.x, effective, label="adapted")
+        with b.marked(module.site, "extra"):
+            total = b.minus(b.add(base, adapted, label="sum"), b.scale(base, label="once"), label="rest")
+            out = b.cast(total, base.dtype, label="out")
+            b.hold(base, own, new, effective, adapted, module.x)
+        return (*writing(module.ops, module.out, base), *ended(b, out, module, name=self.title))
+
+    def _path(self, b: Builder, module: Module, host: Host, name: str) -> Tensor:
+        """A or B: a product, a column, or one number."""
+        dtype, out, wide = host.new_dtype, module.out_features, module.in_features
+        if self.config_A_B == "vector":
+            return b.weight(f"glora_{name}.X", out, 1, dtype=dtype, kind=ADAPTER)
+        if self.config_A_B == "constant":
+            return b.slice(b.weight(f"glora_{name}.X", 1, dtype=dtype, kind=ADAPTER), label="number")
+        down = b.weight(f"glora_{name}.Xd", out, self.r, dtype=dtype, kind=ADAPTER)
+        up = b.weight(f"glora_{name}.Xu", self.r, wide, dtype=dtype, kind=ADAPTER)
+        return b.matmul(down, up, out, wide, inner=self.r, label=f"product_{name}")
+
+
+METHOD = Glora
+EXAMPLES = (Glora(), Glora(config_A_B="vector", target_modules="all-linear"))
+UNVERIFIED: dict[str, str] = {}

@@ -1,0 +1,81 @@
+"""Lily: LoRA whose B is mixed, by a router, from a few that all layers share (Zhong 2024, arXiv:2407.09946).
+
+Trains: r in + r num_B per adapted linear layer, and num_B r out once for each kind of layer; plus copies of
+`modules_to_save`.
+Keeps for backward: the layer's input in the adapter's dtype, r + num_B numbers a token, and the mixed B.
+Not modelled: stride_A above 1 (neighbouring layers share A), target_modules as a pattern, embeddings, packed bases.
+Mirrors peft/tuners/lily/layer.py Linear.forward and model.py _post_injection_hook, peft 0.21.2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ADAPTER, Grad, Op, Tensor
+from peftplan.graph.edit import Module, writing
+from peftplan.methods._branches import OnLinears, builder, check_rank
+from peftplan.methods._linears import COMMON, ended
+from peftplan.methods.base import Host
+from peftplan.methods.targets import ALL_LINEAR
+
+HARMLESS = COMMON | {"scaling", "init_weights"}
+
+
+@final
+@dataclass(frozen=True)
+class Lily(OnLinears):
+    """PEFT's LilyConfig."""
+
+    r: int = 32
+    stride_A: int = 1  # noqa: N815 (PEFT's name)
+    num_B: int = 2  # noqa: N815 (PEFT's name)
+    title: ClassVar[str] = "Lily"
+
+    def check(self) -> None:
+        check_rank(self.r)
+        if self.num_B < 1:
+            raise RequestError(f"method.num_B={self.num_B}: must be at least 1")
+        if self.stride_A != 1:
+            raise Unsupported(f"method.stride_A={self.stride_A} is not modelled; use 1")
+        wanted = self.target_modules
+        if isinstance(wanted, str) and wanted != ALL_LINEAR and not re.fullmatch(r"\w+", wanted):
+            raise Unsupported(f"Lily on modules by a pattern ({wanted}) is not modelled; give a list of names")
+
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
+        b, base = builder(module, host)
+        dtype, out = host.new_dtype, module.out_features
+        a = b.weight("lily_A.weight", self.r, module.in_features, dtype=dtype, kind=ADAPTER)
+        router = b.weight("lily_router.weight", self.num_B, self.r, dtype=dtype, kind=ADAPTER)
+        shared = Tensor(f"@lily_B.{module.path}.weight", (self.num_B * self.r, out), dtype, ADAPTER, True)
+        with b.marked(module.site, "down"):
+            x = b.cast(module.x, dtype, label="lily_x")
+            hidden = b.linear(x, a, label="lily_A")
+        with b.marked(module.site, "up"):
+            mixed, held = self._mixed(b, b.linear(hidden, router, label="router"), shared)
+            tokens = hidden.numel // self.r
+            flat = hidden.view(tokens, self.r)
+            change = b.matmul(flat, mixed.view(self.r, out), *base.shape, inner=self.r, label="delta")
+        with b.marked(module.site, "extra"):
+            given = b.cast(b.scale(change, label="scaled"), base.dtype, label="delta_cast")
+            result = b.add(base, given, label="sum")
+            b.hold(hidden, *held, mixed, change, x, module.x)
+        return (*writing(module.ops, module.out, base), *ended(b, result, module, name=self.title))
+
+    def _mixed(self, b: Builder, logits: Tensor, shared: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The mean of the router's probabilities times the shared matrices, and the locals before it."""
+        chances = b.softmax(logits, logits.dtype)
+        mean = Tensor("", (self.num_B,), chances.dtype)
+        mean = b.formula("mean", mean, chances, grads=(Grad(chances, chances.logical_bytes),))
+        width = shared.numel // self.num_B
+        mixed = b.matmul(mean.view(1, self.num_B), shared, 1, width, inner=self.num_B, label="mixed")
+        return mixed, (logits, chances, mean)
+
+
+METHOD = Lily
+EXAMPLES = (Lily(r=8), Lily(r=3, num_B=4, target_modules="all-linear"))
+UNVERIFIED: dict[str, str] = {}

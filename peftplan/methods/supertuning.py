@@ -1,0 +1,72 @@
+"""SuperTuning: the largest elements of each weight train, in place (arXiv:2607.09287).
+
+Trains: in out (1 - sparsity) numbers per adapted linear layer; plus copies of `modules_to_save`.
+Keeps for backward: the layer's input, and a whole copy of its weight with the numbers added, in the model's dtype; the
+numbers' places (int64). Beside the weights lie the places (int32).
+Not modelled: r (LoRA beside it), embeddings, packed bases.
+Mirrors peft/tuners/supertuning/layer.py Linear.forward and update_layer, peft 0.21.2. The base layer is not called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
+from peftplan.graph.edit import Module
+from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
+from peftplan.methods._linears import COMMON, ended
+from peftplan.methods.base import Host
+from peftplan.units import DType
+
+HARMLESS = COMMON | {"select_top", "lora_alpha", "lora_dropout", "init_weights", "save_precomputed_indices"}
+
+
+@final
+@dataclass(frozen=True)
+class Supertuning(OnLinears):
+    """PEFT's SupertuningConfig without LoRA beside it."""
+
+    sparsity: float = 0.99
+    r: int | None = None
+    title: ClassVar[str] = "SuperTuning"
+    lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
+
+    def check(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise RequestError(f"method.sparsity={self.sparsity}: must be at least 0 and below 1")
+        if self.r is not None:
+            raise Unsupported(f"--rank {self.r}: LoRA beside SuperTuning is not modelled; leave it out")
+
+    def _count(self, module: Module) -> int:
+        count = int(module.weight.numel * (1 - self.sparsity))
+        if count < 1:
+            raise RequestError(f"method.sparsity={self.sparsity} leaves nothing of {module.path} to train; lower it")
+        return count
+
+    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        del host
+        return (Tensor("@supertuning_indices", (sum(self._count(c.module) for c in chosen),), DType.int32, BUFFER),)
+
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
+        b, _ = builder(module, host)
+        count, weight = self._count(module), module.weight
+        values = b.weight("supertuning_values", count, dtype=host.new_dtype, kind=ADAPTER)
+        with b.marked(module.site, "down"):
+            places = b.plain("places", count, dtype=DType.int64)
+            given = b.cast(values, weight.dtype, label="values")
+            new = Tensor("", weight.shape, weight.dtype)
+            new = b.formula(
+                "new_weight", new, weight, given, keeps=(places,), grads=(Grad(given, given.logical_bytes),)
+            )
+            out = b.linear(module.x, new, bias_of(module), label="supertuned")
+        with b.marked(module.site, "extra"):
+            b.hold(new, places, given, module.x)
+        return ended(b, out, module, name=self.title)
+
+
+METHOD = Supertuning
+EXAMPLES = (Supertuning(sparsity=0.9), Supertuning(sparsity=0.5, target_modules="all-linear"))
+UNVERIFIED: dict[str, str] = {}

@@ -1,0 +1,49 @@
+"""Every PEFT method is modelled, or says why it is not."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("peft")
+
+from peftplan import methods
+from peftplan.errors import Unsupported
+from peftplan.job import make_job
+from peftplan.methods import UNMODELLED
+from peftplan.pipeline import estimate
+
+
+def peft_types() -> frozenset[str]:
+    """The installed PEFT's methods, by their lower-case names."""
+    from peft import PeftType
+
+    return frozenset(kind.value.lower() for kind in PeftType)
+
+
+def modelled() -> frozenset[str]:
+    return frozenset({*methods.names(), *methods.aliases()})
+
+
+def test_every_peft_type_is_a_method_or_says_why_not() -> None:
+    missing = sorted(peft_types() - modelled() - UNMODELLED.keys())
+    assert missing == [], f"neither modelled nor listed in peftplan/methods/_unmodelled.py: {', '.join(missing)}"
+
+
+def test_what_is_modelled_is_not_listed_as_unmodelled() -> None:
+    assert sorted(modelled() & UNMODELLED.keys()) == []
+
+
+def test_what_is_listed_is_a_method_of_peft() -> None:
+    assert sorted(UNMODELLED.keys() - peft_types()) == []
+    assert all(len(reason) > 20 for reason in UNMODELLED.values())
+
+
+@pytest.mark.parametrize("name", sorted(UNMODELLED))
+def test_asking_for_one_says_why(name: str) -> None:
+    with pytest.raises(Unsupported, match="not modelled") as caught:
+        estimate(make_job(model="llama-7b", method=name))
+    assert UNMODELLED[name] in str(caught.value)
+
+
+def test_most_of_peft_is_modelled() -> None:
+    assert len(peft_types() & modelled()) >= 2 * len(UNMODELLED)

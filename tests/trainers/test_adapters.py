@@ -1,0 +1,108 @@
+"""AdapterHub's adapters: jobs written as scripts and read again, what it cannot say, and runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftplan import trainers
+from peftplan.errors import RequestError, Unsupported
+from peftplan.job import Job, make_job
+from peftplan.pipeline import estimate
+from peftplan.trainers import Run
+from peftplan.trainers.adapters import script
+from tests.e2e import runs
+from tests.e2e.overlay import overlaid
+from tests.e2e.venvs import venv
+from tests.trainers import trips
+
+BASE: dict[str, Any] = {
+    "model": "huggyllama/llama-7b", "dtype": "bfloat16", "precision": "bf16-mixed", "seq_len": 512, "micro_batch": 2,
+}  # fmt: skip
+LORA: dict[str, Any] = {"method": "lora", "rank": 8, "target_modules": ("q_proj", "v_proj")}
+WIDE: dict[str, Any] = {
+    "method": "lora", "rank": 4, "target_modules": ("q_proj", "k_proj", "v_proj", "down_proj", "up_proj"),
+    "set": {"method.lora_alpha": 32, "method.lora_dropout": 0.1},
+}  # fmt: skip
+IA3: dict[str, Any] = {
+    "method": "ia3", "target_modules": ("k_proj", "v_proj", "down_proj"), "set": {"method.feedforward_modules": ()},
+}  # fmt: skip
+PREFIX: dict[str, Any] = {"method": "prefix_tuning", "set": {"method.num_virtual_tokens": 8}}
+NF4: dict[str, Any] = {**LORA, "format": "nf4", "set": {"format.double_quant": True, "format.prepare": False}}
+
+
+def job(**fields: Any) -> Job:
+    return make_job(**{**BASE, **fields})
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("fields", [LORA, WIDE, IA3, NF4, {**LORA, "dtype": "float32", "precision": "fp32"}], ids=str)
+def test_what_is_written_says_the_same(fields: dict[str, Any], recompute: str) -> None:
+    trips.there_and_back("adapters", job(recompute=recompute, **fields))
+
+
+def test_prefixes_are_written_without_checkpoints() -> None:
+    trips.there_and_back("adapters", job(recompute="none", **PREFIX))
+
+
+def test_its_script_is_known_and_read_without_running(tmp_path: Path) -> None:
+    made = trainers.write_folder(job(**WIDE), trainer="adapters", run=Run(dataset="rows.jsonl"))
+    path = tmp_path / "train.py"
+    path.write_text(made.files["train.py"] + "\nraise SystemExit('run')\n")
+    back = trainers.read_config(path)
+    assert (back.trainer, back.rank, back.target_modules) == ("adapters", 4, WIDE["target_modules"])
+    compile(made.files["train.py"], "train.py", "exec")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**LORA, "target_modules": "all-linear"},
+        {**LORA, "target_modules": ("o_proj",)},
+        {"method": "ia3"},
+        {"method": "vera"},
+        {"method": "full"},
+        {"method": "dora"},
+        {"method": "prompt_tuning", "set": {"method.num_virtual_tokens": 8}},
+        {**PREFIX, "set": {"method.num_virtual_tokens": 8, "method.prefix_projection": True}},
+        {**LORA, "precision": "bf16"},
+        {**LORA, "adapter_dtype": "bfloat16"},
+        {**LORA, "format": "int8"},
+        {**LORA, "gpus": 2, "layout": "ddp"},
+    ],
+    ids=str,
+)
+def test_what_it_cannot_say_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        trainers.write_folder(job(**fields), trainer="adapters", run=Run())
+
+
+def test_who_can_is_named() -> None:
+    with pytest.raises(Unsupported, match=r"can: .*hf_script"):
+        trainers.write_folder(job(method="vera"), trainer="adapters", run=Run())
+
+
+@pytest.mark.trainers
+@pytest.mark.parametrize("fields", [LORA, WIDE, IA3, PREFIX, NF4], ids=["lora", "wide", "ia3", "prefix", "nf4"])
+def test_it_trains(fields: dict[str, Any], assets: Callable[[Path], Path], tmp_path: Path) -> None:
+    python = venv("adapters")
+    tiny = assets(python)
+    asked = job(**{**fields, "dtype": "float32", "precision": "fp32", "seq_len": 64})
+    run = Run(dataset="rows.jsonl", max_steps=3, on_cpu=True)
+    written = trainers.get("adapters").config(asked, run)
+    changes = {"model.name": str(tiny / "tiny-llama"), "data.dataset": str(tiny / "messages.jsonl")}
+    proof = overlaid(written, changes, may=set(changes))
+    (tmp_path / "train.py").write_text(script(proof))
+    (facts,) = runs.train(tmp_path, "python train.py", python=python)
+    config = json.loads((tiny / "tiny-llama" / "config.json").read_text())
+    predicted = estimate(asked.model_copy(update={"config": config})).parameters.trainable
+    runs.assert_trained(facts, trainable=predicted)
+    assert set(facts.trainable_dtypes) == {"float32"}
+    assert os.path.exists(tmp_path / "out" / "adapter_config.json")
+    if fields is NF4:
+        assert facts.classes["Params4bit"] == 14
