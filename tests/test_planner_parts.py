@@ -10,12 +10,14 @@ import pytest
 from peftplan import Goal, Job, Plan, RequestError, estimate, plan
 from peftplan.cli import main
 from peftplan.hardware import find_gpu, hourly_usd
-from peftplan.planner import explore, rank
+from peftplan.planner import rank
 from peftplan.planner.bench import Bench
 from peftplan.planner.desk import weigh
 from peftplan.planner.goal import asked
+from peftplan.planner.nearest import hopeful
 from peftplan.planner.quality import evidence, rows
-from peftplan.planner.space import Space, make_space, named_gpus
+from peftplan.planner.seats import named_gpus
+from peftplan.planner.space import Space, make_space
 from peftplan.report import paper, plan_screen
 from peftplan.resolve import resolve
 from tests.test_planner import FIXED, WIDE
@@ -220,7 +222,7 @@ def test_limits_that_nothing_keeps_name_what_comes_nearest() -> None:
 
 def test_shapes_ruled_out_by_a_smaller_one_cannot_fit() -> None:
     found = make_space(*asked(None, {**SMALL, "seq_len": 4096, "global_batch": 16, "aim": "smallest_change"}))
-    alive = {id(shape) for shape in explore.hopeful(found)}
+    alive = {id(shape) for shape in hopeful(found)}
     dead = [c for c in weigh(found).candidates if id(c.shape) not in alive]
     assert not any(c.may_fit for c in dead)
 
