@@ -123,3 +123,14 @@ def test_the_dry_run_differs_where_it_says_so(tmp_path: Path) -> None:
     tiny = trainers.read_config(tmp_path / "run" / "smoke" / "axolotl.yaml")
     assert (tiny.method, tiny.settings, tiny.optimizer) == (full.method, full.settings, full.optimizer)
     assert (tiny.model, tiny.rank, tiny.seq_len) == (smoke.MODEL, smoke.RANK, 64)
+
+
+def test_the_best_of_a_plan_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = "plan --model smollm2-135m --gpu rtx-4090 --methods lora --attention sdpa --seq-len 256 --json --write"
+    assert main([*request.split(), str(tmp_path / "run")]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer["written"]["files"]) >= {"sft.yaml", "run.sh", "README.md"}
+    read = trainers.read_config(tmp_path / "run" / "sft.yaml")
+    best = answer["best"]["job"]
+    assert (read.micro_batch, read.grad_accum, read.rank) == (best["micro_batch"], best["grad_accum"], best["rank"])
+    assert estimate(read.model_copy(update={"gpu": best["gpu"]})).fit.verdict == "fits"

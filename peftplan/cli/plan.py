@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from peftplan.cli import complete
-from peftplan.cli.options import LIMITS, Json, Text, takes_job
+from peftplan.cli.export import Dataset, Launcher, Overwrite, Smoke, Trainer
+from peftplan.cli.options import FILES, LIMITS, Json, Text, takes_job
 from peftplan.job import Job
+
+if TYPE_CHECKING:
+    from peftplan.exporter import Exported
+    from peftplan.planner import Plan
 
 
 def _option(flag: str, metavar: str, help_text: str, completion: Callable[[str], list[str]] | None = None) -> Any:
@@ -57,6 +63,15 @@ def command(
         ),
     ] = None,
     most: Annotated[Text, _option("--most", "N", "Rows of the ranking. Default 8.")] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", help="Folder to write that trains the best.", rich_help_panel=FILES, metavar="DIR"),
+    ] = None,
+    trainer: Trainer = "trl",
+    launcher: Launcher = "local",
+    dataset: Dataset = None,
+    smoke: Smoke = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> str:
     """The best configurations for a budget; --gpu may be a list (rtx-4090,l40s), or left out for any common card."""
@@ -75,11 +90,34 @@ def command(
         "most": most,
     }
     answer = plan(job, **{name: value for name, value in given.items() if value is not None})
+    written = None
+    if write is not None and answer.best is not None:
+        from peftplan.exporter import export
+        from peftplan.trainers import Run
+
+        written = export(
+            answer.best.job,
+            trainer=trainer,
+            launcher=launcher,
+            out=write,
+            run=Run(dataset=dataset),
+            with_smoke=smoke,
+            overwrite=overwrite,
+        )
+    return _reply(answer, written, json=json)
+
+
+def _reply(answer: Plan, written: Exported | None, *, json: bool) -> str:
     if json:
         from peftplan.cli.output import as_json
 
-        return as_json(answer)
+        folder = {} if written is None else {"written": written.model_dump(mode="json", exclude={"job", "estimate"})}
+        return as_json({**answer.model_dump(mode="json", by_alias=True), **folder})
+    from rich.console import Group
+
     from peftplan.cli.output import as_text
     from peftplan.report import plan_screen
+    from peftplan.report import written as folder_screen
 
-    return as_text(plan_screen.render(answer))
+    folders = [] if written is None else [folder_screen.render(written)]
+    return as_text(Group(plan_screen.render(answer), *folders))
