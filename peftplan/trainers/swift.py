@@ -75,9 +75,9 @@ class Swift(Trainer):
         "quant_method", "lora_rank", "target_modules", "model", "model_type", "use_hf", "padding_free", "max_length",
     })  # fmt: skip
     proved = (
-        "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4), IA3, VeRA and FourierFT in one "
-        "process: trained and saved counts and the optimizer's bytes are those of the estimate; LoRA on two "
-        "processes, with DDP and FSDP2; every example config written back is accepted "
+        "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4), IA3, VeRA, BOFT and "
+        "FourierFT in one process: trained and saved counts and the optimizer's bytes are those of the estimate; LoRA "
+        "on two processes, with DDP and FSDP2; every example config written back is accepted "
         "by its parser. Only parsed: flash attention and packing, Liger, GaLore, LISA; DeepSpeed is not installed "
         "where this is tested."
     )
