@@ -27,7 +27,9 @@ class UnknownName(RequestError):
 
     def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
         pool = {k.lower(): k for k in known}
-        near = [pool[k] for k in difflib.get_close_matches(name.lower(), pool, n=4, cutoff=0.5)]
+        alike = difflib.get_close_matches(name.lower(), pool, n=4, cutoff=0.5)
+        swapped_first = sorted(alike, key=lambda known: sorted(known) != sorted(name.lower()))
+        near = [pool[k] for k in swapped_first]
         if near:
             fix = f"did you mean {', '.join(near)}?"
         elif len(pool) <= 12:

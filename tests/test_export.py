@@ -113,7 +113,7 @@ def test_the_dry_run_keeps_the_architecture(model: str) -> None:
 
 
 def _tiny(model: str) -> Job:
-    return smoke.job_of(job(model=model, target_modules="all-linear"))
+    return smoke.job_of(job(model=model, target_modules="all-linear"), trainers.get("trl"))
 
 
 def test_the_dry_run_differs_where_it_says_so(tmp_path: Path) -> None:

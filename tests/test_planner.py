@@ -17,7 +17,8 @@ from peftplan.planner.desk import weigh
 from peftplan.planner.goal import Goal, asked
 from peftplan.planner.rank import shown
 from peftplan.planner.result import Entry
-from peftplan.planner.space import Choice, Seat, Space, make_space
+from peftplan.planner.seats import Seat
+from peftplan.planner.space import Choice, Space, make_space
 
 LAW = settings(deadline=None, max_examples=6, derandomize=True)
 CARDS = ("t4", "rtx-3060", "rtx-4090", "l4", "a100-40gb", "h100")

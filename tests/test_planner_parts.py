@@ -10,12 +10,14 @@ import pytest
 from peftplan import Goal, Job, Plan, RequestError, estimate, plan
 from peftplan.cli import main
 from peftplan.hardware import find_gpu, hourly_usd
-from peftplan.planner import explore, rank
+from peftplan.planner import rank
 from peftplan.planner.bench import Bench
 from peftplan.planner.desk import weigh
 from peftplan.planner.goal import asked
+from peftplan.planner.nearest import hopeful
 from peftplan.planner.quality import evidence, rows
-from peftplan.planner.space import Space, make_space, named_gpus
+from peftplan.planner.seats import named_gpus
+from peftplan.planner.space import Space, make_space
 from peftplan.report import paper, plan_screen
 from peftplan.resolve import resolve
 from tests.test_planner import FIXED, WIDE
@@ -44,7 +46,7 @@ WRONG = [
     ({"objectives": "cost,beauty"}, "--objectives: give 'cost', 'time'"),
     ({"objectives": "cost,cost"}, "each once"),
     ({"methods": ""}, "--methods: input should name at least one"),
-    ({"methods": "loora"}, "unknown method 'loora'; did you mean lora"),
+    ({"methods": "loora"}, "unknown method 'loora'; did you mean "),
     ({"gpu": "rtx-4090,rtx-409"}, "unknown GPU 'rtx-409'"),
     ({"gpu": " , "}, "--gpu names no GPU"),
     ({"gpu": "gaudi3"}, "memory is not modelled"),
@@ -220,7 +222,7 @@ def test_limits_that_nothing_keeps_name_what_comes_nearest() -> None:
 
 def test_shapes_ruled_out_by_a_smaller_one_cannot_fit() -> None:
     found = make_space(*asked(None, {**SMALL, "seq_len": 4096, "global_batch": 16, "aim": "smallest_change"}))
-    alive = {id(shape) for shape in explore.hopeful(found)}
+    alive = {id(shape) for shape in hopeful(found)}
     dead = [c for c in weigh(found).candidates if id(c.shape) not in alive]
     assert not any(c.may_fit for c in dead)
 
@@ -297,3 +299,30 @@ def test_nothing_fits_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_plan_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "llama-7b", "--max-usd", "much"]) == 2
     assert capsys.readouterr().err.startswith("error: --max-usd: give a number")
+
+
+# -- what is modelled later -------------------------------------------------------------------------
+
+
+def test_what_resolve_accepts_enters_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several GPUs, kernels and offload as if they were modelled: here they change nothing but the price."""
+    monkeypatch.setattr("peftplan.resolve._check_unmodelled", lambda _: None)
+    found = space(gpus=3)
+    assert {seat.cards for seat in found.seats} == {1, 2, 3}
+    assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "zero3", "fsdp"}
+    assert found.refused_cards is None
+    assert len(values(found, "kernels")) > 1
+    assert len(values(found, "offload")) > 1
+    assert all(found.global_batch % seat.cards == 0 or not _batches(found, seat) for seat in found.seats)
+    fields = {**SMALL, "target_modules": "q_proj,v_proj", "kernels": "hf", "offload": "none", "gpus": 2}
+    answer = plan(**fields)
+    assert answer.best is not None
+    assert answer.best.gpus == 1
+    twice = next(entry for entry in answer.ranking if entry.gpus == 2)
+    assert twice.usd_per_hour == 2 * (answer.best.usd_per_hour or 0)
+    assert twice.job.micro_batch * twice.job.grad_accum * 2 == 4
+    assert next(notch for notch in answer.notches if notch.change == "--gpus 2").entry is not None
+
+
+def _batches(found: Space, seat: Any) -> list[int | None]:
+    return [times for shape in found.shapes if (times := found.grad_accum(shape, seat)) is not None]

@@ -75,13 +75,13 @@ def export(
     run = replace(run, dataset=run.dataset or DATA)
     target = _target(Path(out), overwrite=overwrite)
     folder = trainers.write_folder(asked, trainer=trainer, run=run)
-    folder = launchers.get(launcher).launch(folder, asked, place)
     stated = trainers.get(trainer).stated(asked, run)
+    needs = {"requirements.txt": requirements(trainers.get(trainer), stated)}
+    folder = launchers.get(launcher).launch(replace(folder, files={**folder.files, **needs}), asked, place)
     priced, why = _priced(stated)
     files = {
         **folder.files,
         "run.sh": pages.script(folder.command),
-        "requirements.txt": requirements(trainers.get(trainer), stated),
     }
     if with_smoke:
         files |= smoke.files(asked, trainer=trainer)

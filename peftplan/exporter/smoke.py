@@ -6,9 +6,9 @@ import json
 from importlib import resources
 from typing import Any
 
-from peftplan import trainers
+from peftplan import formats, trainers
 from peftplan.job import Job
-from peftplan.trainers import Run
+from peftplan.trainers import Run, Trainer
 from peftplan.trainers.base import decided
 
 MODEL, DATA = "smoke/model", "smoke/data.jsonl"
@@ -39,9 +39,9 @@ def tiny_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **tiny, "num_key_value_heads": 2 if grouped else 4, "dtype": "float32"}
 
 
-def job_of(job: Job) -> Job:
-    """`job` on the tiny model, short and on one CPU process, everything else as asked."""
-    full = decided(job)
+def job_of(job: Job, trainer: Trainer) -> Job:
+    """`job` on the tiny model, short and on one CPU process, everything else as asked and as the trainer settles it."""
+    full = trainer.settled(decided(job), asked=job)
     return full.model_copy(
         update={
             "model": MODEL,
@@ -51,7 +51,7 @@ def job_of(job: Job) -> Job:
             "seq_len": min(full.seq_len or 64, 64),
             "grad_accum": min(full.grad_accum, 2),
             "attention": "sdpa",
-            **_halves(full),
+            **_halves(full, trainer),
             "backend": "cpu",
             **dict.fromkeys(("layout", "offload", "kernels", "gpu"), None),
             "gpus": 1,
@@ -60,16 +60,22 @@ def job_of(job: Job) -> Job:
     )
 
 
-def _halves(full: Job) -> dict[str, Any]:
-    """bf16 where the job has fp16: the CPU's kernels for fp16 are incomplete."""
+def _halves(full: Job, trainer: Trainer) -> dict[str, Any]:
+    """bf16 where the job has fp16: the CPU's kernels for fp16 are incomplete. fp32 where the trainer cannot bf16."""
+    if not trainer.half_on_cpu:
+        return {"dtype": "float32", "precision": "fp32", "format": full.format if _is_packed(full) else None}
     if full.dtype != "float16":
         return {}
     return {"dtype": "bfloat16", "precision": (full.precision or "bf16").replace("fp16", "bf16")}
 
 
+def _is_packed(job: Job) -> bool:
+    return job.format is not None and formats.get(job.format)().packed
+
+
 def files(job: Job, *, trainer: str) -> dict[str, str]:
     """The files of the dry run, and `smoke.sh` that starts it."""
-    small = job_of(job)
+    small = job_of(job, trainers.get(trainer))
     run = Run(dataset=DATA, output_dir="smoke/out", max_steps=2, on_cpu=True)
     folder = trainers.write_folder(small, trainer=trainer, run=run)
     made = {f"smoke/{name}": text for name, text in folder.files.items()}

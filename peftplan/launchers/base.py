@@ -46,6 +46,12 @@ class Task:
     nodes: int
     gpu: str | None
     place: Place
+    layout: str | None = None
+
+    @property
+    def shards(self) -> bool:
+        """Whether something must say how weights or states are spread."""
+        return self.layout not in (None, "none", "single", "ddp")
 
     @property
     def alone(self) -> bool:
@@ -72,7 +78,9 @@ class Launcher(ABC):
 
         Raises Unsupported for what the launcher cannot start, RequestError where it would overwrite a file.
         """
-        task = Task(folder=folder, gpus=job.gpus, nodes=job.nodes, gpu=job.gpu, place=place or Place())
+        task = Task(
+            folder=folder, gpus=job.gpus, nodes=job.nodes, gpu=job.gpu, place=place or Place(), layout=job.layout
+        )
         added = self.files(task)
         clash = sorted(set(added) & set(folder.files))
         if clash:

@@ -17,7 +17,7 @@ class Local(Launcher):
     name = "local"
     title = "local machine"
     homepage = "https://docs.pytorch.org/docs/stable/elastic/run.html"
-    checked = "bash -n, and started with two processes on a CPU"
+    checked = "bash -n, and run for each node with what is set by hand"
 
     def files(self, task: Task) -> Mapping[str, str]:
         return {} if task.alone else {"launch.sh": _script(task)}

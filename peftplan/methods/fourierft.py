@@ -1,5 +1,4 @@
-"""FourierFT: the weight changes by the inverse Fourier transform of a few trained coefficients (Gao 2024,
-arXiv:2405.03003).
+"""FourierFT: the change of a weight is the inverse Fourier transform of few numbers (Gao 2024, arXiv:2405.03003).
 
 Trains: n_frequency numbers per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype and the whole change of its weight.

@@ -1,6 +1,7 @@
 """GLoRA: the weight changes by a part of itself and by a new one (Chavan 2023, arXiv:2306.07967).
 
-Trains, per adapted linear layer: 2 r (in + out) with config_A_B=lora, 2 out with vector, 2 with constant.
+Trains: 2 r (in + out) per adapted linear layer with config_A_B=lora, 2 out with vector, 2 with constant; plus copies of
+`modules_to_save`.
 Keeps for backward: the layer's input and its whole new weight, in the model's dtype; the layer runs twice.
 Not modelled: layers with biases, embeddings, packed bases.
 Mirrors peft/tuners/glora/layer.py GloraLinear.forward and GloraLayer.update_layer, peft 0.21.2. The parts that a layer

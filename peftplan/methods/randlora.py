@@ -1,5 +1,4 @@
-"""RandLoRA: sums of random, frozen, shared low-rank products, each scaled by trained diagonals (Albert 2025,
-arXiv:2502.00987).
+"""RandLoRA: random frozen low-rank products, scaled by trained diagonals, are summed (Albert 2025, arXiv:2502.00987).
 
 Trains: n (r + min(in, out)) per adapted linear layer, n = min(in, out) / r rounded up; plus `bias` and copies of
 `modules_to_save`.

@@ -1,5 +1,4 @@
-"""TinyLoRA: between the frozen halves of each weight's decomposition, a matrix made of u trained numbers
-(arXiv:2602.04118).
+"""TinyLoRA: u trained numbers make a matrix inside each weight's frozen decomposition (arXiv:2602.04118).
 
 Trains: u per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: r numbers a token, and the r x r matrix. Beside the weights lie r (in + out) + u r^2 frozen numbers

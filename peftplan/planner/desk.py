@@ -31,7 +31,8 @@ from peftplan.optimizers.base import Optimizer
 from peftplan.pace import metered_case, tokens_per_second, traffic
 from peftplan.pipeline import Walked, has_biased_linears, read, state_bytes, walk
 from peftplan.planner.quality import Evidence, evidence
-from peftplan.planner.space import Choice, Seat, Space, changed
+from peftplan.planner.seats import Seat
+from peftplan.planner.space import Choice, Space, changed
 from peftplan.resolve import resolve
 from peftplan.result import Time
 from peftplan.step.clock import Meter, OptimizerTraffic

@@ -10,8 +10,10 @@ from peftplan.job import Assumption, Job
 from peftplan.pipeline import VERSION
 from peftplan.planner import explore, rank
 from peftplan.planner.bench import Bench
+from peftplan.planner.closest import closest
 from peftplan.planner.desk import Candidate, Weighed, weigh
 from peftplan.planner.goal import Goal, asked, check
+from peftplan.planner.nearest import near
 from peftplan.planner.quality import BENCHMARK
 from peftplan.planner.result import Counts, Entry, Plan
 from peftplan.planner.space import Space, make_space
@@ -30,7 +32,7 @@ def plan(job: Job | None = None, **fields: Any) -> Plan:
     check(job, goal)
     bench, space = Bench(job), make_space(job, goal)
     if goal.aim == "smallest_change":
-        space = explore.near(space, lambda c: rank.within(c, goal, job.tokens) and bench.fits(c)) or space
+        space = near(space, lambda c: rank.within(c, goal, job.tokens) and bench.fits(c)) or space
     weighed = weigh(space)
     if not weighed.candidates:
         raise RequestError(_refusal(weighed, space))
@@ -51,8 +53,8 @@ def plan(job: Job | None = None, **fields: Any) -> Plan:
         ranking=_entries(winners, winners, goal, bench),
         front=_entries(rank.front(ordered, bench.fits), winners, goal, bench),
         notches=tuple(explore.notches(best, goal, bench)) if best else (),
-        room=explore.room(bench.estimate(best).job) if best else None,
-        closest=None if best else explore.closest(weighed.candidates, goal, bench),
+        room=explore.room(bench.estimate(best)) if best else None,
+        closest=None if best else closest(weighed.candidates, goal, bench),
         assumptions=(*space.assumptions, *_assumptions(space)),
     )
 

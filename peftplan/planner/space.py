@@ -15,10 +15,9 @@ from typing import Any
 
 from peftplan.assemble import build_graph
 from peftplan.errors import RequestError, UnknownName
-from peftplan.hardware import Gpu, find_gpu, hourly_usd
-from peftplan.hardware.common import common_gpus
 from peftplan.job import Assumption, Job
 from peftplan.planner.goal import Goal
+from peftplan.planner.seats import Seat, layouts, make_seats, named_gpus, notes
 from peftplan.resolve import TRAINS_BASE, resolve
 
 METHODS = ("lora", "qlora", "full")
@@ -31,7 +30,6 @@ RECOMPUTE = ("none", "full")
 ATTENTION = ("sdpa", "flash_attention_2")
 KERNELS = ("liger", "unsloth")
 OFFLOAD = ("optimizer", "parameters", "activations")
-LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 GLOBAL_BATCH = 8
 """The Trainer's default micro-batch, where the job says nothing about batches."""
 MOST_SEQUENCES = 64
@@ -40,15 +38,11 @@ SHORTEST = 256
 """Tokens: a smallest change does not cut sequences below it, unless --min-seq-len says so."""
 
 EFFORT = {
-    "micro_batch": 1, "recompute": 1, "attention": 1, "kernels": 1, "offload": 1, "model.use_cache": 1, "seat": 1,
+    "micro_batch": 1, "recompute": 1, "attention": 1, "kernels": 1, "offload": 1, "model.use_cache": 1,
     "optimizer": 2, "format": 4, "rank": 4, "target_modules": 4, "seq_len": 8, "method": 16,
 }  # fmt: skip
 """What a step away from the first choice of an axis weighs in `simplicity`: 1 where the mathematics stays the same,
 more the more the result may differ. Our own scale; the sum of a configuration orders it, nothing else."""
-
-
-Cards = tuple[int, int, str | None]
-"""GPUs of a node, nodes, layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +51,6 @@ class Choice:
 
     update: Mapping[str, Any]
     effort: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Seat:
-    """Cards and how they share the work."""
-
-    gpu: Gpu
-    gpus: int = 1
-    nodes: int = 1
-    layout: str | None = None
-    effort: int = 0
-
-    @property
-    def cards(self) -> int:
-        return self.gpus * self.nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +104,16 @@ def make_space(job: Job, goal: Goal) -> Space:
     shapes = [shape for method in free.methods() for shape in _shapes(base, method, free)]
     if not shapes:  # every method was refused: say why the first one was
         resolve(changed(base, free.methods()[0].update))
-    cards, (shared, refused) = named_gpus(job.gpu), _layouts(job)
+    cards, (shared, refused) = named_gpus(job.gpu), layouts(job)
     return Space(
         job=job,
         global_batch=_global_batch(job, goal),
         accumulations=job.grad_accum if goal.aim == "best" and _given(job, "grad_accum") else None,
         shapes=tuple(shapes),
-        seats=_seats(cards, shared),
+        seats=make_seats(cards, shared),
         optimizers=_accepted(base, _axis("optimizer", free.values("optimizer", OPTIMIZERS))),
         refused_cards=refused,
-        assumptions=tuple(_notes(job, cards, refused)),
+        assumptions=tuple(notes(job, cards, refused)),
     )
 
 
@@ -298,57 +277,3 @@ def _divisors(whole: int, *, near: int) -> tuple[int, ...]:
 def _halved(value: int, *, floor: int, times: int) -> tuple[int, ...]:
     halves = (value >> i for i in range(1, times + 1))
     return (value, *(half for half in halves if half >= floor))
-
-
-# -- cards ------------------------------------------------------------------------------------------------------
-
-
-def _seats(cards: Sequence[Gpu], shared: Iterable[Cards]) -> tuple[Seat, ...]:
-    """Every card alone, then with every count and layout."""
-    alone = [Seat(gpu=gpu) for gpu in cards]
-    several = [
-        Seat(gpu=gpu, gpus=gpus, nodes=nodes, layout=layout, effort=EFFORT["seat"] * step)
-        for gpu, (step, (gpus, nodes, layout)) in product(cards, enumerate(shared, 1))
-    ]
-    return (*alone, *several)
-
-
-def _notes(job: Job, cards: Sequence[Gpu], refused: str | None) -> Iterator[Assumption]:
-    if job.gpu is None:
-        names = tuple(gpu.name for gpu in cards)
-        yield Assumption(what="gpu", value=names, why="no GPU named: the common ones that the price catalog holds")
-    if refused is not None:
-        why = f"only single GPUs are modelled of the {job.gpus * job.nodes} offered: {refused}"
-        yield Assumption(what="gpus", value=1, why=why)
-
-
-def named_gpus(text: str | None) -> tuple[Gpu, ...]:
-    """The cards of a list like `rtx-4090,l40s`; without one, the common cards that have a price."""
-    if text is None:
-        return tuple(gpu for gpu in common_gpus().values() if hourly_usd(gpu) is not None)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise RequestError("--gpu names no GPU; give one or more, such as rtx-4090,l40s")
-    return tuple({gpu.name: gpu for gpu in map(find_gpu, names)}.values())
-
-
-def _layouts(job: Job) -> tuple[list[Cards], str | None]:
-    """How several cards up to the job's may share the work, as far as it is modelled; and why not, where none is."""
-    counts = sorted({min(2**i, job.gpus) for i in range(job.gpus.bit_length() + 1)})
-    pairs = [(gpus, 1) for gpus in counts if gpus > 1]
-    if job.nodes > 1:
-        pairs.append((job.gpus, job.nodes))
-    names = (job.layout,) if job.layout is not None else LAYOUTS
-    asked: list[Cards] = [(gpus, nodes, name) for gpus, nodes in pairs for name in names]
-    refusals = [_refusal(job, *one) for one in asked]
-    found = [one for one, why in zip(asked, refusals, strict=True) if why is None]
-    return found, refusals[0] if refusals and not found else None
-
-
-def _refusal(job: Job, gpus: int, nodes: int, layout: str | None) -> str | None:
-    """Why several cards are not modelled so, or None where they are."""
-    try:
-        resolve(job.model_copy(update={"gpu": None, "gpus": gpus, "nodes": nodes, "layout": layout}))
-    except RequestError as error:
-        return str(error)
-    return None

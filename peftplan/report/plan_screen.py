@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from peftplan.hardware.common import COMMON
+from peftplan.planner import says
 from peftplan.planner.result import Closest, Entry, Notch, Plan
 from peftplan.report import words
 from peftplan.report.screen import heading
@@ -49,7 +50,15 @@ def _winner(plan: Plan, best: Entry) -> RenderableType:
     if best.headroom_bytes is not None:
         line.append(f" · {format_bytes(best.headroom_bytes)} to spare", style="#56b870")
     order = Text(f"decided by {', then '.join(plan.order)}", style="bright_black")
-    return Group(line, Text(words.headline(best.job), style="bright_black"), *_total(best), order)
+    return Group(line, Text(words.headline(best.job), style="bright_black"), *_total(best), *_change(plan, best), order)
+
+
+def _change(plan: Plan, best: Entry) -> list[RenderableType]:
+    """What to change, where that was the question."""
+    if plan.goal.aim != "smallest_change":
+        return []
+    options = words.printable(says.changes(best.changes))
+    return [Text.assemble(("change  ", "bold"), options if best.changes else "nothing: it fits as it is")]
 
 
 def _price(entry: Entry) -> str:
@@ -100,32 +109,30 @@ def _helps(closest: Closest) -> list[RenderableType]:
 
 
 def _table(title: str, note: str, entries: Sequence[Entry]) -> RenderableType:
-    hidden = len(entries) - MOST_ROWS
-    more = f"; {hidden} more with --json" if hidden > 0 else ""
+    shown = entries[:MOST_ROWS]
+    more = f"; {len(entries) - len(shown)} more with --json" if len(entries) > len(shown) else ""
+    columns = [column for column in _COLUMNS if any(column[2](entry) for entry in shown)]
     rows = Table.grid(padding=(0, 2))
-    for justify in ("left", "left", "left", "left", "right", "right", "right", "right"):
-        rows.add_column(justify=justify, no_wrap=justify == "right")
-    rows.add_row(*(Text(name, style="bright_black") for name in _HEADS))
-    for entry in entries[:MOST_ROWS]:
-        rows.add_row(*_cells(entry))
+    for _, number, _cell in columns:
+        rows.add_column(justify="right" if number else "left", no_wrap=number)
+    rows.add_row(*(Text(name, style="bright_black") for name, _, _ in columns))
+    for entry in shown:
+        rows.add_row(*(Text(cell(entry)) for _, _, cell in columns))
     return Group(heading(title, note + more), rows)
 
 
-_HEADS = ("card", "method", "batch", "runs with", "$/M tokens", "tokens/s", "spare", "quality")
-
-
-def _cells(entry: Entry) -> list[str]:
+def _method(entry: Entry) -> str:
     job = entry.job
-    return [
-        (f"{entry.gpus} × " if entry.gpus > 1 else "") + _card(entry.gpu),
-        f"{job.method}{f' r{job.rank}' if job.rank else ''}{_targets(job.target_modules)} {_short(job.format)}",
-        f"{job.micro_batch} × {job.grad_accum}",
-        " ".join(_runs_with(entry)),
-        _usd(entry.usd_per_million_tokens),
-        f"{entry.tokens_per_second:,.0f}" if entry.tokens_per_second else "",
-        format_bytes(entry.headroom_bytes) if entry.headroom_bytes is not None else "",
-        f"{entry.quality:.3f}" if entry.quality is not None else "",
-    ]
+    rank = f" r{job.rank}" if job.rank else ""
+    return words.printable(f"{job.method}{rank}{_targets(job.target_modules)} {_short(job.format)}")
+
+
+def _speed(entry: Entry) -> str:
+    return f"{entry.tokens_per_second:,.0f}" if entry.tokens_per_second else ""
+
+
+def _spare(entry: Entry) -> str:
+    return format_bytes(entry.headroom_bytes) if entry.headroom_bytes is not None else ""
 
 
 def _card(name: str) -> str:
@@ -147,6 +154,19 @@ def _runs_with(entry: Entry) -> Iterable[str]:
     if job.recompute not in (None, "none"):
         yield "recompute"
     yield from (str(choice) for choice in (job.kernels, job.offload, job.layout) if choice not in (None, "none", "hf"))
+
+
+_COLUMNS: tuple[tuple[str, bool, Callable[[Entry], str]], ...] = (
+    ("card", False, lambda entry: (f"{entry.gpus} × " if entry.gpus > 1 else "") + _card(entry.gpu)),
+    ("method", False, _method),
+    ("batch", False, lambda entry: f"{entry.job.micro_batch} × {entry.job.grad_accum}"),
+    ("runs with", False, lambda entry: " ".join(_runs_with(entry))),
+    ("$/M tokens", True, lambda entry: _usd(entry.usd_per_million_tokens)),
+    ("tokens/s", True, _speed),
+    ("spare", True, _spare),
+    ("quality", True, lambda entry: f"{entry.quality:.3f}" if entry.quality is not None else ""),
+)
+"""Heading, whether it is a number, and the text of an entry's cell; a column without any text is left out."""
 
 
 def _reasons(entries: Sequence[Entry]) -> list[RenderableType]:

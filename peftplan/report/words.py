@@ -88,11 +88,16 @@ def seconds(value: float) -> str:
 
 
 def assumed(assumption: Assumption) -> str:
-    """`what = value`; bytes in a unit for people."""
+    """`what = value`; bytes in a unit for people, of a long value its end."""
     value = assumption.value
     if assumption.what.endswith("_bytes") and isinstance(value, int):
         return f"{assumption.what} = {format_bytes(value)}"
-    return f"{assumption.what} = {value_text(value)}"
+    text = value_text(value)
+    return f"{assumption.what} = {text if len(text) <= _LONG else '…' + text[-_LONG + 1 :]}"
+
+
+_LONG = 32
+"""Characters of a value beside which a sentence still fits on a narrow screen."""
 
 
 def value_text(value: object) -> str:

@@ -60,7 +60,8 @@ def options(job: Job, config_option: str = "--config_file") -> str:
     """What to tell `accelerate launch`; with several nodes the same command runs on each, which says its place."""
     if job.nodes == 1:
         return f"{config_option} accelerate.yaml"
-    place = '--machine_rank "${NODE_RANK:?}" --main_process_ip "${MASTER_ADDR:?}" --main_process_port 29500'
+    meeting = '--main_process_ip "${MASTER_ADDR:?}" --main_process_port "${MASTER_PORT:-29500}"'
+    place = f'--machine_rank "${{NODE_RANK:?}}" {meeting}'
     return f"{config_option} accelerate.yaml {place}"
 
 

@@ -66,11 +66,13 @@ class Axolotl(Trainer):
     proved = (
         "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4) and int8, 8-bit AdamW, in one "
         "process: trained and saved counts and the optimizer's bytes are those of the estimate. Only parsed: flash "
-        "attention and packing, fused kernels, Liger, FSDP, DeepSpeed. Axolotl's validation accepts any key: a "
+        "attention and packing, fused kernels, Liger and FSDP; its processes, where there are several, want a GPU. "
+        "DeepSpeed is not installed where this is tested. Axolotl's validation accepts any key: a "
         "misspelt one is found by the list of its schema's keys."
     )
     dataset_keys = ("datasets",)
     beside = ("gpus", "nodes")
+    half_on_cpu = False
     whole = frozenset({"lora_rank_pattern", "lora_alpha_pattern", "special_tokens", "added_tokens_overrides"})
     harmless = _huggingface.HARMLESS | {
         "trl.*", "ebft.*", "vllm.*", "skip_prepare_dataset", "processor_type", "eta_min",

@@ -93,6 +93,8 @@ class Trainer(ABC):
     """Patterns of keys of no rule that move memory and are not modelled."""
     proved: ClassVar[str] = "Nothing was trained with it; its keys are those of the pinned version."
     """What the tests have run of what is written, and what they have only parsed."""
+    half_on_cpu: ClassVar[bool] = True
+    """Whether it trains in bf16 where there is no GPU; else its dry run is in fp32."""
     whole: ClassVar[frozenset[str]] = frozenset()
     """Keys whose mappings are values (ranks by module name), not sections."""
 
@@ -104,16 +106,16 @@ class Trainer(ABC):
         Raises RequestError.
         """
         flat = {self.renamed.get(key, key): value for key, value in flatten(config, whole=self.whole).items()}
-        fields, remarks = self._fields(flat, name)
+        fields, silent = self._fields(flat, name)
         unread = {key: value for key, value in flat.items() if not self._claimed(key)}
         instead: dict[str, str | None] = {}
         for rule in self.rules:
             instead.update(self._answer(rule, rule.stand_ins, flat, name))
-        remarks += [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
+        remarks = [Assumption(what=key, value=flat.get(key), why=why) for key, why in instead.items() if why]
         remarks += [self._unpriced(key, unread[key]) for key in unread if self._moves_memory(key, unread[key])]
         kept = {key for rule in self.rules for key in rule.kept(flat)}
         extras = {key: value for key, value in flat.items() if key in unread or key in kept}
-        return _job({**fields, "trainer": self.name, "extras": extras, "remarks": remarks})
+        return _job({**fields, "trainer": self.name, "extras": extras, "remarks": [*remarks, *silent]})
 
     @final
     def config(self, job: Job, run: Run) -> dict[str, Any]:

@@ -188,9 +188,9 @@ class HfScript(Trainer):
     def folder(self, job: Job, run: Run) -> Folder:
         files = {"train.py": script(self.config(job, run))}
         if not _accelerate.spreads(job):
-            return Folder(files=files, command="accelerate launch --num_processes 1 train.py")
+            return Folder(files=files, command="accelerate launch --num_processes 1 train.py", program="train.py")
         files |= _accelerate.files(job)
-        return Folder(files=files, command=f"accelerate launch {_accelerate.options(job)} train.py")
+        return Folder(files=files, command=f"accelerate launch {_accelerate.options(job)} train.py", program="train.py")
 
 
 def script(config: Mapping[str, Any]) -> str:

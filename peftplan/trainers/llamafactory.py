@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import ClassVar, final
 
 import yaml
@@ -55,7 +56,8 @@ class LlamaFactory(Trainer):
     })  # fmt: skip
     proved = (
         "On the CPU with a tiny random model: full, freeze, LoRA, PiSSA, DoRA, QLoRA (nf4) and OFT in one process: "
-        "trained and saved counts are those of the estimate; every example config written back is accepted by "
+        "trained and saved counts and the optimizer's bytes are those of the estimate; LoRA on two processes, with "
+        "DDP and FSDP2; every example config written back is accepted by "
         "get_train_args. Only parsed: flash attention and packing, Liger, GaLore, APOLLO, BAdam; DeepSpeed is not "
         "installed where this is tested."
     )
@@ -186,7 +188,7 @@ class LlamaFactory(Trainer):
         return {
             "do_train": True,
             "dataset": None if run.dataset is None else DATA,
-            "dataset_dir": ".",
+            "dataset_dir": str(_place(run)),
             "output_dir": run.output_dir,
             "num_train_epochs": 1.0,
             **steps,
@@ -212,11 +214,17 @@ class LlamaFactory(Trainer):
         return Folder(files=files, command=command, program="-m llamafactory.launcher llamafactory.yaml")
 
 
+def _place(run: Run) -> PurePosixPath:
+    """Where dataset_info.json lies: beside the config, which a dry run puts beside its data."""
+    data = PurePosixPath(run.dataset or "")
+    return data.parent if run.on_cpu and not data.is_absolute() else PurePosixPath()
+
+
 def _entry(run: Run) -> dict[str, object]:
     """What dataset_info.json says of rows of `{"messages": [{"role", "content"}]}` (data/README.md)."""
     local = run.dataset is None or run.dataset.endswith((".json", ".jsonl"))
     return {
-        "file_name" if local else "hf_hub_url": run.dataset,
+        "file_name" if local else "hf_hub_url": _name(run),
         "formatting": "sharegpt",
         "columns": {"messages": "messages"},
         "tags": {
@@ -227,6 +235,11 @@ def _entry(run: Run) -> dict[str, object]:
             "system_tag": "system",
         },
     }
+
+
+def _name(run: Run) -> str | None:
+    place = _place(run)
+    return run.dataset if run.dataset is None or place == PurePosixPath() else run.dataset.removeprefix(f"{place}/")
 
 
 TRAINER = LlamaFactory

@@ -76,7 +76,8 @@ class Swift(Trainer):
     })  # fmt: skip
     proved = (
         "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4), IA3, VeRA and FourierFT in one "
-        "process: trained and saved counts are those of the estimate; every example config written back is accepted "
+        "process: trained and saved counts and the optimizer's bytes are those of the estimate; LoRA on two "
+        "processes, with DDP and FSDP2; every example config written back is accepted "
         "by its parser. Only parsed: flash attention and packing, Liger, GaLore, LISA; DeepSpeed is not installed "
         "where this is tested."
     )

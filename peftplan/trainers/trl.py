@@ -283,11 +283,11 @@ class Trl(Trainer):
             config = {key: value for key, value in config.items() if key not in _huggingface.LAYOUT_KEYS}
         files = {"sft.yaml": yaml.safe_dump(config, sort_keys=False)}
         if not _accelerate.spreads(job):
-            return Folder(files=files, command="trl sft --config sft.yaml --num_processes 1")
-        files |= _accelerate.files(job)
-        return Folder(
-            files=files, command=f"trl sft --config sft.yaml {_accelerate.options(job, '--accelerate_config')}"
-        )
+            command = "trl sft --config sft.yaml --num_processes 1"
+        else:
+            files |= _accelerate.files(job)
+            command = f"trl sft --config sft.yaml {_accelerate.options(job, '--accelerate_config')}"
+        return Folder(files=files, command=command, program="-m trl.scripts.sft --config sft.yaml")
 
 
 TRAINER = Trl

@@ -85,7 +85,7 @@ def test_a_new_file_is_a_new_method(toy: Path) -> None:
     assert "toy" in methods.names()
     (row,) = lists.rows("methods", "toy")
     assert row["name"] == "toy"
-    assert "| [`toy`](#toy) |" in methods_page()
+    assert "](#toy) |" in methods_page()
     found = estimate(zoo.job("grouped", {"method": "toy"})).parameters
     assert found.trainable == 7 * 48
     assert f"| {toy.stem} |" in page()

@@ -60,6 +60,7 @@ def _known(name: str, model: Any, job: Any) -> None:
 
 def ray(path: Path) -> None:
     """Run on a cluster of two nodes, each said to have two GPUs, with worker processes of this machine."""
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -68,6 +69,8 @@ def ray(path: Path) -> None:
     os.environ["RAY_ADDRESS"] = cluster.address
     os.chdir(path.parent)
     exec(compile(path.read_text(), str(path), "exec"), {"__name__": "__main__"})
+    ray.shutdown()  # before the nodes go, or the driver dies with them
+    cluster.shutdown()
 
 
 if __name__ == "__main__":

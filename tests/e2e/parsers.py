@@ -47,7 +47,10 @@ def swift() -> Callable[[dict[str, Any]], object]:
     _with_bf16()
 
     def parse(keys: dict[str, Any]) -> object:
-        return utils.parse_args(arguments.SftArguments, _words(keys))[0]
+        stated, left = utils.parse_args(arguments.SftArguments, _words(keys))
+        if left:  # swift/pipelines/base.py refuses them
+            raise ValueError(f"not known: {left}")
+        return stated
 
     return parse
 

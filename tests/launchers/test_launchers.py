@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from peftplan import launchers
+from peftplan import export, launchers
 from peftplan.errors import RequestError, Unsupported
 from peftplan.hardware.gpus import gpus
 from peftplan.job import Job
@@ -194,7 +194,8 @@ def test_processes_of_a_trainer_that_starts_its_own_are_not_started(name: str) -
 def test_torchrun_does_not_lose_how_to_shard() -> None:
     sharded = folder(program="train.py", files={"accelerate.yaml": "distributed_type: FSDP\n"})
     with pytest.raises(Unsupported, match="use --launcher accelerate"):
-        launchers.get("torchrun").launch(sharded, job((8, 1)))
+        launchers.get("torchrun").launch(sharded, job((8, 1)).model_copy(update={"layout": "fsdp"}))
+    launchers.get("torchrun").launch(sharded, job((8, 1)).model_copy(update={"layout": "ddp"}))
     made = launchers.get("accelerate").launch(sharded, job((8, 2)))
     assert "accelerate launch --config_file accelerate.yaml --num_processes 16 " in made.files["launch.sh"]
 
@@ -211,3 +212,16 @@ def test_a_file_of_the_trainers_is_not_overwritten(name: str) -> None:
 def test_torchruns_flags_name_what_every_node_is_told() -> None:
     made = launchers.get("torchrun").launch(folder(program="-m trl.scripts.sft"), job((8, 2)))
     assert f"{TORCHRUN} -m trl.scripts.sft" in made.files["launch.sh"]
+
+
+def test_machines_that_are_rented_install_what_the_trainer_needs(tmp_path: Path) -> None:
+    for name, said in {
+        "skypilot": "pip install -r requirements.txt",
+        "kubernetes": "pip install",
+        "ray": "pip",
+    }.items():
+        export(job((1, 1)), trainer="trl", launcher=name, out=tmp_path / name)
+        written = launchers.get(name).launch(folder(files={"requirements.txt": ""}), job((1, 1))).files
+        (file,) = set(written) - {"requirements.txt"}
+        assert said in (tmp_path / name / file).read_text()
+        assert "trl==" in (tmp_path / name / "requirements.txt").read_text()

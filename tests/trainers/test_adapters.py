@@ -83,7 +83,7 @@ def test_what_it_cannot_say_is_refused(fields: dict[str, Any]) -> None:
 
 
 def test_who_can_is_named() -> None:
-    with pytest.raises(Unsupported, match="can: .*hf_script"):
+    with pytest.raises(Unsupported, match=r"can: .*hf_script"):
         trainers.write_folder(job(method="vera"), trainer="adapters", run=Run())
 
 

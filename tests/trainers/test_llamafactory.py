@@ -163,6 +163,9 @@ def test_the_folder() -> None:
     one = FACTORY.folder(job, Run(dataset="chats.jsonl"))
     assert one.command == "llamafactory-cli train llamafactory.yaml"
     assert json.loads(one.files["dataset_info.json"])["data"]["file_name"] == "chats.jsonl"
+    dry = FACTORY.folder(job, Run(dataset="smoke/data.jsonl", on_cpu=True))
+    assert "dataset_dir: smoke" in dry.files["llamafactory.yaml"]
+    assert json.loads(dry.files["dataset_info.json"])["data"]["file_name"] == "data.jsonl"
     zero = FACTORY.folder(job.model_copy(update={"gpus": 2, "layout": "zero3"}), Run())
     assert zero.command == "env FORCE_TORCHRUN=1 llamafactory-cli train llamafactory.yaml"
     assert "zero3.json" in zero.files

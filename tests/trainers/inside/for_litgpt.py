@@ -1,4 +1,4 @@
-"""Run inside LitGPT's environment: `FOLDER` writes a tiny model to train, `count FILE` counts a checkpoint's numbers."""
+"""Run inside LitGPT's environment: `FOLDER` writes a tiny model, `count FILE` counts a checkpoint's numbers."""
 
 from __future__ import annotations
 
