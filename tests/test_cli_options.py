@@ -150,3 +150,13 @@ def test_unreadable_job_files_are_named(tmp_path: Path) -> None:
     for path, says in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "directory"), (binary, "UTF-8")):
         with pytest.raises(PeftplanError, match=says):
             JobOptions(job_file=path).job()
+
+
+def test_a_trainers_config_and_accelerates_beside_it_are_one_job(tmp_path: Path) -> None:
+    sft, accelerate = tmp_path / "sft.yaml", tmp_path / "accelerate.yaml"
+    sft.write_text("model_name_or_path: llama-7b\nuse_peft: true\nlora_r: 4\nper_device_train_batch_size: 2\n")
+    accelerate.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\nmixed_precision: bf16\n")
+    job = JobOptions(config_file=[sft, accelerate], seq_len="64").job()
+    assert (job.trainer, job.rank, job.micro_batch, job.seq_len, job.gpus, job.layout) == ("trl", 4, 2, 64, 2, "ddp")
+    with pytest.raises(PeftplanError, match="give one of them"):
+        JobOptions(config_file=[sft], job_file=sft).job()

@@ -44,7 +44,7 @@ def command(
 
 
 def _all_files(options: JobOptions, files: list[Path]) -> list[Path]:
-    more = [file for file in (options.job_file, options.config_file) if file is not None]
+    more = [*([options.job_file] if options.job_file else []), *(options.config_file or [])]
     if not files and not more:
         raise RequestError("name two files to compare, or one with --base REV or with the options that differ")
     return [*files, *more]

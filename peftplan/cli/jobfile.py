@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ def read(path: Path) -> dict[str, Any]:
     return questions.fields(path)
 
 
-def read_trainer(path: Path) -> dict[str, Any]:
-    """The job's fields that a trainer's config states. Raises BadFile and RequestError."""
-    from peftplan.trainers import read_config
+def read_trainer(paths: Sequence[Path]) -> dict[str, Any]:
+    """The job's fields that a trainer's config, with files beside it, states. Raises BadFile and RequestError."""
+    from peftplan.trainers import read_configs
 
-    return read_config(path).model_dump(exclude_defaults=True, by_alias=True)
+    return read_configs(paths).model_dump(exclude_defaults=True, by_alias=True)
 
 
 def read_adapter(path: Path) -> dict[str, Any]:

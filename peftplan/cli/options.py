@@ -123,8 +123,13 @@ class JobOptions:
     ] = None
 
     config_file: Annotated[
-        Path | None,
-        _option("--config", FILES, "FILE", "A trainer's own config (Axolotl, TRL, ...); options override it."),
+        list[Path] | None,
+        _option(
+            "--config",
+            FILES,
+            "FILE",
+            "A trainer's own config (Axolotl, TRL, ...); options override it. Repeat for accelerate's or DeepSpeed's.",
+        ),
     ] = None
     adapter_config: Annotated[
         Path | None,
