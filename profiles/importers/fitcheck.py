@@ -8,10 +8,10 @@ kernel and expand K and V.
 
 How the quantized rows were loaded is inferred. transformers 5.0.0 loads ahead with up to four threads while it
 quantizes, a race; 5.17.0 does not, and PEFT 0.20.0 empties the cache after the casts, which 0.19.1 does not. Yet in the
-session of 09-15, said to have run 5.17.0 and 0.20.0, equal loads end with different bytes (TinyLlama: 1,070.05 to
+campaign of 09-15, said to have run 5.17.0 and 0.20.0, equal loads end with different bytes (TinyLlama: 1,070.05 to
 1,077.55 MiB), so its threads raced; with four equally fast threads and the cache kept, the replay gives SmolLM2-135M
-within 2 MiB four times of four and SmolLM2-1.7B within 20 MiB. The session of 09-01, said to have run 5.0.0, is given
-exactly in three rows of four with no thread ahead. The sessions of 09-16 and 09-21 (5.0.0) raced too, by the same sign;
+within 2 MiB four times of four and SmolLM2-1.7B within 20 MiB. The campaign of 09-01, said to have run 5.0.0, is given
+exactly in three rows of four with no thread ahead. Those of 09-16 and 09-21 (5.0.0) raced too, by the same sign;
 how far the threads got ahead is not known, and no thread ahead is assumed, which errs low: one job of 09-21 reserved
 11,880 MiB once and 13,272 MiB again.
 """
@@ -30,10 +30,10 @@ _LOADED = (
 _RACED = (
     "threads loaded ahead while weights were quantized (transformers 5.0.0): how much full-precision memory that left "
     "cached differs from run to run (11,880 and 13,272 MiB for one job of Qwen2.5-7B) and is not known; replayed with "
-    "equally fast threads, or none ahead, where the session says nothing"
+    "equally fast threads, or none ahead, where the campaign says nothing"
 )
 _THREADS = {"09-15": 4}
-"""Threads that load ahead, by session; none where it is not listed."""
+"""Threads that load ahead, by campaign; none where it is not listed."""
 _PHASES: tuple[tuple[MemoryKind, str, str | None], ...] = (
     ("allocated_peak_forward", "peak_forward_mib", None),
     ("allocated_peak_backward", "peak_backward_mib", None),
@@ -84,7 +84,7 @@ def _settings(identity: str, *, quantized: bool) -> Row:
     }
     if quantized:
         settings |= {"format.double_quant": False, "load.empty_cache": False}
-        threads = next((count for session, count in _THREADS.items() if f"-{session}-" in identity), 0)
+        threads = next((count for campaign, count in _THREADS.items() if f"-{campaign}-" in identity), 0)
         settings |= {"load.threads": threads} if threads else {}
     return settings
 

@@ -25,7 +25,7 @@ _SMI = (
     "nvidia-smi over a whole run; allocated peaks agree. It reads 1,848, 1,850, 1,886, 1,976 and 2,232 MiB more than "
     "the replay reserves (rows 57, 59, 9, 79, 77), where a context of 480 MiB is assumed. Much the same at 17 and at "
     "75 GiB and at batch 4 and 8, so it is not the step's; what else the process or the card holds is not known. Row "
-    "15 of the same session allows 2,120 MiB at most, row 98 of an earlier session with other releases 957"
+    "15 of the same campaign allows 2,120 MiB at most, row 98 of an earlier campaign with other releases 957"
 )
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
