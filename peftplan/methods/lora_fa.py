@@ -9,7 +9,7 @@ Mirrors peft/optimizers/lorafa.py create_lorafa_optimizer, peft 0.21.2, which fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, final
 
 from peftplan.graph.core import Graph, Region, Tensor
@@ -40,17 +40,7 @@ class LoraFa(Method):
         return DEFAULTS.get(family)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
-        plain = lora.Lora(
-            r=self.r,
-            target_modules=self.target_modules,
-            exclude_modules=self.exclude_modules,
-            lora_dropout=self.lora_dropout,
-            bias=self.bias,
-            lora_bias=self.lora_bias,
-            modules_to_save=self.modules_to_save,
-            layers_to_transform=self.layers_to_transform,
-            rank_pattern=self.rank_pattern,
-        )
+        plain = lora.Lora(**{knob.name: getattr(self, knob.name) for knob in fields(self)})
         return train(plain.apply(graph, host), _trains)
 
 

@@ -119,15 +119,6 @@ def read_recompute(config: Config) -> Fields:
     return {"recompute": "full"} | ({"recompute.use_reentrant": True} if reentrant else {})
 
 
-def write_recompute(fields: Fields) -> Config:
-    if fields["recompute"] == "none":
-        return {"gradient_checkpointing": False}
-    if fields["recompute"] != "full":
-        raise Inexpressible("recompute", fields["recompute"])
-    reentrant = fields.get("recompute.use_reentrant", False)
-    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
-
-
 def recompute_stand_ins(config: Config) -> Kept:
     if config.get("gradient_checkpointing") in (None, True, False):
         return {}

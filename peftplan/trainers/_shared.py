@@ -42,6 +42,16 @@ def knobs(
     return custom(tuple(pairs), tuple(pairs.values()), read=read, write=write, defaults=silent)
 
 
+def write_recompute(fields: Fields) -> Config:
+    """Checkpointing under transformers' names, with which of its two ways said."""
+    if fields["recompute"] == "none":
+        return {"gradient_checkpointing": False}
+    if fields["recompute"] != "full":
+        raise Inexpressible("recompute", fields["recompute"])
+    reentrant = fields.get("recompute.use_reentrant", False)
+    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
+
+
 def lora_plus(key: str) -> Rule:
     """LoRA+: the key holds the ratio of the learning rates, which no memory depends on."""
 

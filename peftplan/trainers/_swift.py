@@ -249,15 +249,6 @@ def read_recompute(config: Config) -> Fields:
     return {"recompute": "full"} | ({"recompute.use_reentrant": True} if reentrant is not False else {})
 
 
-def write_recompute(fields: Fields) -> Config:
-    if fields["recompute"] == "none":
-        return {"gradient_checkpointing": False}
-    if fields["recompute"] != "full":
-        raise Inexpressible("recompute", fields["recompute"])
-    reentrant = fields.get("recompute.use_reentrant", False)
-    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs.use_reentrant": reentrant}
-
-
 def write_layout(fields: Fields) -> Config:
     """arguments/sft_args.py, _init_fsdp: a preset by name."""
     keys = spread(fields)

@@ -20,7 +20,7 @@ from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface
 from peftplan.trainers import _axolotl as own
 from peftplan.trainers import _axolotl_step as step
-from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable, write_recompute
 from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
 
@@ -194,7 +194,7 @@ class Axolotl(Trainer):
             ("gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant"),
             ("recompute", "recompute.use_reentrant"),
             read=step.read_recompute,
-            write=step.write_recompute,
+            write=write_recompute,
             stand_ins=step.recompute_stand_ins,
         ),
         _huggingface.optimizer("optimizer", others=step.OPTIMIZERS),

@@ -17,7 +17,7 @@ import yaml
 from peftplan.job import Job
 from peftplan.trainers import _huggingface
 from peftplan.trainers import _swift as own
-from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable, write_recompute
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same, words
 
@@ -176,7 +176,7 @@ class Swift(Trainer):
             ("gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant"),
             ("recompute", "recompute.use_reentrant"),
             read=own.read_recompute,
-            write=own.write_recompute,
+            write=write_recompute,
         ),
         _huggingface.optimizer(),
         custom(
