@@ -131,6 +131,15 @@ def lookup(name: str) -> ModelEntry | None:
     return _by_name().get(name.lower()) or _by_spelling().get(spelling(name))
 
 
+def hub_id(name: str) -> str:
+    """The Hub id of a short name, its own where it is another checkpoint of an entry's sizes; else `name` itself."""
+    entry = None if "/" in name else lookup(name)
+    if entry is None:
+        return name
+    others = {other.rpartition("/")[2].lower(): other for other in entry.same_architecture if "/" in other}
+    return others.get(name.lower(), entry.id)
+
+
 @lru_cache(maxsize=1)
 def _by_name() -> dict[str, ModelEntry]:
     return {name.lower(): entry for entry in models() for name in entry.names}

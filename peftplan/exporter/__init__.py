@@ -105,13 +105,8 @@ def export(
 def _findable(job: Job) -> Job:
     """`job` with a model that can be loaded from anywhere: a Hub id, or the whole path of a folder."""
     path = Path(job.model).expanduser()
-    if path.exists():
-        return job.model_copy(update={"model": str(path.resolve())})
-    entry = catalog.lookup(job.model)
-    if entry is None or "/" in job.model:
-        return job
-    own = {name.rpartition("/")[2].lower(): name for name in entry.same_architecture if "/" in name}
-    return job.model_copy(update={"model": own.get(job.model.lower(), entry.id)})
+    found = str(path.resolve()) if path.exists() else catalog.hub_id(job.model)
+    return job.model_copy(update={"model": found})
 
 
 def _target(out: Path, *, overwrite: bool) -> Path:

@@ -264,7 +264,7 @@ def fields_of(job: Job) -> dict[str, Any]:
     """
     stated = job.model_dump(exclude_none=True, exclude=NOT_CONFIG | {"settings", "format"})
     fields = {name: value for name, value in stated.items() if value not in _NEUTRAL.get(name, ())}
-    fields["model"] = _hub_id(job.model)
+    fields["model"] = job.model if Path(job.model).exists() else catalog.hub_id(job.model)
     if job.format is not None and formats.get(job.format)().packed:
         fields["format"] = formats.canonical(job.format)
     fields.update(_method_fields(job))
@@ -274,12 +274,6 @@ def fields_of(job: Job) -> dict[str, Any]:
     if job.attention is not None:
         fields["attention"] = ATTENTION.get(canonical(job.attention), job.attention)
     return {**fields, **{key: value for key, value in job.settings.items() if key not in _TWICE}}
-
-
-def _hub_id(model: str) -> str:
-    """What trainers load: the catalog's Hub id for its own short names, anything else as it is."""
-    entry = None if "/" in model or Path(model).exists() else catalog.lookup(model)
-    return model if entry is None else entry.id
 
 
 def _method_fields(job: Job) -> Iterator[tuple[str, Any]]:
