@@ -32,7 +32,9 @@ class OnLinears(Method):
     title: ClassVar[str]
     """Its name in messages."""
     packs: ClassVar[bool] = False
-    """Whether PEFT has it on packed weights (which is not modelled)."""
+    """Whether PEFT has it on packed weights."""
+    on_packed: ClassVar[bool] = False
+    """Whether `branch` says what it does there."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Knobs of other methods that PEFT's config does not have."""
     defaults: ClassVar[dict[str, tuple[str, ...]]] = DEFAULTS
@@ -71,7 +73,7 @@ class OnLinears(Method):
         planned = plan(graph, choice, self.size)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
-            if packed(module) is not None:
+            if packed(module) is not None and not self.on_packed:
                 what = f"{self.title} on packed weights is not modelled" if self.packs else (
                     f"PEFT has no {self.title} on packed weights")  # fmt: skip
                 raise Unsupported(f"{what}; use an unquantized --format")

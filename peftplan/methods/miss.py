@@ -9,16 +9,15 @@ Mirrors peft/tuners/miss/layer.py MissLinear.forward, peft 0.21.2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Graph, Op, Tensor
+from peftplan.graph.core import ADAPTER, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._linears import COMMON, Plan, adapt, ended, packed, plan, train_biases
-from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names, targets
+from peftplan.methods._branches import OnLinears, builder, check_rank, check_share
+from peftplan.methods._linears import COMMON, ended, packed
+from peftplan.methods.base import Host
 
 VARIANTS: dict[str, dict[str, Any]] = {"bone": {}}
 """What PEFT called it until 0.18."""
@@ -27,45 +26,32 @@ HARMLESS = COMMON
 
 @final
 @dataclass(frozen=True)
-class Miss(Method):
+class Miss(OnLinears):
     """PEFT's MissConfig."""
 
     r: int = 64
     mini_r: int = 1
     init_weights: bool | Literal["bat", "mini"] = True
     miss_dropout: float = 0.0
-    target_modules: Names = None
-    exclude_modules: Names = None
-    layers_to_transform: tuple[int, ...] | int | None = None
     bias: Literal["none", "all", "MiSS_only"] = "none"
-    modules_to_save: tuple[str, ...] | None = None
+    title: ClassVar[str] = "MiSS"
+    on_packed: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        self._check()
-        choice = targets(
-            host.arch.family, self.target_modules, excluded=self.exclude_modules, layers=self.layers_to_transform
-        )
-        planned: Plan[None] = plan(graph, choice, lambda path: None)  # noqa: ARG005
+    def trained_biases(self) -> str:
+        return self.bias
 
-        def branch(module: Module, _: None) -> tuple[Op, ...]:
-            return self._branch(module, host)
-
-        adapted = adapt(graph, planned, branch, name="MiSS")
-        return save_modules(train_biases(adapted, planned, self.bias), self.modules_to_save)
-
-    def _check(self) -> None:
-        if self.r < 1:
-            raise RequestError(f"--rank {self.r}: the rank must be at least 1")
-        if not 0 <= self.miss_dropout < 1:
-            raise RequestError(f"method.miss_dropout={self.miss_dropout}: must be at least 0 and below 1")
+    def check(self) -> None:
+        check_rank(self.r)
+        check_share("miss_dropout", self.miss_dropout)
         if self.init_weights == "bat":
             raise Unsupported("method.init_weights=bat is not modelled yet; use true or mini")
 
-    def _branch(self, module: Module, host: Host) -> tuple[Op, ...]:
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
         if self.r > module.in_features:
             raise RequestError(f"--rank {self.r} is larger than the input of {module.path} ({module.in_features})")
-        b = Builder(host.numerics, f"{'@' * module.weight.name.startswith('@')}{module.path}.")
-        base = module.out._replace(name=f"{module.out.name}.base")
+        b, base = builder(module, host)
         kernel = packed(module)
         with b.marked(module.site, "down"):
             result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
@@ -82,7 +68,7 @@ class Miss(Method):
         with b.marked(module.site, "extra"):
             out = b.cast(b.add(result, delta, label="sum"), module.x.dtype, label="out")
             b.hold(x, block, module.x)
-        return (*writing(module.ops, module.out, base), *ended(b, out, module, name="MiSS"))
+        return (*writing(module.ops, module.out, base), *ended(b, out, module, name=self.title))
 
     def _block(self, b: Builder, module: Module, host: Host) -> Tensor:
         if self.init_weights != "mini":

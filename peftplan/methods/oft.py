@@ -10,17 +10,16 @@ Mirrors peft/tuners/oft/layer.py Linear.forward and OFTRotationModule.forward, p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, BUFFER, Graph, Op, Tensor
-from peftplan.graph.edit import Module, modules, writing
-from peftplan.methods._linears import COMMON, Plan, adapt, ended, plan, train_biases
-from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names, targets
+from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
+from peftplan.graph.edit import Module, writing
+from peftplan.methods._branches import Chosen, OnLinears, builder
+from peftplan.methods._linears import COMMON, ended
+from peftplan.methods.base import Host
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"module_dropout", "eps", "init_weights"}
@@ -29,7 +28,7 @@ HARMLESS = COMMON | {"module_dropout", "eps", "init_weights"}
 
 @final
 @dataclass(frozen=True)
-class Oft(Method):
+class Oft(OnLinears):
     """PEFT's OFTConfig; `r` counts blocks, and either it or `oft_block_size` is 0."""
 
     r: int = 0
@@ -38,27 +37,15 @@ class Oft(Method):
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = 5
     coft: bool = False
-    target_modules: Names = None
-    exclude_modules: Names = None
-    layers_to_transform: tuple[int, ...] | int | None = None
     bias: Literal["none", "all", "oft_only"] = "none"
-    modules_to_save: tuple[str, ...] | None = None
+    title: ClassVar[str] = "OFT"
+    on_packed: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        self._check()
-        choice = targets(
-            host.arch.family, self.target_modules, excluded=self.exclude_modules, layers=self.layers_to_transform
-        )
-        planned: Plan[None] = plan(graph, choice, lambda path: None)  # noqa: ARG005
+    def trained_biases(self) -> str:
+        return self.bias
 
-        def branch(module: Module, _: None) -> tuple[Op, ...]:
-            return self._branch(module, host)
-
-        adapted = train_biases(adapt(graph, planned, branch, name="OFT"), planned, self.bias)
-        buffers = (*adapted.buffers, *self._indices(graph, planned))
-        return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)
-
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.coft or not self.use_cayley_neumann:
             raise Unsupported("method.coft and method.use_cayley_neumann=false are not modelled yet; leave them out")
         if self.r < 0 or self.oft_block_size < 0 or (self.r == 0) == (self.oft_block_size == 0):
@@ -76,31 +63,23 @@ class Oft(Method):
         size = _nearest_divisor(width, self.oft_block_size)
         return width // size, size
 
-    def _indices(self, graph: Graph, planned: Plan[None]) -> list[Tensor]:
+    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
         """Each module's `rows` and `cols`: where its weights go in a block."""
-        found = []
-        for region in graph.regions:
-            keys = (
-                [region.name]
-                if region.first_index is None
-                else range(region.first_index, region.first_index + region.count)
-            )
-            for _, _, m in modules(region):
-                size = self._blocks(m.in_features)[1]
-                pair = Tensor("", (2, size * (size - 1) // 2), DType.int64, BUFFER)
-                found += [pair._replace(name=f"@oft.{key}.{m.path}") for key in keys if m.path in planned[key]]
-        return found
+        del host
+        sizes = (self._blocks(c.module.in_features)[1] for c in chosen)
+        return tuple(
+            Tensor(f"@oft.{n}", (2, size * (size - 1) // 2), DType.int64, BUFFER) for n, size in enumerate(sizes)
+        )
 
-    def _branch(self, module: Module, host: Host) -> tuple[Op, ...]:
-        at = "@" * module.weight.name.startswith("@")
-        b = Builder(host.numerics, f"{at}{module.path}.")
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
+        b, base = builder(module, host)
         x = module.x
         with b.marked(module.site, "down"):
             wide = b.cast(x, host.new_dtype, label="oft_x")
             turned = self._rotate(b, wide, module.in_features, host.new_dtype)
             given = b.cast(turned, x.dtype, label="oft_given")
         ahead, b.ops = tuple(b.ops), []
-        base = module.out._replace(name=f"{module.out.name}.base")
         with b.marked(module.site, "extra"):
             b.hold(given)
             out = b.cast(base, x.dtype, label="out")
@@ -108,7 +87,7 @@ class Oft(Method):
         inner = writing(writing(module.ops, x, given), module.out, base)
         if out is base:
             return (*ahead, *writing(inner, base, module.out), *b.ops)
-        return (*ahead, *inner, *ended(b, out, module, name="OFT"))
+        return (*ahead, *inner, *ended(b, out, module, name=self.title))
 
     def _rotate(self, b: Builder, x: Tensor, width: int, dtype: DType) -> Tensor:
         """OFTRotationModule.forward: every block of the input times its rotation, one batched product."""

@@ -10,61 +10,49 @@ B (widest out, r) are one pair of buffers for the model, in the adapter's dtype.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
 
-from peftplan.errors import RequestError
-from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, BUFFER, Graph, Op, Tensor
-from peftplan.graph.edit import Module, modules, writing
-from peftplan.methods._linears import COMMON, Plan, adapt, ended, packed, plan, train_biases
-from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import DEFAULTS, Names, targets
+from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
+from peftplan.graph.edit import Module, writing
+from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share
+from peftplan.methods._linears import COMMON, ended, packed
+from peftplan.methods.base import Host
 
 HARMLESS = COMMON | {"projection_prng_key", "save_projection", "d_initial", "init_weights"}
 
 
 @final
 @dataclass(frozen=True)
-class Vera(Method):
+class Vera(OnLinears):
     """PEFT's VeraConfig."""
 
     r: int = 256
-    target_modules: Names = None
-    exclude_modules: Names = None
     vera_dropout: float = 0.0
     bias: Literal["none", "all", "vera_only"] = "none"
-    modules_to_save: tuple[str, ...] | None = None
-    layers_to_transform: tuple[int, ...] | int | None = None
+    title: ClassVar[str] = "VeRA"
+    on_packed: ClassVar[bool] = True
 
-    def default_targets(self, family: str) -> Names:
-        return DEFAULTS.get(family)
+    def trained_biases(self) -> str:
+        return self.bias
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        if self.r < 1:
-            raise RequestError(f"--rank {self.r}: the rank must be at least 1")
-        if not 0 <= self.vera_dropout < 1:
-            raise RequestError(f"method.vera_dropout={self.vera_dropout}: must be at least 0 and below 1")
-        choice = targets(
-            host.arch.family, self.target_modules, excluded=self.exclude_modules, layers=self.layers_to_transform
-        )
-        planned: Plan[None] = plan(graph, choice, lambda path: None)  # noqa: ARG005
-        wide, out = _widest(graph, planned)
+    def check(self) -> None:
+        check_rank(self.r)
+        check_share("vera_dropout", self.vera_dropout)
+
+    def _pair(self, wide: int, out: int, host: Host) -> tuple[Tensor, Tensor]:
         a = Tensor("@vera_A", (self.r, wide), host.new_dtype, BUFFER)
-        up = Tensor("@vera_B", (out, self.r), host.new_dtype, BUFFER)
+        return a, Tensor("@vera_B", (out, self.r), host.new_dtype, BUFFER)
 
-        def branch(module: Module, _: None) -> tuple[Op, ...]:
-            mine = a._replace(shape=(self.r, module.in_features)), up._replace(shape=(module.out_features, self.r))
-            return self._branch(module, host, *mine)
+    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        wide = max(c.module.in_features for c in chosen)
+        return self._pair(wide, max(c.module.out_features for c in chosen), host)
 
-        adapted = train_biases(adapt(graph, planned, branch, name="VeRA"), planned, self.bias)
-        return save_modules(replace(adapted, buffers=(*adapted.buffers, a, up)), self.modules_to_save)
-
-    def _branch(self, module: Module, host: Host, a: Tensor, up: Tensor) -> tuple[Op, ...]:
-        b = Builder(host.numerics, f"{module.path}.")
-        base = module.out._replace(name=f"{module.out.name}.base")
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        del size
+        b, base = builder(module, host)
         ops, kernel = writing(module.ops, module.out, base), packed(module)
+        a, up = self._pair(module.in_features, module.out_features, host)
         scale_d = b.weight("vera_lambda_d", self.r, dtype=host.new_dtype, kind=ADAPTER)
         scale_b = b.weight("vera_lambda_b", module.out_features, dtype=host.new_dtype, kind=ADAPTER)
         with b.marked(module.site, "down"):
@@ -78,19 +66,7 @@ class Vera(Method):
                 b.cast(b.add(result, delta, label="sum"), base.dtype, label="out"), module.x.dtype, label="out_x"
             )
             b.hold(x, module.x)
-        return (*ops, *ended(b, out, module, name="VeRA"))
-
-
-def _widest(graph: Graph, planned: Plan[None]) -> tuple[int, int]:
-    """The largest input and output of the adapted layers."""
-    chosen = [
-        m
-        for r in graph.regions
-        for _, _, m in modules(r)
-        for index in ([r.name] if r.first_index is None else range(r.first_index, r.first_index + r.count))
-        if m.path in planned[index]
-    ]
-    return max(m.in_features for m in chosen), max(m.out_features for m in chosen)
+        return (*ops, *ended(b, out, module, name=self.title))
 
 
 METHOD = Vera

@@ -95,10 +95,9 @@ def fresh_block_bytes(size_bytes: int) -> int:
 class _Pool:
     """Free blocks of one pool, best fit first: the smallest that is large enough, then the lowest address."""
 
-    __slots__ = ("arena_end", "ends", "is_small", "keys", "page_bytes", "sizes")
+    __slots__ = ("arena_end", "ends", "keys", "page_bytes", "sizes")
 
     def __init__(self, *, is_small: bool) -> None:
-        self.is_small = is_small
         self.page_bytes = SMALL_SEGMENT_BYTES if is_small else LARGE_SEGMENT_BYTES
         """What an expandable segment grows by (Note [Expandable Segments])."""
         self.arena_end = 1 << (_SHIFT - 2) if is_small else 1 << (_SHIFT - 1)
@@ -149,7 +148,7 @@ class CachingAllocator:
         """
         if identity in self._live:
             raise ValueError(f"{identity} is allocated already")
-        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES or BLOCK_BYTES
+        size = block_bytes(size_bytes)
         pool = self._small if size <= SMALL_BYTES else self._large
         keys = pool.keys
         index = bisect_left(keys, size << _SHIFT)
