@@ -5,55 +5,53 @@ Mirrors peft/tuners/lycoris_utils.py and the forward of peft/tuners/loha/layer.p
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from peftplan.errors import RequestError, Unsupported
+from peftplan.errors import Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import Graph, Op, Tensor
+from peftplan.graph.core import Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._linears import COMMON, adapt, ended, packed, plan
-from peftplan.methods._saved import save_modules
+from peftplan.methods._branches import OnLinears, builder, by_pattern, check_rank
+from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
-from peftplan.methods.targets import Targets
+from peftplan.units import DType
 
 HARMLESS = COMMON | {"alpha", "alpha_pattern", "init_weights", "use_effective_conv2d"}
-Delta = Callable[[Builder, Module, int], Tensor]
-"""Writes the change of a module's weight for a rank: (out, in)."""
 
 
-def check(rank: int, **dropouts: float) -> None:
-    if rank < 1:
-        raise RequestError(f"--rank {rank}: the rank must be at least 1")
-    for name, value in dropouts.items():
-        if value:
-            raise Unsupported(f"method.{name}={value} is not modelled yet; leave it out")
+@dataclass(frozen=True)
+class Lycoris(OnLinears):
+    """`base(x) + linear(x, delta)` in place of each chosen layer."""
 
+    r: int = 8
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-def rank_of(path: str, rank: int, patterns: Mapping[str, int]) -> int:
-    """peft.utils.other.get_pattern_key: the first pattern that matches the end of the module's name."""
-    return next((r for pattern, r in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)), rank)
+    def check(self) -> None:
+        check_rank(self.r)
+        for name in ("rank_dropout", "module_dropout"):
+            if value := getattr(self, name):
+                raise Unsupported(f"method.{name}={value} is not modelled yet; leave it out")
 
+    def size(self, path: str) -> int:
+        return by_pattern(path, self.r, self.rank_pattern)
 
-def attach(
-    graph: Graph, host: Host, choice: Targets, rank: Callable[[str], int], delta: Delta, *, name: str,
-    saved: tuple[str, ...] | None,
-) -> Graph:  # fmt: skip
-    """The graph with `base(x) + linear(x, delta)` in place of each chosen layer."""
+    @abstractmethod
+    def delta(self, b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
+        """Writes the change of a module's weight for a rank: (out, in)."""
 
-    def branch(module: Module, r: int) -> tuple[Op, ...]:
-        if packed(module) is not None:
-            raise Unsupported(f"PEFT has no {name} on packed weights; use an unquantized --format")
-        b = Builder(host.numerics, f"{'@' * module.weight.name.startswith('@')}{module.path}.")
-        base = module.out._replace(name=f"{module.out.name}.base")
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        b, base = builder(module, host)
         with b.marked(module.site, "down"):
-            weight = delta(b, module, r)
+            weight = self.delta(b, module, size, host.new_dtype)
             x = b.cast(module.x, weight.dtype, label="adapter_x")
             change = b.linear(x, weight, label="delta_out")
             b.hold(x, weight)
         with b.marked(module.site, "extra"):
             out = b.cast(b.add(base, change, label="sum"), module.x.dtype, label="out")
             b.hold(module.x)
-        return (*writing(module.ops, module.out, base), *ended(b, out, module, name=name))
-
-    return save_modules(adapt(graph, plan(graph, choice, rank), branch, name=name), saved)
+        return (*writing(module.ops, module.out, base), *ended(b, out, module, name=self.title))

@@ -8,15 +8,13 @@ Mirrors peft/tuners/loha/layer.py Linear.forward and HadaWeight, peft 0.21.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Grad, Graph, Need, Op, Tensor
+from peftplan.graph.core import ADAPTER, Grad, Need, Op, Tensor
 from peftplan.graph.edit import Module
 from peftplan.methods import _lycoris
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names, targets
 from peftplan.units import DType
 
 HARMLESS = _lycoris.HARMLESS
@@ -55,48 +53,26 @@ class HadaWeight(Op):
 
 @final
 @dataclass(frozen=True)
-class Loha(Method):
+class Loha(_lycoris.Lycoris):
     """PEFT's LoHaConfig, the knobs that change memory."""
 
-    r: int = 8
-    target_modules: Names = None
-    exclude_modules: Names = None
-    layers_to_transform: tuple[int, ...] | int | None = None
-    modules_to_save: tuple[str, ...] | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
+    title: ClassVar[str] = "LoHa"
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        _lycoris.check(self.r, rank_dropout=self.rank_dropout, module_dropout=self.module_dropout)
-        choice = targets(
-            host.arch.family, self.target_modules, excluded=self.exclude_modules, layers=self.layers_to_transform
+    def delta(self, b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
+        """HadaWeight.apply; its products obey autocast."""
+        shapes = ((module.out_features, rank), (rank, module.in_features))
+        weights = tuple(
+            b.weight(f"hada_{n}", *shape, dtype=dtype, kind=ADAPTER)
+            for n, shape in (("w1_a", shapes[0]), ("w1_b", shapes[1]), ("w2_a", shapes[0]), ("w2_b", shapes[1]))
         )
-
-        def rank(path: str) -> int:
-            return _lycoris.rank_of(path, self.r, self.rank_pattern)
-
-        def delta(b: Builder, module: Module, r: int) -> Tensor:
-            return _delta(b, module, r, host.new_dtype)
-
-        return _lycoris.attach(graph, host, choice, rank, delta, name="LoHa", saved=self.modules_to_save)
-
-
-def _delta(b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
-    """HadaWeight.apply; its products obey autocast."""
-    shapes = ((module.out_features, rank), (rank, module.in_features))
-    weights = tuple(
-        b.weight(f"hada_{n}", *shape, dtype=dtype, kind=ADAPTER)
-        for n, shape in (("w1_a", shapes[0]), ("w1_b", shapes[1]), ("w2_a", shapes[0]), ("w2_b", shapes[1]))
-    )
-    b.hold(*weights)  # in the order they are registered in, before they are cast in another
-    scale = (b.plain("hada_scale", dtype=DType.float32),) if b.numerics.backend == "cpu" else ()
-    for i in (1, 0, 3, 2):
-        b.autocast(weights[i])
-    name = b.name("hada_weight")
-    out = Tensor(name, (module.out_features, module.in_features), b.numerics.autocast or dtype)
-    b.ops.append(HadaWeight(name=name, ins=(*weights, *scale), out=out, site=module.site, part="down"))
-    return out
+        b.hold(*weights)  # in the order they are registered in, before they are cast in another
+        scale = (b.plain("hada_scale", dtype=DType.float32),) if b.numerics.backend == "cpu" else ()
+        for i in (1, 0, 3, 2):
+            b.autocast(weights[i])
+        name = b.name("hada_weight")
+        out = Tensor(name, (module.out_features, module.in_features), b.numerics.autocast or dtype)
+        b.ops.append(HadaWeight(name=name, ins=(*weights, *scale), out=out, site=module.site, part="down"))
+        return out
 
 
 METHOD = Loha

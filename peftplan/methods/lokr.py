@@ -9,16 +9,14 @@ Mirrors peft/tuners/lokr/layer.py Linear.forward, make_kron and factorization, p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Graph, Tensor
+from peftplan.graph.core import ADAPTER, Tensor
 from peftplan.graph.edit import Module
 from peftplan.methods import _lycoris
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import Names, targets
 from peftplan.units import DType
 
 HARMLESS = _lycoris.HARMLESS | {"rank_dropout_scale"}
@@ -26,37 +24,19 @@ HARMLESS = _lycoris.HARMLESS | {"rank_dropout_scale"}
 
 @final
 @dataclass(frozen=True)
-class Lokr(Method):
+class Lokr(_lycoris.Lycoris):
     """PEFT's LoKrConfig, the knobs that change memory."""
 
-    r: int = 8
     decompose_both: bool = False
     decompose_factor: int = -1
-    target_modules: Names = None
-    exclude_modules: Names = None
-    layers_to_transform: tuple[int, ...] | int | None = None
-    modules_to_save: tuple[str, ...] | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
+    title: ClassVar[str] = "LoKr"
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        _lycoris.check(self.r, rank_dropout=self.rank_dropout, module_dropout=self.module_dropout)
+    def check(self) -> None:
+        super().check()
         if self.decompose_factor != -1 and self.decompose_factor < 1:
             raise RequestError(f"method.decompose_factor={self.decompose_factor}: use a divisor, or -1 for the middle")
-        choice = targets(
-            host.arch.family, self.target_modules, excluded=self.exclude_modules, layers=self.layers_to_transform
-        )
 
-        def rank(path: str) -> int:
-            return _lycoris.rank_of(path, self.r, self.rank_pattern)
-
-        def delta(b: Builder, module: Module, r: int) -> Tensor:
-            return self._delta(b, module, r, host.new_dtype)
-
-        return _lycoris.attach(graph, host, choice, rank, delta, name="LoKr", saved=self.modules_to_save)
-
-    def _delta(self, b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
+    def delta(self, b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
         """`kron(w1, w2) * scale`: one product of the factors' views, and its multiple."""
         o1, o2 = split(module.out_features, self.decompose_factor)
         i1, i2 = split(module.in_features, self.decompose_factor)
