@@ -30,10 +30,12 @@ from peftplan.graph.ops import (
     Scale,
     Slice,
     Softmax,
+    Solve,
     Square,
     Squash,
     View,
     WeightCast,
+    internal,
 )
 from peftplan.units import DType, promote
 
@@ -340,6 +342,14 @@ class Builder:
     def minus(self, a: Tensor, b: Tensor, label: str = "sub") -> Tensor:
         """a - b: the gradient of b is a new tensor."""
         return self.add(a, self.view(b, label=f"{label}_other", grad_copied=True), label)
+
+    def solve(self, a: Tensor, b: Tensor, label: str = "solved") -> Tensor:
+        """torch.linalg.solve of square matrices, or of batches of them."""
+        n = self.name(label)
+        lu = internal(n, "lu", a.shape, a.dtype)
+        pivots = internal(n, "pivots", a.shape[:-1], DType.int32)
+        out = Tensor(n, b.shape, b.dtype)
+        return self._emit(Solve(name=n, ins=(a, b), out=out, lu=lu, pivots=pivots, site=self._site, part=self._part))
 
     def norm(self, x: Tensor, *shape: int, label: str = "norm") -> Tensor:
         """torch.linalg.vector_norm: keeps its result and x; x over it and a mask are made besides the gradient
