@@ -20,6 +20,7 @@ from peftplan.graph.ops import (
     Dropout,
     Formula,
     Hold,
+    Hooked,
     Linear,
     Make,
     MatMul,
@@ -338,6 +339,16 @@ class Builder:
         n = self.name(f"{weight.name.rsplit('.', 1)[-1]}_alias")
         out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
         return self._emit(View(name=n, ins=(weight,), out=out, site=self._site, part=self._part))
+
+    def hooked(self, weight: Tensor, *, flops: int, temporary_bytes: int) -> Tensor:
+        """A parameter to be read by one op, on whose gradient a hook works; it makes a new one besides temporaries."""
+        n = self.name(f"{weight.name.rsplit('.', 1)[-1]}_hooked")
+        out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
+        op = Hooked(
+            name=n, ins=(weight,), out=out, hook_flops=flops, temporary_bytes=temporary_bytes, site=self._site,
+            part=self._part,
+        )  # fmt: skip
+        return self._emit(op)
 
     def minus(self, a: Tensor, b: Tensor, label: str = "sub") -> Tensor:
         """a - b: the gradient of b is a new tensor."""
