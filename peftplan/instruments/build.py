@@ -187,7 +187,9 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works only if new tensors are
     # born there. Other methods read what they draw (BOFT, AdaLoRA), which works only on the CPU.
     with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
-        adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
+        raised = choices.adapter_dtype in (None, torch.float32)
+        config = peft_config(choices)
+        adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
         cast_adapter(adapted, choices.adapter_dtype)
     return adapted
