@@ -64,13 +64,17 @@ class OnLinears(Method):
         del chosen, host
         return ()
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        self._check_lacks()
-        self.check()
+    def planned(self, graph: Graph, host: Host) -> Plan[int]:
+        """Which modules are adapted, each with its `size`."""
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
         choice = targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
-        planned = plan(graph, choice, self.size)
+        return plan(graph, choice, self.size)
+
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        self._check_lacks()
+        self.check()
+        planned = self.planned(graph, host)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
             if packed(module) is not None and not self.on_packed:
