@@ -11,7 +11,18 @@ from peftplan.errors import Unsupported
 from peftplan.methods._unmodelled import UNMODELLED
 from peftplan.methods.base import Host, Method
 
-__all__ = ["UNMODELLED", "Host", "Method", "aliases", "get", "make", "names", "resolve_name", "settings_of"]
+__all__ = [
+    "UNMODELLED",
+    "Host",
+    "Method",
+    "aliases",
+    "get",
+    "make",
+    "names",
+    "packages_of",
+    "resolve_name",
+    "settings_of",
+]
 
 
 def names() -> tuple[str, ...]:
@@ -45,6 +56,12 @@ def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
     module = plugins.load(__name__, "method", resolve_name(name)[0])
     modelled = frozenset(field.name for field in dataclasses.fields(module.METHOD))
     return modelled, getattr(module, "HARMLESS", frozenset())
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """What the libraries import for a method without requiring it themselves."""
+    packages: tuple[str, ...] = getattr(plugins.load(__name__, "method", resolve_name(name)[0]), "PACKAGES", ())
+    return packages
 
 
 def example(name: str) -> dict[str, Any]:
