@@ -10,14 +10,14 @@ from peft/utils/constants.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.core import ADAPTER, Graph, Region, Tensor
 from peftplan.graph.edit import modules, split_runs
 from peftplan.methods._linears import COMMON
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targets
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -34,6 +34,7 @@ class LnTuning(Method):
     target_modules: Names = None
     exclude_modules: Names = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "selective"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         choice = self._choice(host.arch.family)
