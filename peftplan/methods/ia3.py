@@ -47,9 +47,12 @@ class Ia3(Method):
     modules_to_save: tuple[str, ...] | None = None
     family: ClassVar[Family] = "additive"
 
+    def default_targets(self, family: str) -> Names:
+        return DEFAULTS.get(family)
+
     def apply(self, graph: Graph, host: Host) -> Graph:
         family = host.arch.family
-        wanted = DEFAULTS.get(family) if self.target_modules is None else self.target_modules
+        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
         choice = targets(family, wanted, excluded=self.exclude_modules)
         feedforward = self._feedforward(family)
         planned = plan(graph, choice, lambda path: _is_feedforward(feedforward, path))

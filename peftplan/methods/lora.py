@@ -86,9 +86,10 @@ class Lora(Method):
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check()
         frozen = train(graph, _is_bias) if self.bias == "all" else graph
+        family = host.arch.family
         choice = targets(
-            host.arch.family,
-            self.target_modules,
+            family,
+            self.default_targets(family) if self.target_modules is None else self.target_modules,
             excluded=self.exclude_modules,
             layers=self.layers_to_transform,
         )
