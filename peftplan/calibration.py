@@ -104,9 +104,9 @@ class Calibration:
         kind = "packed" if self.seen[0].packed else "unpacked"
         least, most = self._weighed[0][0], self._weighed[-1][0]
         return (
-            f"{len(self.seen)} measured runs with {kind} weights in {len(self.campaigns)} campaigns used {least:.2f} to "
-            f"{most:.2f} times what was predicted; of a campaign left out, {self.left_out:.0%} lay in the interval that "
-            "the others give"
+            f"{len(self.seen)} measured runs with {kind} weights in {len(self.campaigns)} campaigns used {least:.2f} "
+            f"to {most:.2f} times what was predicted; of a campaign left out, {self.left_out:.0%} lay in the interval "
+            "that the others give"
         )
 
 
