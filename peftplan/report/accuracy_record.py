@@ -66,7 +66,7 @@ def _values(record: Record) -> Iterator[RenderableType]:
 def _table(rows: Sequence[Row]) -> RenderableType:
     shown = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "right", "left"):
-        shown.add_column(justify=justify, overflow="fold")  # type: ignore[arg-type]
+        shown.add_column(justify=justify, overflow="fold")
     shown.add_row()
     shown.add_row(*(Text(head, style="bold") for head in ("memory", "measured", "predicted", "error", "")))
     for row in rows:
