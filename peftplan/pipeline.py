@@ -80,7 +80,7 @@ def walk(case: Case) -> Walked:
     rules = _rules(case)
     weights = trained(graph)
     static = _static(case, graph, weights, rules)
-    existing = sum(rules.size(w.bytes) * w.copies for w in weights) if case.loop.grads_exist else 0
+    existing = _gradients(graph, weights, rules) if case.loop.grads_exist else 0
     step = run_step(
         graph,
         static_bytes=sum(static.values()),
@@ -163,6 +163,19 @@ def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
     linears = (op for r in graph.regions for op in r.ops if len(op.ins) > 2)
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
+
+
+def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+    """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    wholes = (
+        (rules.size(op.out.nbytes) - rules.size(t.logical_bytes)) * region.count
+        for region in graph.regions
+        for op in region.ops
+        if op.narrows
+        for t in op.ins
+        if t.trainable and t.dtype is op.out.dtype
+    )
+    return sum(rules.size(w.bytes) * w.copies for w in weights) + sum(wholes)
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:

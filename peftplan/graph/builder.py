@@ -20,6 +20,7 @@ from peftplan.graph.ops import (
     Dropout,
     Formula,
     Hold,
+    Hooked,
     Linear,
     Make,
     MatMul,
@@ -30,10 +31,12 @@ from peftplan.graph.ops import (
     Scale,
     Slice,
     Softmax,
+    Solve,
     Square,
     Squash,
     View,
     WeightCast,
+    internal,
 )
 from peftplan.units import DType, promote
 
@@ -337,9 +340,27 @@ class Builder:
         out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
         return self._emit(View(name=n, ins=(weight,), out=out, site=self._site, part=self._part))
 
+    def hooked(self, weight: Tensor, *, flops: int, temporary_bytes: int) -> Tensor:
+        """A parameter to be read by one op, on whose gradient a hook works; it makes a new one besides temporaries."""
+        n = self.name(f"{weight.name.rsplit('.', 1)[-1]}_hooked")
+        out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
+        op = Hooked(
+            name=n, ins=(weight,), out=out, hook_flops=flops, temporary_bytes=temporary_bytes, site=self._site,
+            part=self._part,
+        )  # fmt: skip
+        return self._emit(op)
+
     def minus(self, a: Tensor, b: Tensor, label: str = "sub") -> Tensor:
         """a - b: the gradient of b is a new tensor."""
         return self.add(a, self.view(b, label=f"{label}_other", grad_copied=True), label)
+
+    def solve(self, a: Tensor, b: Tensor, label: str = "solved") -> Tensor:
+        """torch.linalg.solve of square matrices, or of batches of them."""
+        n = self.name(label)
+        lu = internal(n, "lu", a.shape, a.dtype)
+        pivots = internal(n, "pivots", a.shape[:-1], DType.int32)
+        out = Tensor(n, b.shape, b.dtype)
+        return self._emit(Solve(name=n, ins=(a, b), out=out, lu=lu, pivots=pivots, site=self._site, part=self._part))
 
     def norm(self, x: Tensor, *shape: int, label: str = "norm") -> Tensor:
         """torch.linalg.vector_norm: keeps its result and x; x over it and a mask are made besides the gradient

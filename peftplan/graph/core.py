@@ -98,8 +98,10 @@ class Op(ABC):
     views: ClassVar[bool] = False
     """Whether the gradient of the first input comes back as a view of what the formula makes: a view keeps the tensor
     that it views, so the engine does not add to it in place."""
+    narrows: ClassVar[bool] = False
+    """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
-    """Whether its backward has matrix products although its forward has none."""
+    """Whether its backward has matrix products although its forward runs nothing."""
     pieces: ClassVar[int] = 1
     """In how many equal tensors an op's temporaries come."""
 

@@ -27,6 +27,10 @@ DTYPES = {
 QUANTIZED = ("nf4", "fp4", "int8")
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
+WITH_VALUES = ("shira",)
+"""Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts."""
+LATE = ("_psoft_A_cache", "_psoft_B_cache")
+"""Buffers that PEFT makes after it has moved a layer's others to the weight's dtype; they stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +189,9 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works only if new tensors are
     # born there. Other methods read what they draw (BOFT, AdaLoRA), which works only on the CPU.
     with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
-        adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
+        raised = choices.adapter_dtype in (None, torch.float32)
+        config = peft_config(choices)
+        adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
         cast_adapter(adapted, choices.adapter_dtype)
     return adapted
@@ -228,25 +234,28 @@ def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
     PEFT skips its casts for adapters on `meta`: to the base weight's dtype, then half precision up to float32
     (`peft.tuners.tuners_utils.cast_adapter_dtype`). None does the second; a dtype asks for that one.
     """
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        return tensor.to(dtype or torch.float32) if half or (dtype and tensor.is_floating_point()) else tensor
+
     for param in _adapter_parameters(model):
-        if dtype is not None:
-            param.data = param.data.to(dtype)
-        elif param.dtype in (torch.float16, torch.bfloat16):
-            param.data = param.data.to(torch.float32)
-    if dtype is not None:
-        _cast_buffers(model, dtype)
+        param.data = cast(param.data)
+    for part in _adapter_buffers(model):
+        part.update({key: cast(tensor) for key, tensor in part.items()})
 
 
-def _cast_buffers(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def _adapter_buffers(model: torch.nn.Module) -> Iterator[Any]:
     """What layers keep beside their parameters goes with them (`_move_adapter_to_device_of_base_layer`)."""
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            for part in (getattr(module, name, None) for name in module.other_param_names):
-                if isinstance(part, BufferDict):
-                    part.update({k: t.to(dtype) if t.is_floating_point() else t for k, t in part.items()})
+            for name in module.other_param_names:
+                part = getattr(module, name, None)
+                if isinstance(part, BufferDict) and name not in LATE:
+                    yield part
 
 
 def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

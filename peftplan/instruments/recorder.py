@@ -98,9 +98,14 @@ class Place(NamedTuple):
     source: str
 
 
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that have a storage: of a sparse one its indices and values, else itself."""
+    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+
+
 def _storages(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
+        yield from _parts(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _storages(item)
@@ -248,11 +253,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         """Pack hook: remember the storage, keep the tensor as it is."""
-        number = self.id_of(tensor)
-        if number is not None and number not in self.packed:
-            node = torch._C._autograd._get_sequence_nr() - 1
-            place = Place(self._stack[-1] if self._stack else "", _source_line())
-            self.packed[number] = (node, place, tensor.shape)
+        for part in _parts(tensor):
+            number = self.id_of(part)
+            if number is not None and number not in self.packed:
+                node = torch._C._autograd._get_sequence_nr() - 1
+                place = Place(self._stack[-1] if self._stack else "", _source_line())
+                self.packed[number] = (node, place, part.shape)
         return tensor
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:

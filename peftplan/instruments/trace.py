@@ -4,8 +4,9 @@ The step is a plain loop's: `outputs = model(**batch); outputs.loss.backward(); 
 optimizer.zero_grad()` in training mode, the second of two (the first creates optimizer state), watched by
 `recorder.Recorder`. The backend is torch's CPU: operators, what they save, autocast's lists are the CPU's.
 `mode="real"` runs the same step on real tensors with random weights; it must give the same answer, and is for
-tiny models. `loop.outputs_until` says how long the loop holds the model's outputs (logits, cache): `loss` (as
-transformers' Trainer), `step` (default; a function's local variable) or `next` (until the next step's).
+tiny models; a few methods (build.WITH_VALUES) always run so. `loop.outputs_until` says how long the loop holds the
+model's outputs (logits, cache): `loss` (as transformers' Trainer), `step` (default; a function's local variable) or
+`next` (until the next step's).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     if job.config is None and arch is not None:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
+    mode = "real" if choices.method in build.WITH_VALUES else mode
     sole_owner()
     with quiet():
         model = _assembled(choices, mode)

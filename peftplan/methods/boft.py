@@ -16,9 +16,8 @@ from typing import ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, BUFFER, Grad, Need, Op, Tensor
+from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.graph.ops import internal
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
 from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
@@ -26,32 +25,6 @@ from peftplan.units import DType
 
 HARMLESS = COMMON | {"init_weights"}
 FP32 = DType.float32
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Solve(Op):
-    """torch.linalg.solve of batches: ins = (A, B); keeps A, the result, A's LU and its pivots.
-
-    B's gradient is solved for too; A's is a product and its negative (FunctionsManual.cpp, linalg_solve_backward).
-    """
-
-    lu: Tensor
-    pivots: Tensor
-    multiplies_back = True
-
-    def grad_flops(self, need: Need) -> int:
-        return 2 * self.out.numel * self.out.shape[-1] if self.ins[0].name in need else 0
-
-    def saved(self, need: Need) -> tuple[Tensor, ...]:
-        return (self.ins[0], self.lu, self.pivots, self.out) if self.ins[0].name in need else ()
-
-    def scratch_bytes(self) -> int:
-        return self.lu.nbytes + self.pivots.nbytes + 4 * self.out.shape[0]
-
-    def backward(self, need: Need) -> tuple[Grad, ...]:
-        a, b = self.ins
-        return (Grad(b, b.nbytes), Grad(a, a.nbytes, a.nbytes)) if a.name in need else ()
 
 
 @final
@@ -138,11 +111,7 @@ class Boft(OnLinears):
         eye = b.plain("identity", *r.shape[-2:], dtype=FP32)
         plus = b.add(eye, skew, label="plus")
         minus = b.minus(eye, skew, label="minus")
-        name = b.name("solved")
-        lu = internal(name, "lu", r.shape, FP32)
-        pivots = internal(name, "pivots", r.shape[:-1], DType.int32)
-        out = Tensor(name, r.shape, FP32)
-        b.ops.append(Solve(name=name, ins=(plus, minus), out=out, lu=lu, pivots=pivots, part="down"))
+        out = b.solve(plus, minus)
         b.hold(skew, eye)
         return b.cast(out, r.dtype, label="Q")
 

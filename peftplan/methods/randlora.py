@@ -36,8 +36,6 @@ class ScaledBasis(Op):
     Either gradient is a batched product with an elementwise one before it.
     """
 
-    multiplies_back = True
-
     def grad_flops(self, need: Need) -> int:  # noqa: ARG002
         return 4 * self.out.numel
 

@@ -18,6 +18,10 @@ from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, e
 from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
+STEADY = frozenset(
+    ("weight", "adapter", "buffer", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+)
+"""What outlives a backward pass; the inputs go with the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +124,7 @@ class _Player:
         if load.empties:
             self.allocator.empty_cache()
         self.hold("adapter", load.adapters)
+        self.hold("buffer", load.buffers)
 
     def _alloc(self, key: Key, size: int) -> None:
         if size > 0:
@@ -259,22 +264,11 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = (
-            "weight",
-            "adapter",
-            "accumulated",
-            "state",
-            "grad",
-            "input",
-            "forward workspace",
-            "backward workspace",
-        )
-        self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
+        self._free_all(key for key in self._alive if key[0] not in STEADY and key not in keep)
 
     def _after(self) -> None:
         """The step's function returns, or its names live on until the next forward has."""
-        steady = ("weight", "adapter", "accumulated", "state", "grad", "forward workspace", "backward workspace")
-        rest = [key for key in self._alive if key[0] not in steady]
+        rest = [key for key in self._alive if key[0] not in STEADY or key[0] == "input"]
         if self._loop.outputs_until != "next":
             self._free_all(rest)
             return

@@ -90,7 +90,7 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
-            if final != gradient.request_bytes:
+            if final != gradient.request_bytes and not (op.narrows and to.dtype is op.out.dtype):
                 made[j] = (to, self.make(final, where))
                 self._release(gradient)
         self._release(incoming)
@@ -124,14 +124,13 @@ class Gradients:
         if self.grads_exist or to.name in self.global_grads:
             self._release(gradient)
             return
-        size = self._size(to.logical_bytes)
-        if is_global(to.name):
-            self.global_grads[to.name] = size
         if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
             self._release(gradient)
-            gradient = self.make(gradient.request_bytes, where)
+            gradient = self.make(to.logical_bytes, where)
+        if is_global(to.name):
+            self.global_grads[to.name] = gradient.bytes
         self.of_params.append(gradient)
-        self.account.grad_bytes += size
+        self.account.grad_bytes += gradient.bytes
 
     def _release(self, gradient: Gradient) -> None:
         gradient.refs -= 1
