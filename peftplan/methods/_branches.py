@@ -28,6 +28,7 @@ class OnLinears(Method):
     target_modules: Names = None
     exclude_modules: Names = None
     layers_to_transform: tuple[int, ...] | int | None = None
+    layers_pattern: Names = None
     modules_to_save: tuple[str, ...] | None = None
     title: ClassVar[str]
     """Its name in messages."""
@@ -69,7 +70,14 @@ class OnLinears(Method):
         self.check()
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
-        choice = targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
+        choice = targets(
+            family,
+            wanted,
+            excluded=self.exclude_modules,
+            layers=self.layers_to_transform,
+            pattern=self.layers_pattern,
+            saved=self.modules_to_save,
+        )
         planned = plan(graph, choice, self.size)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
@@ -85,7 +93,7 @@ class OnLinears(Method):
 
     def _check_lacks(self) -> None:
         for knob in self.lacks:
-            if getattr(self, knob):
+            if getattr(self, knob) or (knob == "layers_to_transform" and self.layers_pattern):
                 raise RequestError(f"method.{knob}: PEFT's {self.title} has no such setting; leave it out")
 
 
