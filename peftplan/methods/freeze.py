@@ -8,12 +8,12 @@ Not modelled: nothing known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import split_runs, train
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 _OUTSIDE = {"model.norm": "norm.weight", "lm_head": "@lm_head.weight", "model.embed_tokens": "@embed_tokens.weight"}
 
@@ -25,6 +25,8 @@ class Freeze(Method):
     """How many decoder layers train, counted from the top."""
     train: tuple[str, ...] = ()
     """Modules outside the layers that train too: model.norm, lm_head, model.embed_tokens."""
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ("LLaMA-Factory",)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         total = host.arch.num_layers

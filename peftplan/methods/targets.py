@@ -76,18 +76,15 @@ def targets(
     pattern: Names = None,
     saved: tuple[str, ...] | None = None,
 ) -> Targets:
-    """Targets from PEFT's arguments (`layers` and `pattern` are layers_to_transform and layers_pattern); the family's
-    defaults where `wanted` is None.
+    """Targets from PEFT's arguments (`layers` and `pattern` are layers_to_transform and layers_pattern); `wanted` is
+    None where PEFT knows no defaults for the family.
 
-    Raises RequestError where PEFT knows no defaults for the family, arguments do not go together, or a pattern is not
-    a regular expression.
+    Raises RequestError for that, where arguments do not go together, or a pattern is not a regular expression.
     """
     if wanted is None:
-        if family not in DEFAULTS:
-            raise RequestError(
-                f"PEFT has no default target modules for {family}; pass --target-modules, for example all-linear"
-            )
-        wanted = DEFAULTS[family]
+        raise RequestError(
+            f"PEFT has no default target modules for {family}; pass --target-modules, for example all-linear"
+        )
     for option, given in (("--target-modules", wanted), ("exclude_modules", excluded)):
         if isinstance(given, str):
             check_pattern(option, given)
