@@ -28,6 +28,7 @@ class OnLinears(Method):
     target_modules: Names = None
     exclude_modules: Names = None
     layers_to_transform: tuple[int, ...] | int | None = None
+    layers_pattern: Names = None
     modules_to_save: tuple[str, ...] | None = None
     family: ClassVar[Family] = "reparameterized"
     title: ClassVar[str]
@@ -70,7 +71,14 @@ class OnLinears(Method):
         self.check()
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
-        choice = targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
+        choice = targets(
+            family,
+            wanted,
+            excluded=self.exclude_modules,
+            layers=self.layers_to_transform,
+            pattern=self.layers_pattern,
+            saved=self.modules_to_save,
+        )
         planned = plan(graph, choice, self.size)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
@@ -86,7 +94,7 @@ class OnLinears(Method):
 
     def _check_lacks(self) -> None:
         for knob in self.lacks:
-            if getattr(self, knob):
+            if getattr(self, knob) or (knob == "layers_to_transform" and self.layers_pattern):
                 raise RequestError(f"method.{knob}: PEFT's {self.title} has no such setting; leave it out")
 
 

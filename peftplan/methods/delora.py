@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
@@ -39,6 +40,11 @@ class Delora(OnLinears):
     def check(self) -> None:
         check_rank(min((self.r, *self.rank_pattern.values())))
         check_share("module_dropout", self.module_dropout)
+        if self.modules_to_save and "delora_w_norm".endswith(self.modules_to_save):
+            raise RequestError(
+                f"modules_to_save {','.join(self.modules_to_save)!r} also ends the name of DeLoRA's own delora_w_norm, "
+                "which PEFT would copy; write model.norm"
+            )
 
     def size(self, path: str) -> int:
         return by_pattern(path, self.r, self.rank_pattern)

@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 HARMLESS = frozenset(
     {
         "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "task_type", "inference_mode", "peft_type",
-        "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "layers_pattern", "fan_in_fan_out",
+        "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "fan_in_fan_out",
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
         "megatron_core", "ensure_weight_tying", "qalora_group_size",
     }
@@ -65,6 +65,7 @@ class Lora(Method):
     lora_bias: bool = False
     modules_to_save: tuple[str, ...] | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
+    layers_pattern: Names = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     use_dora: bool = False
     """Weight-decomposed: a trained magnitude per output feature; see `_dora`."""
@@ -92,6 +93,8 @@ class Lora(Method):
             self.default_targets(family) if self.target_modules is None else self.target_modules,
             excluded=self.exclude_modules,
             layers=self.layers_to_transform,
+            pattern=self.layers_pattern,
+            saved=self.modules_to_save,
         )
         paths = chosen_paths(frozen, choice)
         ranks = self._ranks(frozen, paths)

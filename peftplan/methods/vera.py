@@ -32,6 +32,7 @@ class Vera(OnLinears):
     bias: Literal["none", "all", "vera_only"] = "none"
     title: ClassVar[str] = "VeRA"
     on_packed: ClassVar[bool] = True
+    lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:
         return self.bias

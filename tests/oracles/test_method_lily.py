@@ -33,12 +33,16 @@ def test_lily_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     assert_equal(family, {"method": "lily", "target_modules": targets, **fields})
 
 
+@pytest.mark.parametrize("targets", [r".*\.(q|o)_proj", r".*\.(gate|down)_proj"])
+def test_a_pattern_shares_by_shape(targets: str) -> None:
+    assert_equal("llama", {**AGAIN, "method": "lily", "target_modules": targets, "rank": 3})
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"set": {"method.stride_A": 2}}, "stride_A=2 is not modelled"),
         ({"set": {"method.num_B": 0}}, "num_B=0"),
-        ({"target_modules": "model.*q_proj"}, "by a pattern"),
         ({"format": "nf4"}, "no Lily on packed weights"),
     ],
 )
