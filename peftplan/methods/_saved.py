@@ -24,7 +24,7 @@ def save_modules(graph: Graph, wanted: tuple[str, ...] | None) -> Graph:
             return t
         own = "lm_head" if op.site == "head" else t.name.removeprefix("@").rsplit(".", 1)[0]
         path = full_path(region, own, 0)
-        if not any(path == w or path.endswith("." + w) for w in wanted):
+        if not path.endswith(tuple(wanted)):  # _set_trainable: `norm` is input_layernorm too
             return t
         if region.first_index is not None:
             raise Unsupported(f"modules_to_save inside the layers ({path}) is not modelled yet")
