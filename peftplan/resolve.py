@@ -6,6 +6,7 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from peftplan import formats, methods, optimizers
@@ -16,6 +17,7 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
+from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
@@ -40,8 +42,8 @@ ATTENTION = {
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
 TRAINS_BASE = ("full", "freeze", "bitfit")
-NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning")
-"""Methods that train weights in the dtype they have: the base's own, or copies of them."""
+NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning", "adaption_prompt")
+"""Methods that train weights in the base's dtype: its own, copies of them, or new ones."""
 PREFIXES = (
     "method",
     "format",
@@ -142,7 +144,13 @@ def resolve(job: Job) -> Case:
         job=job.model_copy(update=decided),
         arch=arch,
         setup=setup,
-        host=_host(job, arch, numerics, dtype, method_name, notes),
+        host=Host(
+            arch=arch,
+            numerics=numerics,
+            adapter_dtype=_adapter_dtype(job, dtype, method_name, notes),
+            base_dtype=dtype,
+            packs=partial(_packs, fmt, compute, numerics),
+        ),
         method=method,
         format=fmt,
         compute=compute,
@@ -183,12 +191,18 @@ def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> boo
     return True
 
 
-def _host(job: Job, arch: Arch, numerics: Numerics, dtype: DType, method_name: str, notes: _Notes) -> Host:
-    """What the method may know, the dtype of its new parameters among it."""
+def _adapter_dtype(job: Job, dtype: DType, method_name: str, notes: _Notes) -> DType | None:
+    """The dtype asked for new parameters, None for PEFT's rule."""
     asked = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
     if asked is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
         notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
-    return Host(arch=arch, numerics=numerics, adapter_dtype=asked, base_dtype=dtype)
+    return asked
+
+
+def _packs(fmt: Format, compute: DType, numerics: Numerics, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """What the format makes of one linear layer's ops."""
+    alone = Graph(regions=(Region(name="linear", ops=ops, entry=None, exit=ops[-1].out),))
+    return fmt.apply(alone, compute, numerics).regions[0].ops
 
 
 # -- what is asked ----------------------------------------------------------------------------------------------

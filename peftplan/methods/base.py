@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from peftplan.arch.core import Arch
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Graph
+from peftplan.graph.core import Graph, Op
 from peftplan.units import DType
 
 Family = Literal["selective", "additive", "soft prompt", "reparameterized", "hybrid", "memory-frugal"]
@@ -26,6 +27,8 @@ class Host:
     adapter_dtype: DType | None
     """The dtype of new parameters; None: PEFT's rule, half-precision adapters are held in fp32."""
     base_dtype: DType
+    packs: Callable[[tuple[Op, ...]], tuple[Op, ...]]
+    """What the base's format makes of a linear layer's ops: for methods that run one of them on another input."""
 
     @property
     def new_dtype(self) -> DType:
