@@ -30,7 +30,7 @@ def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int
         loop=case.loop,
         entry_requires_grad=case.recompute.layers,
         settings=AllocatorSettings(capacity_bytes=capacity_bytes),
-        empty_cache=allocator_knobs(case.job).empty_cache,
+        empty_cache=allocator_knobs(case.job).empty_cache or case.method.empties_cache,
     )
 
 

@@ -53,6 +53,9 @@ class Method(ABC):
         del family
         return None
 
+    empties_cache: ClassVar[bool] = False
+    """Whether its implementation empties the allocator's cache after every step."""
+
     @property
     def stage(self) -> str:
         """What trains in this stage, of a method that goes through several."""

@@ -21,7 +21,8 @@ from tests.oracles.equal import assert_same, tiny_job
 
 Change = Callable[[torch.nn.Module], torch.nn.Module]
 """What the method does to the model: modules put in, weights frozen or trained."""
-MakeOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
+MakeOptimizer = Callable[[torch.nn.Module], Any]
+"""What has `step`, `zero_grad`, `state`, and where it holds tensors beside its states, `held`."""
 
 
 class _Step(Step):
@@ -40,7 +41,7 @@ class _Step(Step):
             self.recorder.add(tensor, "optimizer", str(number))
 
 
-def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+def _state_tensors(optimizer: Any) -> Iterable[torch.Tensor]:
     yield from getattr(optimizer, "held", ())
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
