@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from peftplan.arch.core import Arch
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import split_runs, train
+
+_OUTSIDE = {"model.norm": "norm.weight", "lm_head": "@lm_head.weight", "model.embed_tokens": "@embed_tokens.weight"}
 
 
 def train_layers(
@@ -19,6 +22,17 @@ def train_layers(
         return outside(weight) if region.first_index is None else layers(region.first_index)
 
     return refuse_packed(train(split_runs(graph, layers), wanted), method)
+
+
+def outside(modules: Sequence[str], arch: Arch) -> Callable[[Tensor], bool]:
+    """Whether a weight outside of the layers is that of one of `modules`. Raises RequestError."""
+    unknown = [name for name in modules if name not in _OUTSIDE]
+    if unknown:
+        raise RequestError(f"method.train: {unknown[0]!r} is not one of {', '.join(_OUTSIDE)}")
+    names = {_OUTSIDE[name] for name in modules}
+    if arch.tied and "@lm_head.weight" in names:
+        names.add("@embed_tokens.weight")
+    return lambda weight: weight.name in names
 
 
 def refuse_packed(graph: Graph, method: str) -> Graph:
@@ -41,8 +55,3 @@ def check_layers(name: str, count: int, total: int, least: int = 1) -> None:
 def every(weight: Tensor) -> bool:
     del weight
     return True
-
-
-def none(weight: Tensor) -> bool:
-    del weight
-    return False

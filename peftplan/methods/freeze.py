@@ -12,10 +12,8 @@ from typing import final
 
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph
-from peftplan.methods._layers import check_layers, train_layers
+from peftplan.methods._layers import check_layers, outside, train_layers
 from peftplan.methods.base import Host, Method
-
-_OUTSIDE = {"model.norm": "norm.weight", "lm_head": "@lm_head.weight", "model.embed_tokens": "@embed_tokens.weight"}
 
 
 @final
@@ -31,14 +29,8 @@ class Freeze(Method):
         check_layers("layers", self.layers, total, least=0)
         if not self.layers and not self.train:
             raise RequestError("method freeze trains nothing; set method.layers to at least 1 or method.train")
-        unknown = [name for name in self.train if name not in _OUTSIDE]
-        if unknown:
-            raise RequestError(f"method.train: {unknown[0]!r} is not one of {', '.join(_OUTSIDE)}")
-        outside = {_OUTSIDE[name] for name in self.train}
-        if host.arch.tied and "@lm_head.weight" in outside:
-            outside.add("@embed_tokens.weight")
         first = total - self.layers
-        return train_layers(graph, lambda i: i >= first, lambda weight: weight.name in outside, method="freeze")
+        return train_layers(graph, lambda i: i >= first, outside(self.train, host.arch), method="freeze")
 
 
 METHOD = Freeze

@@ -53,7 +53,8 @@ class BlockAdam:
 
     def zero_grad(self, *, set_to_none: bool) -> None:
         for weight in self.weights:
-            assert set_to_none and weight.grad is None
+            assert set_to_none
+            assert weight.grad is None
 
 
 def block(model: torch.nn.Module, stage: str) -> torch.nn.Module:
