@@ -46,8 +46,8 @@ class LlamaPro(Method):
         """How many layers a group has."""
         check_layers("num_new_blocks", self.num_new_blocks, total)
         if total % self.num_new_blocks:
-            raise RequestError(f"method.num_new_blocks={self.num_new_blocks} does not divide the model's {total} layers; "
-                               "use one that does")  # fmt: skip
+            said = f"method.num_new_blocks={self.num_new_blocks}"
+            raise RequestError(f"{said} does not divide the model's {total} layers; use one that does")
         if self.num_groups is None:
             return total // self.num_new_blocks
         if not self.expand:
