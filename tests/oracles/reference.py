@@ -76,3 +76,15 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     stack = model.get_submodule("model.layers")
     assert isinstance(stack, torch.nn.ModuleList)
     return stack
+
+
+def replace_linears(
+    model: torch.nn.Module, names: tuple[str, ...], made: Callable[[str, torch.nn.Linear], torch.nn.Module]
+) -> torch.nn.Module:
+    """The model with `made(path, layer)` in place of every linear layer of these names."""
+    found = [(path, m) for path, m in model.named_modules() if path.rsplit(".", 1)[-1] in names]
+    for path, module in found:
+        parent, _, own = path.rpartition(".")
+        with torch.device(module.weight.device):
+            setattr(model.get_submodule(parent), own, made(path, module))
+    return model
