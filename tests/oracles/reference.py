@@ -78,10 +78,10 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     return stack
 
 
-def replace_linears(
-    model: torch.nn.Module, names: tuple[str, ...], made: Callable[[str, torch.nn.Linear], torch.nn.Module]
+def replace_modules(
+    model: torch.nn.Module, names: tuple[str, ...], made: Callable[[str, torch.nn.Module], torch.nn.Module]
 ) -> torch.nn.Module:
-    """The model with `made(path, layer)` in place of every linear layer of these names."""
+    """The model with `made(path, module)` in place of every module of these names."""
     found = [(path, m) for path, m in model.named_modules() if path.rsplit(".", 1)[-1] in names]
     for path, module in found:
         parent, _, own = path.rpartition(".")

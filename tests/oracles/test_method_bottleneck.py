@@ -16,7 +16,7 @@ from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, name
-from tests.oracles.reference import assert_as_reference, replace_linears
+from tests.oracles.reference import assert_as_reference, replace_modules
 
 pytestmark = pytest.mark.trace
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -61,7 +61,7 @@ def adapted(model: torch.nn.Module, names: tuple[str, ...], method: str, **knobs
         series = "behind" if path.endswith("down_proj") else "before"
         return Adapted(base, series if method == "series_adapter" else "beside", **knobs)
 
-    return replace_linears(model.requires_grad_(False), names, put_on)
+    return replace_modules(model.requires_grad_(False), names, put_on)
 
 
 ROWS: list[Row] = [
