@@ -137,7 +137,7 @@ def read(job: Job) -> Reading:
             *priced.notes,
             *fit_reasons(gpu, on_device=_has_device(case, gpu)),
         ),
-    ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes)))
+    ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes, packed=case.format.packed)))
     return Reading(case=case, graph=graph, step=step, rules=walked.rules, static=static, estimate=answer)
 
 

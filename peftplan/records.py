@@ -79,9 +79,13 @@ class Record(_Frozen):
     source_rev: str
     date: str
     """Of the measurement, as precisely as the source states it (ISO 8601, possibly only year and month)."""
+    campaign: str = ""
+    """Runs made with one set of machines and versions, which err alike."""
     gpu: str
     job: dict[str, Any]
-    measured: tuple[Measured, ...] = Field(min_length=1)
+    out_of_memory: bool = False
+    """Whether the run failed for want of memory; it then may have measured nothing."""
+    measured: tuple[Measured, ...] = ()
     setup_known: Literal["full", "partial"]
     gaps: tuple[str, ...] = ()
     """What the run needs and no Job can say yet; such a record is shown but not judged."""
@@ -90,6 +94,12 @@ class Record(_Frozen):
     trainable_params: int | None = None
     notes: str = ""
     versions: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Record:
+        if not self.measured and not self.out_of_memory:
+            raise ValueError("a run that did not run out of memory must have measured something")
+        return self
 
     def to_job(self) -> Job:
         """The run's Job. Raises RequestError when `job` is not one."""

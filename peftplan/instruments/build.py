@@ -201,11 +201,12 @@ def peft_config(choices: Choices) -> Any:
         raise UnknownName("method", choices.method, [*UNWRAPPED, "lora_fa", "qlora", *known])
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known[choices.method]]
     fields = {field.name for field in dataclasses.fields(cls)}
-    knobs = {"task_type": "CAUSAL_LM", **choices.job.knobs("method")}
+    given = {name: _as_peft_has_it(value) for name, value in choices.job.knobs("method").items()}
+    knobs = {"task_type": "CAUSAL_LM", **given}
     if choices.job.rank is not None:
         knobs["r"] = choices.job.rank
     if choices.job.target_modules is not None:
-        knobs["target_modules"] = _targets(choices.job.target_modules)
+        knobs["target_modules"] = _as_peft_has_it(choices.job.target_modules)
     for name in knobs:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3)
@@ -216,8 +217,9 @@ def peft_config(choices: Choices) -> Any:
         raise RequestError(f"method {choices.method!r}: {str(error).splitlines()[0]}") from None
 
 
-def _targets(targets: str | tuple[str, ...]) -> str | list[str]:
-    return targets if isinstance(targets, str) else list(targets)
+def _as_peft_has_it(value: Any) -> Any:
+    """PEFT asks for lists where a Job holds tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:

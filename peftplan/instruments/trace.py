@@ -25,7 +25,7 @@ from peftplan.instruments.hooks import quiet
 from peftplan.instruments.step import Step
 from peftplan.job import Job, make_job
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Trace", "parameters", "trace"]
 
 
 def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
@@ -45,6 +45,12 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         with fakes.fake_tensors(), quantize.recognised():
             fakes.to_fake(model)
             return _run(choices, model, mode, counts)
+
+
+def parameters(job: Job) -> dict[str, int]:
+    """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
+    with quiet():
+        return _count(_assembled(build.decide(job), "fake"))
 
 
 def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:

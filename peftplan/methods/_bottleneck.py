@@ -15,7 +15,7 @@ from peftplan.graph.core import ADAPTER, Tensor
 from peftplan.methods._activations import active, check_activation
 from peftplan.methods._branches import OnLinears, check_rank, check_share
 from peftplan.methods._linears import COMMON
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"init_weights"}
@@ -24,6 +24,9 @@ HARMLESS = COMMON | {"init_weights"}
 @dataclass(frozen=True)
 class Bottleneck(OnLinears):
     """BottleneckConfig, less the switch between its kinds, which are methods here."""
+
+    family: ClassVar[Family] = "additive"
+    libraries: ClassVar[tuple[str, ...]] = ("LLM-Adapters",)
 
     bottleneck_size: int = 256
     non_linearity: str = "tanh"

@@ -17,7 +17,7 @@ from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
 from peftplan.methods._linears import Plan, adapt, packed, plan, train_biases
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, targets
 
 
@@ -29,6 +29,7 @@ class OnLinears(Method):
     exclude_modules: Names = None
     layers_to_transform: tuple[int, ...] | int | None = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "reparameterized"
     title: ClassVar[str]
     """Its name in messages."""
     packs: ClassVar[bool] = False

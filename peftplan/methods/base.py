@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from peftplan.arch.core import Arch
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph
 from peftplan.units import DType
+
+Family = Literal["selective", "additive", "soft prompt", "reparameterized", "hybrid", "memory-frugal"]
+"""What a method does to a model: train a part of it; add modules; add tokens; write a change of its weights in fewer
+numbers; several of these; train all of it with less memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +43,9 @@ class Method(ABC):
         """The value of one of its settings."""
         return getattr(self, name)
 
+    family: ClassVar[Family]
+    libraries: ClassVar[tuple[str, ...]] = ("PEFT",)
+    """Whose implementation is mirrored, first, and others that have it; none: the paper's."""
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
     masters: ClassVar[DType | None] = None

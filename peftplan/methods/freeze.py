@@ -8,12 +8,12 @@ Not modelled: nothing known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph
 from peftplan.methods._layers import check_layers, outside, train_layers
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 
 @final
@@ -23,6 +23,8 @@ class Freeze(Method):
     """How many decoder layers train, counted from the top."""
     train: tuple[str, ...] = ()
     """Modules outside the layers that train too: model.norm, lm_head, model.embed_tokens."""
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ("LLaMA-Factory",)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         total = host.arch.num_layers

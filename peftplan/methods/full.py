@@ -9,17 +9,20 @@ Not modelled: nothing known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
 from peftplan.methods._layers import refuse_packed
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 
 @final
 @dataclass(frozen=True)
 class Full(Method):
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ("transformers",)
+
     def apply(self, graph: Graph, host: Host) -> Graph:
         del host
         return refuse_packed(train(graph, _everything), "full")

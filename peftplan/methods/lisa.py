@@ -14,13 +14,13 @@ below, all of it, when the last gradient of theirs is made.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from peftplan.arch.core import Arch
 from peftplan.graph.core import Graph
 from peftplan.graph.edit import train
 from peftplan.methods._layers import check_layers, every, train_layers
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 HARMLESS = frozenset({"step_interval"})
 States = Literal["active", "all"]
@@ -29,6 +29,9 @@ States = Literal["active", "all"]
 @final
 @dataclass(frozen=True)
 class Lisa(Method):
+    family: ClassVar[Family] = "memory-frugal"
+    libraries: ClassVar[tuple[str, ...]] = ("ms-swift", "Axolotl")
+
     activated_layers: int = 2
     """ms-swift's lisa_activated_layers, Axolotl's lisa_n_layers."""
     states: States = "active"

@@ -12,13 +12,13 @@ model that was expanded before: `expand=false`, and every layer that ends a grou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph
 from peftplan.graph.edit import insert_layers
 from peftplan.methods._layers import check_layers, outside, train_layers
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 HARMLESS = frozenset({"model_type"})
 
@@ -26,6 +26,9 @@ HARMLESS = frozenset({"model_type"})
 @final
 @dataclass(frozen=True)
 class LlamaPro(Method):
+    family: ClassVar[Family] = "additive"
+    libraries: ClassVar[tuple[str, ...]] = ("ms-swift", "LLaMA-Factory")
+
     num_new_blocks: int = 8
     """ms-swift's llamapro_num_new_blocks, LLaMA-Factory's freeze_trainable_layers."""
     num_groups: int | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
@@ -22,7 +22,7 @@ from peftplan.graph.edit import Module, rewrite, split_runs, train, writing
 from peftplan.methods._dora import Branch, dora
 from peftplan.methods._linears import packed, sees_autocast
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, check_pattern, chosen_paths, full_path, targets
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,6 +78,7 @@ class Lora(Method):
     layer_replication: Any = None
     target_parameters: Any = None
     trainable_token_indices: Any = None
+    family: ClassVar[Family] = "reparameterized"
 
     def default_targets(self, family: str) -> Names:
         return DEFAULTS.get(family)
@@ -85,9 +86,10 @@ class Lora(Method):
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check()
         frozen = train(graph, _is_bias) if self.bias == "all" else graph
+        family = host.arch.family
         choice = targets(
-            host.arch.family,
-            self.target_modules,
+            family,
+            self.default_targets(family) if self.target_modules is None else self.target_modules,
             excluded=self.exclude_modules,
             layers=self.layers_to_transform,
         )

@@ -10,12 +10,12 @@ Mirrors peft/optimizers/lorafa.py create_lorafa_optimizer, peft 0.21.2, which fr
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
 from peftplan.methods import lora
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names
 
 HARMLESS = lora.HARMLESS
@@ -35,6 +35,7 @@ class LoraFa(Method):
     modules_to_save: tuple[str, ...] | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
+    family: ClassVar[Family] = "reparameterized"
 
     def default_targets(self, family: str) -> Names:
         return DEFAULTS.get(family)

@@ -36,7 +36,6 @@ class Miss(OnLinears):
     bias: Literal["none", "all", "MiSS_only"] = "none"
     title: ClassVar[str] = "MiSS"
     on_packed: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def trained_biases(self) -> str:
         return self.bias

@@ -11,14 +11,14 @@ Mirrors peft/tuners/multitask_prompt_tuning/model.py MultitaskPromptEmbedding an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, INPUT, Grad, Graph, Tensor
 from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 HARMLESS = _prompts.HARMLESS | {
@@ -37,6 +37,7 @@ class MultitaskPromptTuning(Method):
     num_ranks: int = 1
     token_dim: int | None = None
     num_transformer_submodules: int | None = None
+    family: ClassVar[Family] = "soft prompt"
 
     def seen(self, batch: Batch) -> Batch:
         return _prompts.longer(batch, self.num_virtual_tokens)

@@ -10,14 +10,14 @@ Mirrors peft/tuners/p_tuning/model.py PromptEncoder and PeftModelForCausalLM.for
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from peftplan.errors import Unsupported
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
 from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 HARMLESS = _prompts.HARMLESS | {"num_attention_heads", "num_layers", "encoder_num_layers", "encoder_dropout"}
 
@@ -32,6 +32,7 @@ class PTuning(Method):
     encoder_hidden_size: int | None = None
     token_dim: int | None = None
     num_transformer_submodules: int | None = None
+    family: ClassVar[Family] = "soft prompt"
 
     def seen(self, batch: Batch) -> Batch:
         return _prompts.longer(batch, self.num_virtual_tokens)

@@ -19,7 +19,7 @@ from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 HARMLESS = _prompts.HARMLESS | {"init_weights"}
@@ -37,6 +37,7 @@ class PrefixTuning(Method):
     num_layers: int | None = None
     num_attention_heads: int | None = None
     num_transformer_submodules: int | None = None
+    family: ClassVar[Family] = "soft prompt"
     checkpoints: ClassVar[bool] = False
 
     def seen(self, batch: Batch) -> Batch:

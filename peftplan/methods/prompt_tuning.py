@@ -9,13 +9,13 @@ Mirrors peft/tuners/prompt_tuning/model.py PromptEmbedding and PeftModelForCausa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
 from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 HARMLESS = _prompts.HARMLESS | {
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
@@ -31,6 +31,7 @@ class PromptTuning(Method):
     num_virtual_tokens: int | None = None
     token_dim: int | None = None
     num_transformer_submodules: int | None = None
+    family: ClassVar[Family] = "soft prompt"
 
     def seen(self, batch: Batch) -> Batch:
         return _prompts.longer(batch, self.num_virtual_tokens)

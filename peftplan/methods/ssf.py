@@ -21,7 +21,7 @@ from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import Hold
 from peftplan.methods._branches import OnLinears, builder
 from peftplan.methods._linears import COMMON, ended
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 
 HARMLESS = COMMON
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -30,6 +30,9 @@ NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 @final
 @dataclass(frozen=True)
 class Ssf(OnLinears):
+    family: ClassVar[Family] = "reparameterized"
+    libraries: ClassVar[tuple[str, ...]] = ()
+
     norms: tuple[str, ...] = NORMS
     """Which norms; none where it is empty."""
     title: ClassVar[str] = "SSF"

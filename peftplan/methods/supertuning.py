@@ -17,7 +17,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
 from peftplan.methods._linears import COMMON, ended
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"select_top", "lora_alpha", "lora_dropout", "init_weights", "save_precomputed_indices"}
@@ -30,6 +30,7 @@ class Supertuning(OnLinears):
 
     sparsity: float = 0.99
     r: int | None = None
+    family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SuperTuning"
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 

@@ -60,16 +60,14 @@ def _matches(pattern: str | tuple[str, ...], path: str) -> bool:
 def targets(
     family: str, wanted: Names, *, excluded: Names = None, layers: Sequence[int] | int | None = None
 ) -> Targets:
-    """Targets from PEFT's arguments; the family's defaults where `wanted` is None.
+    """Targets from PEFT's arguments; `wanted` is None where PEFT knows no defaults for the family.
 
-    Raises RequestError where PEFT knows no defaults for the family, or a pattern is not a regular expression.
+    Raises RequestError for that, and where a pattern is not a regular expression.
     """
     if wanted is None:
-        if family not in DEFAULTS:
-            raise RequestError(
-                f"PEFT has no default target modules for {family}; pass --target-modules, for example all-linear"
-            )
-        wanted = DEFAULTS[family]
+        raise RequestError(
+            f"PEFT has no default target modules for {family}; pass --target-modules, for example all-linear"
+        )
     for option, pattern in (("--target-modules", wanted), ("exclude_modules", excluded)):
         if isinstance(pattern, str):
             check_pattern(option, pattern)

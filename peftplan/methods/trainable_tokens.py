@@ -10,14 +10,14 @@ The rows as they were lie beside them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Graph, Op, Region, Tensor
 from peftplan.graph.ops import Embedding, PackedLinear
 from peftplan.methods._linears import COMMON
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"init_weights"}
@@ -31,6 +31,7 @@ class TrainableTokens(Method):
 
     token_indices: tuple[int, ...] = ()
     target_modules: Any = None
+    family: ClassVar[Family] = "selective"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         if not self.token_indices:

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 from peftplan import optimizers
 from peftplan.assemble import state_bytes, step_bytes
+from peftplan.calibration import least_margin
 from peftplan.cost import price
 from peftplan.errors import RequestError
-from peftplan.fit import verdict_of
 from peftplan.graph.blocks.attention import kernel_class
 from peftplan.hardware import Gpu, usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
@@ -230,7 +230,7 @@ class _Optimizer(NamedTuple):
 
 
 def _may_fit(peak_bytes: int, gpu: Gpu, usable: int | None) -> bool:
-    return usable is not None and verdict_of(least_bytes(peak_bytes, gpu), usable) == "fits"
+    return usable is not None and least_bytes(peak_bytes, gpu) * (1 + least_margin()) <= usable
 
 
 def _optimizer(job: Job, choice: Choice) -> Optimizer:
