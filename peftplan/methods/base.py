@@ -51,6 +51,8 @@ class Method(ABC):
     """Whose implementation is mirrored, first, and others that have it; none: the paper's."""
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
+    masters: ClassVar[DType | None] = None
+    """The dtype of the copies of trained weights that the optimizer steps over in their place, where it has some."""
 
     def seen(self, batch: Batch) -> Batch:
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
@@ -60,6 +62,25 @@ class Method(ABC):
         """The modules adapted where the job names none; None where the method decides that for itself."""
         del family
         return None
+
+    empties_cache: ClassVar[bool] = False
+    """Whether its implementation empties the allocator's cache after every step."""
+
+    @property
+    def stage(self) -> str:
+        """What trains in this stage, of a method that goes through several."""
+        return ""
+
+    def stages(self, arch: Arch) -> tuple[Method, ...]:
+        """What it goes through, a method for each set of weights that trains together: the answer is that of the one
+        with the highest peak. Where equal layers take turns, the one that is sure to be the highest is enough."""
+        del arch
+        return (self,)
+
+    def remembered(self, graph: Graph) -> Graph:
+        """The graph whose trained weights have optimizer states: more than those that train in this stage, where the
+        states of earlier ones stay."""
+        return graph
 
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:

@@ -12,16 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from peftplan.errors import RequestError, Unsupported
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Op, Tensor
 from peftplan.graph.edit import Module, writing
+from peftplan.methods._activations import active, check_activation
 from peftplan.methods._branches import OnLinears, builder, check_rank
 from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
 
 HARMLESS = COMMON | {"scaling", "init_weights"}
-KEEPS_RESULT, KEEPS_INPUT = ("relu", "tanh", "sigmoid"), ("silu", "gelu")
 
 
 @final
@@ -38,10 +38,7 @@ class Peanut(OnLinears):
         check_rank(self.r)
         if self.depth < 0:
             raise RequestError(f"method.depth={self.depth}: must be at least 0")
-        if self.act_fn not in (*KEEPS_RESULT, *KEEPS_INPUT):
-            raise Unsupported(
-                f"method.act_fn={self.act_fn} is not modelled; use {', '.join(KEEPS_RESULT)}, silu or gelu"
-            )
+        check_activation("act_fn", self.act_fn)
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
@@ -65,20 +62,17 @@ class Peanut(OnLinears):
             shapes |= {f"encoders.{i}": (r, r), f"decoders.{i}": (r, r)}
         weights = {n: b.weight(f"peanut_{n}.weight", *s, dtype=dtype, kind=ADAPTER) for n, s in shapes.items()}
         base = b.cast(module.weight, dtype, label="base_weight").view(module.in_features, out)
-        h = self._active(b, b.linear(base, weights["A"], label="peanut_A"))
+        h = active(b, b.linear(base, weights["A"], label="peanut_A"), self.act_fn)
         aside = []
         for i in range(self.depth):
             aside.append(h)
-            h = self._active(b, b.linear(h, weights[f"encoders.{i}"], label="encoder"))
+            h = active(b, b.linear(h, weights[f"encoders.{i}"], label="encoder"), self.act_fn)
         for i in range(self.depth):
-            h = self._active(b, b.linear(h, weights[f"decoders.{i}"], label="decoder"))
+            h = active(b, b.linear(h, weights[f"decoders.{i}"], label="decoder"), self.act_fn)
             h = b.add(h, aside[-1 - i], label="residual")
         delta = b.scale(b.linear(h, weights["B"], label="peanut_B"), label="delta")
         b.hold(base, *aside)
         return delta
-
-    def _active(self, b: Builder, x: Tensor) -> Tensor:
-        return b.squash(x, label="act") if self.act_fn in KEEPS_RESULT else b.activate(x)
 
 
 METHOD = Peanut

@@ -21,12 +21,19 @@ def is_lora(config: Config) -> bool:
     return config.get("adapter") in ("lora", "qlora")
 
 
+def is_lisa(config: Config) -> bool:
+    """core/builders/causal.py: both keys are needed."""
+    return not config.get("adapter") and bool(config.get("lisa_n_layers") and config.get("lisa_step_interval"))
+
+
 # -- method -----------------------------------------------------------------------------------------------------------
 
 
 def read_method(config: Config) -> Fields:
     """loaders/adapter.py, load_adapter: none is full fine-tuning; `unfrozen_parameters` freezes the rest of it."""
     adapter = config.get("adapter") or None
+    if is_lisa(config):
+        return {"method": "lisa"}
     if adapter is None:
         return _unfrozen(config.get("unfrozen_parameters"))
     if adapter not in ("lora", "qlora"):
@@ -53,7 +60,7 @@ def write_method(fields: Fields) -> Config:
     method = fields["method"]
     if method == "lora":
         return {"adapter": "qlora" if fields.get("format") in ("nf4", "fp4") else "lora"}
-    if method == "full":
+    if method in ("full", "lisa"):
         return {}
     if method == "bitfit":
         train = fields.get("method.train")

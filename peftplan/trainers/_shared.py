@@ -42,6 +42,29 @@ def knobs(
     return custom(tuple(pairs), tuple(pairs.values()), read=read, write=write, defaults=silent)
 
 
+def lisa(count: str, interval: str, states: str, *, on: Callable[[Config], bool], also: Config | None = None) -> Rule:
+    """LISA: how many layers train at a time, and for how many steps; `states` are those that the trainer's optimizer
+    keeps. `also` is written besides."""
+
+    def read(config: Config) -> Fields:
+        if not on(config):
+            return {}
+        kept = {"method.states": states} if states != "active" else {}
+        steps = {"method.step_interval": config[interval]} if config.get(interval) is not None else {}
+        return {"method.activated_layers": config[count], **kept, **steps}
+
+    def write(fields: Fields) -> Config:
+        if fields["method"] != "lisa":
+            return {}
+        if fields.get("method.states", "active") != states:
+            raise Inexpressible("method.states", fields.get("method.states", "active"))
+        layers, steps = fields.get("method.activated_layers", 2), fields.get("method.step_interval", 20)
+        return {count: layers, interval: steps, **(also or {})}
+
+    keys = (count, interval, *(also or {}))
+    return custom(keys, ("method.activated_layers", "method.step_interval", "method.states"), read=read, write=write)
+
+
 def write_recompute(fields: Fields) -> Config:
     """Checkpointing under transformers' names, with which of its two ways said."""
     if fields["recompute"] == "none":

@@ -1,0 +1,90 @@
+"""Methods that no library has here: written in torch from the paper's equations, traced like a library's, and held to
+the estimate to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from peftplan.instruments import build, fakes, quantize
+from peftplan.instruments.answer import Trace
+from peftplan.instruments.engine import sole_owner
+from peftplan.instruments.hooks import quiet
+from peftplan.instruments.step import Step
+from peftplan.job import Job
+from peftplan.pipeline import read
+from tests.oracles.equal import assert_same, tiny_job
+
+Change = Callable[[torch.nn.Module], torch.nn.Module]
+"""What the method does to the model: modules put in, weights frozen or trained."""
+MakeOptimizer = Callable[[torch.nn.Module], Any]
+"""What has `step`, `zero_grad`, `state`, and where it holds tensors beside its states, `held`."""
+
+
+class _Step(Step):
+    """A step with an optimizer of the test's own, whose states are named by their place."""
+
+    make: MakeOptimizer | None = None
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return super()._optimizer() if self.make is None else self.make(self.model)
+
+    def _register_optimizer(self) -> None:
+        if self.make is None:
+            super()._register_optimizer()
+            return
+        for number, tensor in enumerate(_state_tensors(self.optimizer)):
+            self.recorder.add(tensor, "optimizer", str(number))
+
+
+def _state_tensors(optimizer: Any) -> Iterable[torch.Tensor]:
+    yield from getattr(optimizer, "held", ())
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None) -> Trace:
+    """The trace of the job's base model as `change` leaves it."""
+    choices = replace(build.decide(job), method="full")
+    sole_owner()
+    with quiet():
+        torch.manual_seed(0)
+        model = change(build.base_model(choices, "fake")).train()
+        if choices.recompute:
+            build.checkpoint_layers(model, job)
+        trainable, total = PeftModel.get_nb_trainable_parameters(model)
+        with fakes.fake_tensors(), quantize.recognised():
+            fakes.to_fake(model)
+            make = type("_Made", (_Step,), {"make": None if optimizer is None else staticmethod(optimizer)})
+            trace: Trace = make(choices, model, "fake").run({"total": total, "trainable": trainable})
+            return trace
+
+
+def assert_as_reference(
+    family: str, fields: dict[str, Any], change: Change, optimizer: MakeOptimizer | None = None
+) -> None:
+    """The estimate and the trace of the reference are the same numbers."""
+    job = tiny_job(family, fields)
+    assert_same(reference(job, change, optimizer), read(job).estimate)
+
+
+def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
+    stack = model.get_submodule("model.layers")
+    assert isinstance(stack, torch.nn.ModuleList)
+    return stack
+
+
+def replace_modules(
+    model: torch.nn.Module, names: tuple[str, ...], made: Callable[[str, torch.nn.Module], torch.nn.Module]
+) -> torch.nn.Module:
+    """The model with `made(path, module)` in place of every module of these names."""
+    found = [(path, m) for path, m in model.named_modules() if path.rsplit(".", 1)[-1] in names]
+    for path, module in found:
+        parent, _, own = path.rpartition(".")
+        with torch.device(module.weight.device):
+            setattr(model.get_submodule(parent), own, made(path, module))
+    return model
