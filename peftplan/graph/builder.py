@@ -20,6 +20,7 @@ from peftplan.graph.ops import (
     Dropout,
     Formula,
     Hold,
+    Keep,
     Linear,
     Make,
     MatMul,
@@ -306,6 +307,12 @@ class Builder:
         n = self.name("hold")
         out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
         self.ops.append(Hold(name=n, ins=tensors, out=out, site=self._site, part=self._part))
+
+    def keep(self, *tensors: Tensor) -> None:
+        """What a closure holds for as long as the graph lives."""
+        n = self.name("keep")
+        out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
+        self.ops.append(Keep(name=n, ins=tensors, out=out, site=self._site, part=self._part))
 
     # -- what single methods need -------------------------------------------------------------------------------
 

@@ -76,10 +76,9 @@ def _line(error: Exception) -> str:
 
 
 def _count(model: torch.nn.Module) -> dict[str, int]:
-    from peft import PeftModel
-
-    trainable, total = PeftModel.get_nb_trainable_parameters(model)
-    return {"total": total, "trainable": trainable}
+    """Parameters as PeftModel.get_nb_trainable_parameters counts them: packed weights by what they stand for."""
+    sizes = [(quantize.numel(param), param.requires_grad) for param in model.parameters()]
+    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:
