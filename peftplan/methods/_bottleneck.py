@@ -98,6 +98,8 @@ class Bottleneck(AdapterHub, ABC):
     def adapt(self, graph: Graph, host: Host, dtype: DType) -> Graph:
         self.check(host)
         hidden = host.arch.hidden
+        if len({*self.leave_out}) >= host.arch.num_layers:
+            raise RequestError("method.leave_out names every layer: nothing trains; leave one of them in")
         beyond = [i for i in self.leave_out if i >= host.arch.num_layers]
         if beyond:
             raise RequestError(f"method.leave_out names layer {beyond[0]}; the model has {host.arch.num_layers}")
