@@ -159,11 +159,11 @@ class Builder:
             WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part)
         )
 
-    def kron(self, a: Tensor, b: Tensor, rows: int, columns: int, *, label: str = "kron") -> Tensor:
-        """Kronecker product of matrices: one elementwise product of views (aten/src/ATen/native/LinearAlgebra.cpp,
-        KronImpl)."""
+    def kron(self, a: Tensor, b: Tensor, *shape: int, label: str = "kron") -> Tensor:
+        """Kronecker product of matrices, or of as many of them as `shape` says first: one elementwise product of views
+        (aten/src/ATen/native/LinearAlgebra.cpp, KronImpl)."""
         n = self.name(label)
-        out = Tensor(n, (rows, columns), promote(a.dtype, b.dtype))
+        out = Tensor(n, shape, promote(a.dtype, b.dtype))
         return self._emit(Mul(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
 
     # -- elementwise --------------------------------------------------------------------------------------------

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +64,26 @@ def _config(job: Job) -> Any:
         raise UnknownName("method", job.method, ())
     _, implied = methods.resolve_name(job.method)
     return AdapterConfig.load(cls.base_config, **{**implied, **job.knobs("method")})
+
+
+@contextmanager
+def sized() -> Iterator[None]:
+    """Let adapters shape a Kronecker product (Compacter): it computes the sizes in tensors, whose values fakes lack."""
+    modeling: Any = sys.modules.get("adapters.methods.modeling")
+    if modeling is None:
+        yield
+        return
+    original = modeling.kronecker_product
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        found = a[..., :, None, :, None] * b[..., None, :, None, :]
+        return found.reshape(*found.shape[:-4], a.shape[-2] * b.shape[-2], a.shape[-1] * b.shape[-1])
+
+    modeling.kronecker_product = product
+    try:
+        yield
+    finally:
+        modeling.kronecker_product = original
 
 
 def checkpoint_layers(model: Any, job: Job) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
-from peftplan.instruments import build, fakes, quantize
+from peftplan.instruments import adapterhub, build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -42,7 +42,7 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
-        with fakes.fake_tensors(), quantize.recognised():
+        with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
             return _run(choices, model, mode, counts)
 
