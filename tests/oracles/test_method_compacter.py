@@ -42,7 +42,7 @@ def test_the_records_are_what_adapters_does() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"set": {"method.reduction_factor": 1000}}, "a multiple of 4 fits"),
+        ({"set": {"method.reduction_factor": 700}}, "a multiple of 4 fits"),
         ({"set": {"method.phm_dim": 0}}, "must be at least 1"),
         ({"set": {"method.shared_W_phm": True, "method.factorized_phm_W": False}}, "shares only factors"),
     ],
