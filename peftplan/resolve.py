@@ -123,7 +123,17 @@ def resolve(job: Job) -> Case:
         attention=_attention(job, notes),
         use_cache=_use_cache(job, arch, recompute, notes),
         loss=_loss(job),
+        modeling=method.modeling(arch.family),
     )
+    host = Host(
+        arch=arch,
+        numerics=numerics,
+        adapter_dtype=_adapter_dtype(job),
+        base_dtype=dtype,
+        packs=partial(_packs, fmt, compute, numerics),
+        recomputes=recompute.layers,
+    )
+    _note_new_dtype(host, method_name, method, notes)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -144,13 +154,7 @@ def resolve(job: Job) -> Case:
         job=job.model_copy(update=decided),
         arch=arch,
         setup=setup,
-        host=Host(
-            arch=arch,
-            numerics=numerics,
-            adapter_dtype=_adapter_dtype(job, dtype, method_name, notes),
-            base_dtype=dtype,
-            packs=partial(_packs, fmt, compute, numerics),
-        ),
+        host=host,
         method=method,
         format=fmt,
         compute=compute,
@@ -191,12 +195,15 @@ def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> boo
     return True
 
 
-def _adapter_dtype(job: Job, dtype: DType, method_name: str, notes: _Notes) -> DType | None:
-    """The dtype asked for new parameters, None for PEFT's rule."""
-    asked = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
-    if asked is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
-        notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
-    return asked
+def _adapter_dtype(job: Job) -> DType | None:
+    return None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
+
+
+def _note_new_dtype(host: Host, method_name: str, method: Method, notes: _Notes) -> None:
+    """What dtype new parameters get where the job leaves it open."""
+    if host.adapter_dtype is None and host.base_dtype.is_half and method_name not in NO_NEW_DTYPE:
+        dtype, why = method.new_dtype_note(host)
+        notes.add("adapter_dtype", dtype.label, why)
 
 
 def _packs(fmt: Format, compute: DType, numerics: Numerics, ops: tuple[Op, ...]) -> tuple[Op, ...]:

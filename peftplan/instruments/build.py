@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import quantize
+from peftplan.instruments import adapterhub, quantize
 from peftplan.job import Job
 
 Mode = Literal["fake", "real"]
@@ -55,6 +55,16 @@ class Choices:
     @property
     def quantized(self) -> bool:
         return self.format in QUANTIZED
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether PEFT puts a model of its own around this one."""
+        return self.method not in UNWRAPPED and not self.hub
+
+    @property
+    def hub(self) -> bool:
+        """Whether the method is one of AdapterHub's."""
+        return adapterhub.belongs(self.method)
 
 
 def decide(job: Job) -> Choices:
@@ -148,6 +158,8 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     """Freeze or wrap `model` as the job's method says."""
     if choices.method == "full":
         return model.requires_grad_(True)
+    if choices.hub:
+        return adapterhub.adapt(model, choices.job, _hub_dtype(model, choices))
     if choices.method == "freeze":
         return _freeze(model, choices.job)
     if choices.method == "bitfit":
@@ -159,6 +171,14 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
                 param.requires_grad_(False)
         return model
     return _adapt(model, choices)
+
+
+def _hub_dtype(model: torch.nn.Module, choices: Choices) -> torch.dtype | None:
+    """What the new weights are cast to: outside autocast those of a half-precision model do not run in float32."""
+    if choices.adapter_dtype is not None or choices.autocast is not None:
+        return choices.adapter_dtype
+    dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+    return dtype
 
 
 def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
@@ -271,6 +291,9 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
 
 def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     """Turn on full recomputation the way transformers does."""
+    if adapterhub.belongs(job.method):
+        adapterhub.checkpoint_layers(model, job)
+        return
     base = getattr(model, "base_model", model)
     reentrant = job.knobs("recompute").get("use_reentrant")
     kwargs = None if reentrant is None else {"use_reentrant": bool(reentrant)}

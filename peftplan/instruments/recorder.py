@@ -39,9 +39,9 @@ loop holds on to the model's outputs.
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
-_NO = ("peft/tuners/vblora/layer.py",)
+_NO = "peft/tuners/vblora/layer.py"
 """Where False is the right answer: whether logits are infinite."""
-_LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
+_LIBRARIES = ("/transformers/", "/peft/", "/adapters/", "/bitsandbytes/")
 
 
 class Event(NamedTuple):
@@ -155,6 +155,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.recomputing = 0
         self.guesses: dict[str, Any] = {}
         """Source line -> value taken there, where the model read a tensor's value and there was none."""
+        self.answers: dict[str, bool] = {_NO: False}
+        """Source file -> what a truth value that is read there is, where nobody can know; elsewhere True."""
         self.uncounted: set[str] = set()
         """Operators that look like products and have no FLOP formula."""
         self._known: dict[int | None, Any] = {}
@@ -324,7 +326,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 return self._known[number]
             value: Any = 0.5 if tensor.is_floating_point() else 1
             where = _source_line() or "elsewhere"
-            value = not where.startswith(_NO) if tensor.dtype is torch.bool else value
+            if tensor.dtype is torch.bool:
+                value = self.answers.get(where.partition(":")[0], True)
             self.guesses[where] = value
             return value
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import version
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from peftplan.errors import RequestError, Unsupported
 from peftplan.instruments import fakes, quantize
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
-from peftplan.instruments.build import UNWRAPPED, Choices, Mode
+from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
 from peftplan.instruments.recorder import Recorder, Saved
 from peftplan.job import Job
 
 SETTLED = ("transformers/masking_utils.py", "elsewhere")
 """Where True or 0.5 is the right answer for a value that is read: no packed sequences; any step of Adam's."""
-VERSIONED = ("torch", "transformers", "peft", "bitsandbytes")
+VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
 OPTIMIZERS = {
     "adamw": "auto",
     "adamw_torch": "auto",
@@ -114,7 +114,7 @@ class Step:
 
     @contextmanager
     def _phases(self) -> Iterator[None]:
-        base = self.model.get_base_model() if self.choices.method not in UNWRAPPED else self.model
+        base = self.model.get_base_model() if self.choices.wrapped else self.model
         loss_function = base.loss_function
 
         def loss(*args: Any, **kwargs: Any) -> Any:
@@ -131,8 +131,9 @@ class Step:
         shape = (self.job.micro_batch, self.choices.seq_len)
         ids = torch.ones(shape, dtype=torch.int64)
         batch = {"input_ids": ids, "labels": ids.clone()}
-        if self.choices.padded:
+        if self.choices.padded or self.choices.hub:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64)
+        if self.choices.padded:
             batch["attention_mask"][-1, -1:] = 0
         if self.choices.method == "multitask_prompt_tuning":
             batch["task_ids"] = torch.zeros(self.job.micro_batch, dtype=torch.int64)
@@ -194,7 +195,7 @@ class Step:
             saved=tuple(self.saved),
             at_peak=tuple(self.recorder.born[number] for number in alive_at_peak(events)),
             events=tuple(events),
-            versions={**{name: version(name) for name in VERSIONED}, "python": platform.python_version()},
+            versions={**_versions(), "python": platform.python_version()},
             notes=self._notes(),
         )
 
@@ -214,6 +215,15 @@ def adamw_switches(job: Job) -> dict[str, bool]:
     if impl not in IMPLEMENTATIONS:
         raise RequestError(f"optimizer.impl={impl!r}: use one of {', '.join(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[impl]
+
+
+def _versions() -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for name in VERSIONED:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

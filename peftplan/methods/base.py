@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from peftplan.arch.core import Arch
 from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Op
 from peftplan.units import DType
@@ -29,6 +30,8 @@ class Host:
     base_dtype: DType
     packs: Callable[[tuple[Op, ...]], tuple[Op, ...]]
     """What the base's format makes of a linear layer's ops: for methods that run one of them on another input."""
+    recomputes: bool = False
+    """Whether layers are checkpointed."""
 
     @property
     def new_dtype(self) -> DType:
@@ -57,6 +60,16 @@ class Method(ABC):
     def seen(self, batch: Batch) -> Batch:
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
         return batch
+
+    def modeling(self, family: str) -> Modeling:
+        """Whose modelling code the library runs a family with. Raises Unsupported where it runs none of it."""
+        del family
+        return TRANSFORMERS_5
+
+    def new_dtype_note(self, host: Host) -> tuple[DType, str]:
+        """The dtype of new parameters on a half-precision base where the job leaves it open, and why."""
+        del host
+        return DType.float32, "PEFT holds adapters in fp32 on a half-precision base"
 
     def default_targets(self, family: str) -> str | tuple[str, ...] | None:
         """The modules adapted where the job names none; None where the method decides that for itself."""
