@@ -41,6 +41,8 @@ _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
 _NO = ("peft/tuners/vblora/layer.py",)
 """Where False is the right answer: whether logits are infinite."""
+_ZERO = ("peft/tuners/poly/router.py",)
+"""Where 0 is the right answer: the largest number of a task."""
 _LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
 
 
@@ -316,8 +318,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             number = self.id_of(tensor)
             if number in self._known:
                 return self._known[number]
-            value: Any = 0.5 if tensor.is_floating_point() else 1
             where = _source_line() or "elsewhere"
+            value: Any = 0.5 if tensor.is_floating_point() else int(not where.startswith(_ZERO))
             value = not where.startswith(_NO) if tensor.dtype is torch.bool else value
             self.guesses[where] = value
             return value

@@ -134,7 +134,7 @@ class Step:
         if self.choices.padded:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64)
             batch["attention_mask"][-1, -1:] = 0
-        if self.choices.method == "multitask_prompt_tuning":
+        if self.choices.method in ("multitask_prompt_tuning", "poly"):
             batch["task_ids"] = torch.zeros(self.job.micro_batch, dtype=torch.int64)
         for name, tensor in batch.items():
             self.recorder.relabel(tensor, "batch", name)

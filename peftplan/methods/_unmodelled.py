@@ -16,7 +16,6 @@ UNMODELLED: Mapping[str, str] = {
     "cpt": f"it computes a loss of its own; {_BY_VALUE}",
     "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
     "osf": "it projects its gradients in hooks during the backward, which a step's graph cannot say yet",
-    "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
     "psoft": "the rotation inside its low-rank product is not written down yet",
     "shadow": "it trains a second model beside the first, with a loss of its own",
     "shira": "its change is a sparse tensor, whose storage no trace sees, so nothing holds an estimate of it",
