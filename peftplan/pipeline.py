@@ -16,6 +16,7 @@ from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
+from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve

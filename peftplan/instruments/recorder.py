@@ -39,8 +39,8 @@ loop holds on to the model's outputs.
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
-_NO = "peft/tuners/vblora/layer.py"
-"""Where False is the right answer: whether logits are infinite."""
+_ANSWERS: dict[str, Any] = {"peft/tuners/vblora/layer.py": False, "peft/tuners/poly/router.py": 0}
+"""By source file, the right answer to what it reads of a tensor: whether logits are infinite; the largest task."""
 _LIBRARIES = ("/transformers/", "/peft/", "/adapters/", "/bitsandbytes/")
 
 
@@ -155,7 +155,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.recomputing = 0
         self.guesses: dict[str, Any] = {}
         """Source line -> value taken there, where the model read a tensor's value and there was none."""
-        self.answers: dict[str, bool] = {_NO: False}
+        self.answers = dict(_ANSWERS)
         """Source file -> what a truth value that is read there is, where nobody can know; elsewhere True."""
         self.uncounted: set[str] = set()
         """Operators that look like products and have no FLOP formula."""
@@ -324,10 +324,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             number = self.id_of(tensor)
             if number in self._known:
                 return self._known[number]
-            value: Any = 0.5 if tensor.is_floating_point() else 1
             where = _source_line() or "elsewhere"
-            if tensor.dtype is torch.bool:
-                value = self.answers.get(where.partition(":")[0], True)
+            unknown = True if tensor.dtype is torch.bool else 0.5 if tensor.is_floating_point() else 1
+            value = self.answers.get(where.partition(":")[0], unknown)
             self.guesses[where] = value
             return value
 

@@ -135,7 +135,7 @@ class Step:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64)
         if self.choices.padded:
             batch["attention_mask"][-1, -1:] = 0
-        if self.choices.method == "multitask_prompt_tuning":
+        if self.choices.method in ("multitask_prompt_tuning", "poly"):
             batch["task_ids"] = torch.zeros(self.job.micro_batch, dtype=torch.int64)
         for name, tensor in batch.items():
             self.recorder.relabel(tensor, "batch", name)

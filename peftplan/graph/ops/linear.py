@@ -111,6 +111,7 @@ class DetachedLinear(Detached):
     def scratch_bytes(self) -> int:
         return self.temporary_bytes
 
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solve(Op):
