@@ -13,7 +13,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.blocks.modeling import ADAPTERS_OWN, TRANSFORMERS_4, Modeling
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 OWN_LAYERS = ("llama", "mistral")
@@ -28,6 +28,8 @@ COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
 class AdapterHub(Method, ABC):
     """A method of `adapters`; knobs are named as in its configs."""
 
+    family: ClassVar[Family] = "additive"
+    libraries: ClassVar[tuple[str, ...]] = ("adapters",)
     base_config: ClassVar[str]
     """What `add_adapter` knows it as."""
 
