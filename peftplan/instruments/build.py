@@ -170,6 +170,8 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
             if ".lora_A." in name:
                 param.requires_grad_(False)
         return model
+    if choices.method == "adalora":
+        return _adalora(model, choices)
     return _adapt(model, choices)
 
 
@@ -179,6 +181,19 @@ def _hub_dtype(model: torch.nn.Module, choices: Choices) -> torch.dtype | None:
         return choices.adapter_dtype
     dtype: torch.dtype = model.get_input_embeddings().weight.dtype
     return dtype
+
+
+def _adalora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
+    """Two settings are not of PEFT's config: `update_and_allocate` is the loop's call (see `step`), `trains_ranknum`
+    what PEFT's releases differ in."""
+    job, own = choices.job, {"method.update_and_allocate", "method.trains_ranknum"}
+    settings = {key: value for key, value in job.settings.items() if key not in own}
+    model = _adapt(model, dataclasses.replace(choices, job=job.model_copy(update={"settings": settings})))
+    if not job.knobs("method").get("trains_ranknum", True):  # before peft 0.21.0, _mark_only_adapters_as_trainable
+        for name, param in model.named_parameters():
+            if ".ranknum." in name:
+                param.requires_grad_(False)
+    return model
 
 
 def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:

@@ -52,6 +52,7 @@ class Step:
         self.optimizer = self._optimizer()
         self.saved: list[Saved] = []
         self.held: Any = None
+        self._allocates = choices.method == "adalora" and choices.job.knobs("method").get("update_and_allocate", True)
 
     def run(self, counts: dict[str, int]) -> Trace:
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
@@ -103,6 +104,11 @@ class Step:
                     self.recorder.add(buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}")
         for name, _, _, tensor in fakes.loose_tensors(self.model):
             self.recorder.add(tensor, "buffer_non_persistent", name)
+        if self._allocates:
+            allocator = self.model.base_model.rankallocator
+            for scores in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
+                for name, tensor in scores.items():
+                    self.recorder.add(tensor, "buffer_non_persistent", name)
 
     def _register_optimizer(self) -> None:
         names = {id(param): name for name, param in self.model.named_parameters()}
@@ -161,6 +167,8 @@ class Step:
         kept = self._micro_step()
         self.recorder.phase = "optimizer"
         self.optimizer.step()
+        if self._allocates:
+            self.model.base_model.update_and_allocate(0)  # a step before ranks are cut
         self.optimizer.zero_grad(set_to_none=True)
         del kept
 

@@ -91,7 +91,7 @@ def segments(
     account: Callable[[], Account] = Account,
 ) -> Iterator[Segment]:
     """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
-    where that makes the gradients of weights that all of them share."""
+    where that makes the gradients of weights that all of them share; then their penalties."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     for region in graph.regions:
@@ -119,6 +119,11 @@ def segments(
             yield Segment(region=region, count=count, walk=walk)
             left -= count
             needs = leaves or (entry_requires_grad and region.entry is None)
+    for region in graph.regions:
+        if region.penalty is not None:
+            plan, need = Plan(region.penalty, rules.size), propagate_need(region.penalty, entry_needs=True)
+            walk = RegionWalk(plan, need, account=account(), grads_exist=loop.grads_exist, global_grads=global_grads)
+            yield Segment(region=region.penalty, count=region.count, walk=walk)
 
 
 class _Account:
@@ -159,22 +164,32 @@ def run_step(
     inputs = sum(size(t.nbytes) for t in graph.inputs)
     account = _Account(static_bytes + inputs + existing_grad_bytes, existing_grad_bytes)
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
-    loss_bytes = size(parts[-1].region.exit.nbytes)
+    penalties = [part for part in parts if part.region.is_penalty]
+    model = parts[: len(parts) - len(penalties)]
+    loss_bytes = size(model[-1].region.exit.nbytes)
+    sum_bytes = size(penalties[0].region.exit.nbytes) if penalties else 0
     previous_outputs = 0
     if loop.outputs_until == "next":
         previous_outputs = loss_bytes + _returned_bytes(parts)
         account.total += previous_outputs
-    for i, part in enumerate(parts):
+    for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)
         _forward(part, account)
         if i == 1:
             account.total += _embedding_held(part)
-    account.total -= previous_outputs
+    account.total += sum_bytes
+    for part in penalties:
+        _forward(part, account)
+    account.total -= sum_bytes + previous_outputs
     _end_of_forward(parts, account, result, loop)
     account.total += loss_bytes  # the gradient of the loss, a one
-    for part in reversed(parts):
-        _backward(part, account, root=part is parts[-1])
+    account.total += sum_bytes  # the gradient of the penalties' sum
+    for part in reversed(penalties):
+        _backward(part, account, root=True)
+    account.total -= sum_bytes
+    for part in reversed(model):
+        _backward(part, account, root=part is model[-1])
     account.total -= loss_bytes
     if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
         account.total -= result.kept_global_bytes
@@ -221,7 +236,7 @@ def _forward(part: Segment, account: _Account) -> None:
     repeats = part.count - 1
     base = account.total + repeats * max(0, part.forward_delta)
     saved_base = account.saved + repeats * part.forward_saved
-    marks = {"forward": walk.account.peak}
+    marks = {"loss" if part.region.is_penalty else "forward": walk.account.peak}
     if walk.before_loss is not None:
         marks = {"forward": walk.before_loss, "loss": walk.account.peak}
     for phase, mark in marks.items():

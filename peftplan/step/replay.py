@@ -94,7 +94,7 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
-        part.walk.backward(root=part is parts[-1])
+        part.walk.backward(root=part.region.is_penalty or part.region.is_head)
     return [
         _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
         for part, (forward, cached), book in zip(parts, forwards, books, strict=True)

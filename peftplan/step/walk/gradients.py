@@ -35,7 +35,8 @@ class Gradient:
 class Gradients:
     """The gradients in flight in one region's backward."""
 
-    __slots__ = ("_made", "_size", "account", "flowing", "global_grads", "grads_exist", "kept", "need", "of_params")
+    __slots__ = ("_made", "_penalised", "_size", "_waits", "account", "flowing", "global_grads", "grads_exist", "kept",
+                 "need", "of_params")  # fmt: skip
 
     def __init__(
         self, account: Account, kept: Kept, need: set[str], *, global_grads: dict[str, int], grads_exist: bool
@@ -45,12 +46,16 @@ class Gradients:
         self.need = need
         self.global_grads = global_grads
         self.grads_exist = grads_exist
+        self._waits = kept.plan.region.is_penalty
         self.flowing: dict[str, Gradient] = {}
         """The gradient of each value, as far as it has been summed."""
         self.of_params: list[Gradient] = []
         """Parameter gradients that this region's backward leaves."""
         self._made = 0
         self._size: Callable[[int], int] = kept.plan.size
+        penalty = kept.plan.region.penalty
+        self._penalised = frozenset(t.name for t in penalty.params()) if penalty is not None else frozenset[str]()
+        """Parameters that have a part of their gradient already, from the penalty's backward, which is over by now."""
 
     def enter(self, exit_: Tensor, *, root: bool) -> None:
         """The gradient of the exit, alive already. The engine itself holds the gradient of a `root`."""
@@ -120,8 +125,16 @@ class Gradients:
             self._release(gradient)
 
     def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
-        """AccumulateGrad: the gradient is added to what is there, or stays."""
-        if self.grads_exist or to.name in self.global_grads:
+        """AccumulateGrad: the gradient is added to what is there, or stays. It runs once, when every part has come: a
+        penalty's waits for the layer's even where there is a gradient to add it to."""
+        size = self._size(to.logical_bytes)
+        if to.name in self._penalised:
+            self._release(gradient)
+            if self.grads_exist:
+                self.account.free(size, f"{to.name} waiting")
+                self.account.grad_bytes -= size
+            return
+        if (self.grads_exist and not self._waits) or to.name in self.global_grads:
             self._release(gradient)
             return
         if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
