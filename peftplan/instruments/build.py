@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.instruments import adapterhub, quantize
+from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 
 Mode = Literal["fake", "real"]
@@ -223,7 +225,8 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
 
     # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works only if new tensors are
     # born there. Other methods read what they draw (BOFT, AdaLoRA), which works only on the CPU.
-    with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
+    device = next(model.parameters()).device if choices.method == "lora" else torch.device("cpu")
+    with device, dealt() if choices.method == "adamss" else nullcontext():
         raised = choices.adapter_dtype in (None, torch.float32)
         config = peft_config(choices)
         adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)

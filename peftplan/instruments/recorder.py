@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftplan.instruments.engine import sums_in_place
@@ -39,6 +39,7 @@ loop holds on to the model's outputs.
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
+_INDEX = _aten.index.Tensor
 _ANSWERS: dict[str, Any] = {"peft/tuners/vblora/layer.py": False, "peft/tuners/poly/router.py": 0}
 """By source file, the right answer to what it reads of a tensor: whether logits are infinite; the largest task."""
 _LIBRARIES = ("/transformers/", "/peft/", "/adapters/", "/bitsandbytes/")
@@ -109,6 +110,13 @@ def _storages(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _storages(item)
+
+
+def _everything(index: torch.Tensor | None) -> torch.Tensor | None:
+    """The places of a mask of one dimension, were it all true."""
+    if index is None or index.dtype is not torch.bool:
+        return index
+    return torch.empty(index.shape[0], dtype=torch.int64, device=index.device)
 
 
 @functools.cache
@@ -310,11 +318,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return args[0].add_(args[1])
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
-        out = self._read(args[0]) if func is _ITEM else func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         self._count(func, args, kwargs, out)
         for tensor in _storages(out):
             self._see(tensor, None, "activation")
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator's result; where it depends on values and there are none, what is known or guessed."""
+        if func is _ITEM:
+            return self._read(args[0])
+        return self._pick(*args) if func is _INDEX else func(*args, **kwargs)
+
+    def _pick(self, tensor: torch.Tensor, indices: Any) -> Any:
+        """`tensor[indices]`. A fake mask is taken to pick everything."""
+        try:
+            return _INDEX(tensor, indices)
+        except DynamicOutputShapeException:
+            self.guesses[_source_line() or "elsewhere"] = True
+            return _INDEX(tensor, [_everything(index) for index in indices])
 
     def _read(self, tensor: torch.Tensor) -> Any:
         """`tensor.item()`. A fake tensor has no value: what is known, else True, 1 or 0.5 (see `guesses`)."""

@@ -19,8 +19,9 @@ from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hook
 from peftplan.instruments.recorder import Recorder, Saved
 from peftplan.job import Job
 
-SETTLED = ("transformers/masking_utils.py", "elsewhere")
-"""Where True or 0.5 is the right answer for a value that is read: no packed sequences; any step of Adam's."""
+SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
+"""Where True or 0.5 is the right answer for a value that is read: no packed sequences; places that are all inside a
+padded matrix; any step of Adam's."""
 VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
 OPTIMIZERS = {
     "adamw": "auto",

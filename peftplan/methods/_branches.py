@@ -66,9 +66,8 @@ class OnLinears(Method):
         del chosen, host
         return ()
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        self._check_lacks()
-        self.check()
+    def planned(self, graph: Graph, host: Host) -> Plan[int]:
+        """Which modules are adapted, each with its `size`."""
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
         choice = targets(
@@ -79,7 +78,12 @@ class OnLinears(Method):
             pattern=self.layers_pattern,
             saved=self.modules_to_save,
         )
-        planned = plan(graph, choice, self.size)
+        return plan(graph, choice, self.size)
+
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        self._check_lacks()
+        self.check()
+        planned = self.planned(graph, host)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
             if packed(module) is not None and not self.on_packed:
