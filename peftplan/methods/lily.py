@@ -3,7 +3,7 @@
 Trains: r in + r num_B per adapted linear layer, and num_B r out once for each kind of layer; plus copies of
 `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, r + num_B numbers a token, and the mixed B.
-Not modelled: stride_A above 1 (neighbouring layers share A), embeddings, packed bases.
+Not modelled: stride_A above 1 (neighbouring layers share A), embeddings.
 Mirrors peft/tuners/lily/layer.py Linear.forward and model.py _post_injection_hook, peft 0.21.2.
 """
 

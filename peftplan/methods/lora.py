@@ -194,7 +194,7 @@ class Lora(Method):
             result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
             x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
         if self.use_dora:
-            sides = Branch(module=module, base=result, a=a, up=up, dropout=self.lora_dropout, kernel=kernel)
+            sides = Branch(module=module, base=result, a=a, up=up, dropout=self.lora_dropout)
             total = dora(b, sides, x)
             out = b.cast(total, base.dtype, label="out") if casts else total
             return (*ops, *writing(b.ops, out, module.out))
