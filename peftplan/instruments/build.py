@@ -230,9 +230,31 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         raised = choices.adapter_dtype in (None, torch.float32)
         config = peft_config(choices)
         adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
+        _add_adapters(adapted, choices)
+    for module in adapted.modules():  # KaSA decomposes weights when it is put on, on `meta` at the first forward
+        vars(module).get("_lora_kasa_truncation_deferred", set()).clear()
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
         cast_adapter(adapted, choices.adapter_dtype)
     return adapted
+
+
+SEVERAL = ("adapters", "active_adapters", "trained_adapters")
+"""Settings of a method that are not its config's: how many adapters are loaded, run and train."""
+
+
+def _add_adapters(model: Any, choices: Choices) -> None:
+    """Load more adapters like the first, and activate and train as many as the job says."""
+    knobs = choices.job.knobs("method")
+    names = ["default", *(f"adapter_{i}" for i in range(1, int(knobs.get("adapters", 1))))]
+    if len(names) == 1:
+        return
+    for name in names[1:]:
+        model.add_adapter(name, peft_config(choices))
+    active = names[: int(knobs.get("active_adapters", 1))]
+    model.base_model.set_adapter(active)
+    trained = knobs.get("trained_adapters")
+    if trained is not None:
+        model.set_requires_grad(active[int(trained) :], requires_grad=False)
 
 
 def peft_config(choices: Choices) -> Any:
@@ -251,6 +273,8 @@ def peft_config(choices: Choices) -> Any:
         knobs["r"] = choices.job.rank
     if choices.job.target_modules is not None:
         knobs["target_modules"] = _as_peft_has_it(choices.job.target_modules)
+    for name in SEVERAL:
+        knobs.pop(name, None)
     for name in knobs:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3)

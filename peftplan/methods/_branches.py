@@ -65,6 +65,11 @@ class OnLinears(Method):
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """What runs in place of a chosen module, ending in its output."""
 
+    def embedding(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        """What runs in place of a chosen embedding. Raises Unsupported where nothing is modelled there."""
+        del module, size, host
+        raise Unsupported(f"{self.title} on embeddings is not modelled; leave embed_tokens out of --target-modules")
+
     def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
         """Tensors beside the parameters, given every adapted module."""
         del chosen, host
@@ -90,12 +95,15 @@ class OnLinears(Method):
         planned = self.planned(graph, host)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
+            if module.site == "embed":
+                return self.embedding(module, size, host)
             self._check_packed(module, host)
             ops = self.branch(module, size, host)
             self._check_products(ops, module)
             return ops
 
-        adapted = train_biases(adapt(graph, planned, branch, name=self.title), planned, self.trained_biases())
+
+        adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
         buffers = (*adapted.buffers, *self.buffers(list(chosen_modules(graph, planned)), host))
         return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)
 
@@ -148,7 +156,7 @@ def by_pattern(path: str, default: int, patterns: Mapping[str, int]) -> int:
 
 def builder(module: Module, host: Host) -> tuple[Builder, Tensor]:
     """A builder with the module's names, and the value that its base layer now writes."""
-    b = Builder(host.numerics, f"{'@' * module.weight.name.startswith('@')}{module.path}.")
+    b = Builder(host.numerics, f"{module.path}.")
     return b, module.out._replace(name=f"{module.out.name}.base")
 
 

@@ -38,10 +38,12 @@ def plan(graph: Graph, choice: Targets, setting: Callable[[str], S]) -> Plan[S]:
     return result
 
 
-def adapt(graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op, ...]], *, name: str) -> Graph:
+def adapt(
+    graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op, ...]], *, name: str | None = None
+) -> Graph:
     """The graph with `branch(module, setting)` in place of each planned module's ops.
 
-    Raises Unsupported where a planned module is the embedding.
+    Raises Unsupported where a planned module is the embedding and `name` says whose branch is not modelled there.
     """
 
     def rewritten(region: Region) -> Region:
@@ -50,7 +52,7 @@ def adapt(graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op
         def choose(module: Module) -> Rewriter | None:
             if module.path not in wanted:
                 return None
-            if module.site == "embed":
+            if module.site == "embed" and name is not None:
                 raise Unsupported(f"{name} on embeddings is not modelled; leave embed_tokens out of --target-modules")
             return lambda m: branch(m, wanted[m.path])
 

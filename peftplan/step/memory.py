@@ -175,12 +175,10 @@ def run_step(
     for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)
-        _forward(part, account)
-        if i == 1:
-            account.total += _embedding_held(part)
+        _forward(part, account, reads_embedding=i == 1)
     account.total += sum_bytes
     for part in penalties:
-        _forward(part, account)
+        _forward(part, account, reads_embedding=False)
     account.total -= sum_bytes + previous_outputs
     _end_of_forward(parts, account, result, loop)
     account.total += loss_bytes  # the gradient of the loss, a one
@@ -226,7 +224,7 @@ def _embedding_held(first: Segment) -> int:
     return first.entry_bytes if embedding_is_local(first) else 0
 
 
-def _forward(part: Segment, account: _Account) -> None:
+def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.plan.size(entry.nbytes) if entry is not None else 0
     walk.start_phase()
@@ -234,14 +232,15 @@ def _forward(part: Segment, account: _Account) -> None:
     part.forward_delta = walk.account.current
     part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
-    base = account.total + repeats * max(0, part.forward_delta)
+    held = _embedding_held(part) if reads_embedding else 0
+    base = account.total + repeats * max(0, part.forward_delta) + (held if repeats else 0)
     saved_base = account.saved + repeats * part.forward_saved
     marks = {"loss" if part.region.is_penalty else "forward": walk.account.peak}
     if walk.before_loss is not None:
         marks = {"forward": walk.before_loss, "loss": walk.account.peak}
     for phase, mark in marks.items():
         account.see(phase, part.region.name, mark, base, saved_base, account.grads)
-    account.total += part.count * part.forward_delta
+    account.total += part.count * part.forward_delta + held
     account.saved += part.count * part.forward_saved
 
 

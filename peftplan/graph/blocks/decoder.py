@@ -139,7 +139,8 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight")
     out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
     b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
-    hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
+    with b.marked("embed"):  # part of the embedding's module
+        hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
     position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
     mask, window_mask = _masks(arch, setup, b)
     cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
