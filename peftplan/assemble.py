@@ -38,6 +38,8 @@ class Trainees(NamedTuple):
     """What the optimizer steps over: the weights, or the method's copies of them."""
     remembered: list[Trained]
     """What the optimizer has states of."""
+    aside: tuple[int, ...] = ()
+    """Tensors that the method makes of the largest gradient for a moment, before the optimizer's step."""
 
     @property
     def copied(self) -> list[Trained]:
@@ -50,7 +52,8 @@ def trainees(case: Case, graph: Graph) -> Trainees:
     weights = trained(graph)
     masters, known = case.method.masters, case.method.remembered(graph)
     if masters is None:
-        return Trainees(weights, weights, weights if known is graph else trained(known))
+        aside = case.method.aside(max((w.bytes for w in weights), default=0))
+        return Trainees(weights, weights, weights if known is graph else trained(known), aside)
     stepped = [w._replace(dtype=masters) for w in weights]
     remembered = stepped if known is graph else [w._replace(dtype=masters) for w in trained(known)]
     return Trainees(weights, stepped, remembered)
@@ -68,7 +71,7 @@ def step_bytes(optimizer: Optimizer, train: Trainees, size: Size, backend: str =
     Where it steps over copies, each gradient becomes one of its weight's copy, and goes when that is there; afterwards
     each copy is cast back, one at a time.
     """
-    own = optimizer.step_bytes(train.stepped, backend)
+    own = max(optimizer.step_bytes(train.stepped, backend), sum(map(size, train.aside)))
     cast = [(copy, w) for copy, w in zip(train.copied, train.weights, strict=False) if copy.dtype is not w.dtype]
     grown = sum((size(copy.bytes) - size(w.bytes)) * w.copies for copy, w in cast)
     return grown + max(own, max((size(w.bytes) for _, w in cast), default=0))

@@ -133,6 +133,7 @@ def read(job: Job) -> Reading:
         cost=priced.cost,
         assumptions=(
             *case.assumptions,
+            *(Assumption(what=what, value=value, why=why) for what, value, why in case.method.remarks(graph)),
             *device_notes,
             *paced.notes,
             *priced.notes,

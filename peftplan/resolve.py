@@ -41,7 +41,7 @@ ATTENTION = {
 }
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
-TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro")
+TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro", "fishmask", "child_tuning")
 NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning", "adaption_prompt")
 """Methods that train weights in the base's dtype: its own, copies of them, or new ones."""
 PREFIXES = (

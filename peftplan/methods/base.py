@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from peftplan.arch.core import Arch
 from peftplan.graph.blocks.decoder import Batch
@@ -39,6 +39,14 @@ class Host:
         if self.adapter_dtype is not None:
             return self.adapter_dtype
         return DType.float32 if self.base_dtype.is_half else self.base_dtype
+
+
+class Remark(NamedTuple):
+    """What an answer should say of a method beyond its figures."""
+
+    what: str
+    value: Any
+    why: str
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,16 @@ class Method(ABC):
         """The graph whose trained weights have optimizer states: more than those that train in this stage, where the
         states of earlier ones stay."""
         return graph
+
+    def aside(self, gradient_bytes: int) -> tuple[int, ...]:
+        """Bytes of the tensors that it makes for a moment of a gradient of this size, before the optimizer's step."""
+        del gradient_bytes
+        return ()
+
+    def remarks(self, graph: Graph) -> tuple[Remark, ...]:
+        """What the answer should say besides, of the graph that it made."""
+        del graph
+        return ()
 
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:
