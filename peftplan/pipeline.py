@@ -166,7 +166,8 @@ def has_biased_linears(graph: Graph) -> bool:
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:
-    transient = case.optimizer.step_bytes(weights, case.job.backend)
+    done = case.optimizer.frees_gradients
+    transient = 0 if done else case.optimizer.step_bytes(weights, case.job.backend)
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )

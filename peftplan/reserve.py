@@ -47,7 +47,7 @@ def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     weights = trained(graph)
     each = [w.bytes for w in weights for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(weights, "cuda") for _ in range(s.copies) if not s.host]
-    step = case.optimizer.step_bytes(weights, "cuda")
+    step = 0 if case.optimizer.frees_gradients else case.optimizer.step_bytes(weights, "cuda")
     product = cublas_workspace(case.setup.numerics.capability).bytes
     biased = (workspace_bytes - HANDLES * product) // cublaslt_workspace().bytes
     return Around(
