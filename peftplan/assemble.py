@@ -9,7 +9,7 @@ from typing import NamedTuple
 from peftplan.arch.core import Arch
 from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Setup, decoder, module_order
-from peftplan.graph.core import Graph, Region, Tensor, is_global
+from peftplan.graph.core import Graph, Tensor, is_global
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.units import DType
@@ -85,18 +85,8 @@ def trained(graph: Graph) -> list[Trained]:
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
         ordered = _as_registered(mine) if len(mine) > 1 else mine
-        found.extend(as_trained(t, region, run) for t in ordered)
+        found.extend(Trained.of(t, region, run) for t in ordered)
     return found
-
-
-def as_trained(t: Tensor, region: Region, run: int = 0) -> Trained:
-    """A weight as an optimizer sees it: by its full name in the first layer of its region's."""
-    name, copies = t.name.removeprefix("@"), 1 if is_global(t.name) else region.count
-    if region.first_index is not None and not is_global(t.name):
-        name = f"model.layers.{region.first_index}.{name}"
-    elif not name.startswith("lm_head"):
-        name = f"model.{name}"
-    return Trained(t.shape, t.dtype, copies, name, run)
 
 
 def _as_registered(weights: list[Tensor]) -> list[Tensor]:

@@ -17,15 +17,17 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Graph, Op, Region
+from peftplan.graph.core import Graph, Op, Region, Tensor
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
+from peftplan.optimizers.base import Trained
 from peftplan.plugins import canonical
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.step.memory import Loop, Recompute
+from peftplan.step.walk import InBackward
 from peftplan.units import DType, parse_dtype
 
 ATTENTION = {
@@ -111,6 +113,7 @@ def resolve(job: Job) -> Case:
     method = methods.make(method_name, _method_knobs(job))
     optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
     rank, targets = _adapter_shape(job, arch, method, notes)
+    optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
     seq_len, batching = _batch(job, arch, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
@@ -158,9 +161,9 @@ def resolve(job: Job) -> Case:
         method=method,
         format=fmt,
         compute=compute,
-        optimizer=optimizers.make(optimizer_name, job.knobs("optimizer")),
+        optimizer=optimizer,
         recompute=recompute,
-        loop=_loop(job),
+        loop=_loop(job, optimizer),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -386,7 +389,7 @@ def _loss(job: Job) -> LossStyle:
     raise UnknownName("loss.style", str(asked), STYLES)
 
 
-def _loop(job: Job) -> Loop:
+def _loop(job: Job, optimizer: Optimizer) -> Loop:
     knobs = job.knobs("loop")
     unknown = [k for k in knobs if k != "outputs_until"]
     if unknown:
@@ -394,4 +397,12 @@ def _loop(job: Job) -> Loop:
     until = knobs.get("outputs_until", "step")
     if until not in ("loss", "step", "next"):
         raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
-    return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
+    if not optimizer.frees_gradients:
+        return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
+    if job.grad_accum > 1 and not optimizer.late:
+        raise RequestError(f"{job.optimizer} lets gradients go in backward, so none accumulate; use --grad-accum 1")
+
+    def scratch_bytes(weight: Tensor, region: Region) -> int | None:
+        return optimizer.update_bytes(Trained.of(weight, region), job.backend)
+
+    return Loop(outputs_until=until, in_backward=InBackward(scratch_bytes=scratch_bytes, late=optimizer.late))

@@ -11,34 +11,16 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peftplan.errors import RequestError, Unsupported
-from peftplan.instruments import fakes, quantize
+from peftplan.instruments import fakes, optim, quantize
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
 from peftplan.instruments.recorder import Recorder, Saved
-from peftplan.job import Job
 
 SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
 """Where True or 0.5 is the right answer for a value that is read: no packed sequences; places that are all inside a
 padded matrix; any step of Adam's."""
 VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
-OPTIMIZERS = {
-    "adamw": "auto",
-    "adamw_torch": "auto",
-    "adamw_for_loop": "for-loop",
-    "adamw_foreach": "foreach",
-    "adamw_torch_foreach": "foreach",
-    "adamw_fused": "fused",
-    "adamw_torch_fused": "fused",
-}
-IMPLEMENTATIONS: dict[str, dict[str, bool]] = {
-    "auto": {},
-    "for-loop": {"foreach": False, "fused": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-"""`auto` is torch's own choice, on the CPU the for-loop."""
 
 
 class Step:
@@ -76,11 +58,8 @@ class Step:
         real = self.mode == "real"
         return nullcontext() if real else as_if_real(self.recorder, padded=self.choices.padded)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        trained = [param for param in self.model.parameters() if param.requires_grad]
-        if not trained:
-            raise RequestError(f"method {self.choices.method!r} trains nothing on this model")
-        return torch.optim.AdamW(trained, lr=1e-4, **adamw_switches(self.job))
+    def _optimizer(self) -> optim.Plain:
+        return optim.make(self.choices.job, self.model)
 
     def _register(self) -> None:
         """Tell the recorder what lives between steps."""
@@ -113,11 +92,10 @@ class Step:
 
     def _register_optimizer(self) -> None:
         names = {id(param): name for name, param in self.model.named_parameters()}
-        for param, state in self.optimizer.state.items():
-            for key, value in state.items():
-                kind = "optimizer_step" if key == "step" else "optimizer"
-                if isinstance(value, torch.Tensor):
-                    self.recorder.add(value, kind, f"{names[id(param)]}.{key}")
+        for param, key, value in self.optimizer.states():
+            kind = "optimizer_step" if key == "step" else "optimizer"
+            if isinstance(value, torch.Tensor):
+                self.recorder.add(value, kind, f"{names[id(param)]}.{key}" if param is not None else key)
 
     @contextmanager
     def _phases(self) -> Iterator[None]:
@@ -158,7 +136,7 @@ class Step:
         if self.choices.outputs_until != "step":
             outputs = None
         recorder.phase = "backward"
-        loss.backward()
+        self.optimizer.backward(loss)
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 recorder.relabel(param.grad, "gradient", name)
@@ -170,7 +148,7 @@ class Step:
         self.optimizer.step()
         if self._allocates:
             self.model.base_model.update_and_allocate(0)  # a step before ranks are cut
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         del kept
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
@@ -213,17 +191,6 @@ class Step:
         guessed = (f"{at}: read a value, took {value}" for at, value in guesses if not at.startswith(SETTLED))
         uncounted = (f"no FLOP formula for {op}: counted 0" for op in sorted(self.recorder.uncounted))
         return (*guessed, *uncounted)
-
-
-def adamw_switches(job: Job) -> dict[str, bool]:
-    """The arguments of torch.optim.AdamW that choose its implementation. Raises Unsupported for others."""
-    name = (job.optimizer or "adamw").replace("-", "_").lower()
-    if name not in OPTIMIZERS:
-        raise Unsupported(f"--optimizer: the trace cannot run {job.optimizer!r}; it can: {', '.join(OPTIMIZERS)}")
-    impl = str(job.knobs("optimizer").get("impl", OPTIMIZERS[name]))
-    if impl not in IMPLEMENTATIONS:
-        raise RequestError(f"optimizer.impl={impl!r}: use one of {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[impl]
 
 
 def _versions() -> dict[str, str]:

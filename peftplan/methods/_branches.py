@@ -102,7 +102,6 @@ class OnLinears(Method):
             self._check_products(ops, module)
             return ops
 
-
         adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
         buffers = (*adapted.buffers, *self.buffers(list(chosen_modules(graph, planned)), host))
         return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)

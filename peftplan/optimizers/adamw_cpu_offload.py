@@ -1,8 +1,8 @@
-"""AdamW on the CPU (torchao 0.18, CPUOffloadOptimizer): weights, gradients and states have pinned copies in host memory.
+"""AdamW on the CPU, as torchao 0.18 runs it: weights, gradients and states have pinned copies in host memory.
 
-Mirrors torchao/optim/cpu_offload.py: for each weight of at least `minimal_size` elements a copy of it and of its
-gradient in host memory, where fused AdamW keeps its states in the weight's dtype; smaller ones are trained on the GPU.
-With `offload_gradients` a gradient leaves the GPU as soon as it is there.
+Mirrors torchao/optim/cpu_offload.py, CPUOffloadOptimizer: for each weight of at least `minimal_size` elements a copy of
+it and of its gradient in host memory, where fused AdamW keeps its states in the weight's dtype; smaller ones are
+trained on the GPU. With `offload_gradients` a gradient leaves the GPU as soon as it is there.
 """
 
 from __future__ import annotations

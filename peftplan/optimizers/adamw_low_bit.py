@@ -1,9 +1,9 @@
 """AdamW with states of 4 or 8 bits or in fp8, as torchao 0.18 keeps them.
 
-Dettmers 2022 (arXiv:2110.02861), Li 2023 (arXiv:2309.01507). Mirrors torchao/optim/adam.py, _AdamBase._new_buffer,
-and subclass_4bit.py, subclass_8bit.py, subclass_fp8.py: weights of at least 4,096 elements that blocks divide have packed states with an fp32 scale per block (and each a code of its
-own, of 16 or 256 floats); the others have states of their own dtype. The step counter is on the host. The step is
-compiled by Inductor, one weight at a time.
+Dettmers 2022 (arXiv:2110.02861), Li 2023 (arXiv:2309.01507). Mirrors torchao/optim/adam.py, _AdamBase._new_buffer, and
+subclass_4bit.py, subclass_8bit.py, subclass_fp8.py: weights of at least 4,096 elements that blocks divide have packed
+states with an fp32 scale per block (and each a code of its own, of 16 or 256 floats); the others have states of their
+own dtype. The step counter is on the host. The step is compiled by Inductor, one weight at a time.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from itertools import groupby
 from math import prod
 from typing import ClassVar, NamedTuple
 
+from peftplan.graph.core import Region, Tensor, is_global
 from peftplan.units import DType
 
 
@@ -19,9 +20,19 @@ class Trained(NamedTuple):
     dtype: DType
     copies: int = 1
     name: str = ""
-    """As in the model, without the layer: `self_attn.q_proj.weight`."""
+    """As in the model, of the first layer that has it: `model.layers.0.self_attn.q_proj.weight`."""
     run: int = 0
     """Weights of one run of equal layers share it: they come layer by layer."""
+
+    @staticmethod
+    def of(t: Tensor, region: Region, run: int = 0) -> Trained:
+        """A weight of the graph, by its full name in the first of its region's layers."""
+        name, copies = t.name.removeprefix("@"), 1 if is_global(t.name) else region.count
+        if region.first_index is not None and not is_global(t.name):
+            name = f"model.layers.{region.first_index}.{name}"
+        elif not name.startswith("lm_head"):
+            name = f"model.{name}"
+        return Trained(t.shape, t.dtype, copies, name, run)
 
     @property
     def numel(self) -> int:
@@ -93,9 +104,7 @@ class Optimizer(ABC):
     """Each weight is updated as soon as its gradient is there, which then dies (register_post_accumulate_grad_hook)."""
 
     late: ClassVar[bool] = False
-    """In backward, a gradient is used when the next one arrives."""
-    accumulates: ClassVar[bool] = True
-    """Whether, out of backward, gradients of several micro-batches can be summed before the step."""
+    """In backward, a gradient is used when the next one arrives; every micro-batch is a step."""
 
     @abstractmethod
     def states(self, weights: Sequence[Trained], backend: str) -> Iterable[State]:
