@@ -51,19 +51,31 @@ def adapt(model: torch.nn.Module, job: Job, dtype: torch.dtype | None) -> torch.
 
 
 def _train(model: Any, job: Job) -> None:
-    model.add_adapter(_NAME, config=_config(job))
-    model.train_adapter(_NAME)
-
-
-def _config(job: Job) -> Any:
-    """adapters' own config object: the one that the method's name stands for, with the settings laid over it."""
+    """With adapters' own config objects: the one that the method's name stands for, the settings laid over it."""
     from adapters import AdapterConfig
 
     cls = _class(job.method)
     if cls is None:
         raise UnknownName("method", job.method, ())
-    _, implied = methods.resolve_name(job.method)
-    return AdapterConfig.load(cls.base_config, **{**implied, **job.knobs("method")})
+    knobs = {**methods.resolve_name(job.method)[1], **job.knobs("method")}
+    mine = {name: value for name, value in knobs.items() if name not in (*cls.fused, "num_adapters")}
+    config = AdapterConfig.load(cls.base_config, **mine)
+    if not cls.fused:
+        model.add_adapter(_NAME, config=config)
+        model.train_adapter(_NAME)
+        return
+    count = methods.make(job.method, knobs).knob("num_adapters")
+    _fuse(model, config, count, {name: knobs[name] for name in cls.fused if name in knobs})
+
+
+def _fuse(model: Any, config: Any, count: int, knobs: dict[str, Any]) -> None:
+    from adapters import DynamicAdapterFusionConfig, Fuse
+
+    names = [f"{_NAME}_{i}" for i in range(count)]
+    for name in names:
+        model.add_adapter(name, config=config)
+    model.add_adapter_fusion(Fuse(*names), config=DynamicAdapterFusionConfig(**knobs).to_dict())
+    model.train_adapter_fusion(Fuse(*names))
 
 
 @contextmanager

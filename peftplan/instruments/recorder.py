@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftplan.instruments.engine import sums_in_place
+from peftplan.instruments.engine import adds_bias, sums_in_place
 from peftplan.instruments.flops import flops_of, looks_heavy
 
 STATIC_KINDS = (
@@ -316,6 +316,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._op = str(func)
         if self.phase == "backward" and sums_in_place(func, args):
             return args[0].add_(args[1])
+        if adds_bias(func, args):
+            return _aten.alias.default(args[0].add_(args[1]))
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
         out = self._run(func, args, kwargs)

@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
-from peftplan.graph.blocks.modeling import ADAPTERS_OWN, TRANSFORMERS_4, Modeling
+from peftplan.graph.blocks.modeling import ADAPTERS_LLAMA, ADAPTERS_MISTRAL, TRANSFORMERS_4, Modeling
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph
 from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
-OWN_LAYERS = ("llama", "mistral")
-"""Families whose layers it replaces with its own."""
+MODELS = {"llama": ADAPTERS_LLAMA, "mistral": ADAPTERS_MISTRAL, "qwen2": TRANSFORMERS_4, "qwen3": TRANSFORMERS_4}
 HOOKED = ("qwen2", "qwen3")
-"""Families whose layers, transformers' own, it hooks into."""
+"""Families whose layers, transformers' own, it hooks into; it replaces the others' with its own."""
 COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
 """Settings of its configs that memory does not feel."""
 
@@ -32,11 +31,12 @@ class AdapterHub(Method, ABC):
     libraries: ClassVar[tuple[str, ...]] = ("adapters",)
     base_config: ClassVar[str]
     """What `add_adapter` knows it as."""
+    fused: ClassVar[tuple[str, ...]] = ()
+    """Knobs of a fusion of adapters, beside those of the adapters; `num_adapters` says how many."""
 
     @final
     def apply(self, graph: Graph, host: Host) -> Graph:
-        adapted = self.adapt(graph, host, new_dtype(host, graph))
-        return _with_context(adapted, host) if host.recomputes else adapted
+        return _with_context(self.adapt(graph, host, new_dtype(host, graph)), host)
 
     @abstractmethod
     def adapt(self, graph: Graph, host: Host, dtype: DType) -> Graph:
@@ -50,11 +50,9 @@ class AdapterHub(Method, ABC):
 
     @final
     def modeling(self, family: str) -> Modeling:
-        if family in OWN_LAYERS:
-            return ADAPTERS_OWN
-        if family in HOOKED:
-            return TRANSFORMERS_4
-        names = ", ".join((*OWN_LAYERS, *HOOKED))
+        if family in MODELS:
+            return MODELS[family]
+        names = ", ".join(MODELS)
         raise Unsupported(f"adapters 1.3.0 has no interface for {family} that is modelled; it has for {names}")
 
 
@@ -85,5 +83,9 @@ def _with_context(graph: Graph, host: Host) -> Graph:
     first, *rest = graph.regions
     mask = next(t for t in graph.inputs if t.name == "@attention_mask")
     b = Builder(host.numerics, "context.")
-    b.keep(*(b.plain(label, mask.shape[0], dtype=DType.int64, ins=(mask,)) for label in ("seqlens", "offsets")))
-    return replace(graph, regions=(replace(first, ops=(*b.ops, *first.ops)), *rest))
+    rows = tuple(b.plain(label, mask.shape[0], dtype=DType.int64, ins=(mask,)) for label in ("seqlens", "offsets"))
+    if host.recomputes:
+        b.keep(*rows)
+    held = () if host.recomputes else tuple(t.name for t in rows)
+    front = replace(first, ops=(*b.ops, *first.ops), held=(*first.held, *held))
+    return replace(graph, regions=(front, *rest))

@@ -59,7 +59,8 @@ class Bottleneck(AdapterHub, ABC):
     is_parallel: bool = False
     dropout: float = 0.0
     leave_out: tuple[int, ...] = field(default=())
-    base_config: ClassVar[str]
+    trains: ClassVar[bool] = True
+    """Whether the adapters themselves train."""
 
     # -- what is asked ------------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Bottleneck(AdapterHub, ABC):
 
     def run(self, b: Builder, hidden: Tensor, before: Tensor, inside: Inside) -> Tensor:
         """BottleneckLayer.bottleneck_layer_forward: `hidden` out of the sublayer, `before` what it was added to."""
-        x, residual = (before, None) if self.is_parallel else self._entered(b, hidden, before)
+        x, residual = (before, None) if self.is_parallel else self.entered(b, hidden, before)
         up, out = self.adapter(b, x, residual, inside)
         total = b.add(out, hidden, label="around") if self.is_parallel else out
         if self.original_ln_after and not hooked(inside.host):
@@ -135,14 +136,16 @@ class Bottleneck(AdapterHub, ABC):
         b.hold(hidden, before, up)
         return result
 
-    def _entered(self, b: Builder, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def entered(self, b: Builder, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Adapter.pre_forward."""
         x = b.add(hidden, before, label="entry") if self.original_ln_before else hidden
         return x, hidden if self.residual_before_ln else x
 
-    def adapter(self, b: Builder, x: Tensor, residual: Tensor | None, inside: Inside) -> tuple[Tensor, Tensor]:
+    def adapter(
+        self, b: Builder, x: Tensor, residual: Tensor | None, inside: Inside, *, name: str = "trained"
+    ) -> tuple[Tensor, Tensor]:
         """Adapter.forward: the scaled way up, and with what it is added to."""
-        with b.scope("adapters.trained"):
+        with b.scope(f"adapters.{name}"):
             down = self._squeezed(b, self.project(b, x, inside.size, "adapter_down.0", inside.dtype))
             up = self._scaled(b, self.project(b, down, x.shape[-1], "adapter_up", inside.dtype), inside.dtype)
             out = b.dropout(up, self.dropout)
@@ -152,9 +155,12 @@ class Bottleneck(AdapterHub, ABC):
 
     def project(self, b: Builder, x: Tensor, width: int, label: str, dtype: DType) -> Tensor:
         """One of the two projections."""
-        weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=dtype, kind=ADAPTER)
-        bias = b.weight(f"{label}.bias", width, dtype=dtype, kind=ADAPTER)
-        return b.linear(x, weight, bias, label=label)
+        weight = self.new(b, f"{label}.weight", width, x.shape[-1], dtype=dtype)
+        return b.linear(x, weight, self.new(b, f"{label}.bias", width, dtype=dtype), label=label)
+
+    def new(self, b: Builder, label: str, *shape: int, dtype: DType) -> Tensor:
+        """A parameter of an adapter."""
+        return b.weight(label, *shape, dtype=dtype, kind=ADAPTER)._replace(trainable=self.trains)
 
     def _squeezed(self, b: Builder, x: Tensor) -> Tensor:
         name = self.non_linearity.lower()
@@ -164,7 +170,7 @@ class Bottleneck(AdapterHub, ABC):
         if not isinstance(self.scaling, str):
             return b.scale(up, label="scaled")
         size = up.shape[-1] if self.scaling == "channel" else 1
-        return b.mul(up, b.weight("scaling", size, dtype=dtype, kind=ADAPTER), label="scaled")
+        return b.mul(up, self.new(b, "scaling", size, dtype=dtype), label="scaled")
 
 
 class Inside(NamedTuple):

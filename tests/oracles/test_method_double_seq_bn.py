@@ -17,6 +17,7 @@ OTHER: dict[str, Any] = {**SMALL, "method.dropout": 0.1, "method.non_linearity":
 ROWS: list[Row] = [
     ("llama", {**PLAIN, "method": "houlsby", "set": SMALL}),
     ("llama", {**AGAIN, "method": "double_seq_bn", "set": SMALL}),
+    ("mistral", {**AGAIN, "method": "houlsby", "set": {"model.sliding_window": 9}}),
     ("mistral", {**MIXED, "method": "houlsby", "set": OTHER}),
     ("qwen2", {**WIDE, "method": "houlsby", "set": {**OTHER, "method.scaling": "learned"}}),
     ("llama", {**WIDE, "method": "houlsby", "grad_accum": 2, "set": {**SMALL, "method.leave_out": [1]}}),

@@ -142,6 +142,8 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     with b.marked("embed"):  # part of the embedding's module
         hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
     position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
+    if setup.modeling.repeats_positions and batch.size > 1:
+        b.make("row_positions", batch.size, batch.seq, dtype=DType.int64, ins=(position,))
     mask, window_mask = _masks(arch, setup, b)
     cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
     shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
