@@ -16,7 +16,7 @@ import sys
 import torch
 
 from peftplan.arch.core import Arch
-from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
+from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
 from peftplan.instruments import build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
@@ -28,6 +28,10 @@ from peftplan.job import Job, make_job
 __all__ = ["Trace", "trace"]
 
 
+BY_VALUE = ("cpt",)
+"""Methods whose shapes depend on values, which fake tensors lack."""
+
+
 def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     """Trace one steady training step of `job`, whose config is `job.config`, or else `arch`'s.
 
@@ -36,6 +40,10 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     if job.config is None and arch is not None:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
+    if mode == "fake" and choices.method in BY_VALUE:
+        raise Unsupported(
+            f"method {choices.method} picks elements by their values; trace a tiny model with mode='real'"
+        )
     sole_owner()
     with quiet():
         model = _assembled(choices, mode)

@@ -11,7 +11,6 @@ _BY_VALUE = "it picks elements by their values, so no trace without values holds
 UNMODELLED: Mapping[str, str] = {
     "adalora": "its penalty adds products of every layer's adapters to the loss, which a step's graph cannot say yet",
     "adamss": "its subspaces of each weight's decomposition are not written down yet",
-    "cpt": f"it computes a loss of its own; {_BY_VALUE}",
     "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
     "osf": "it projects its gradients in hooks during the backward, which a step's graph cannot say yet",
     "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
