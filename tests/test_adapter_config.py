@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "PromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "AdaptionPromptConfig": {"task_type": "CAUSAL_LM", "adapter_len": 8, "adapter_layers": 4},
     "CartridgeConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_frozen_tokens": 2},
+    "CPTConfig": {"task_type": "CAUSAL_LM", "cpt_token_ids": [1, 2, 3, 4], "cpt_tokens_type_mask": [1, 2, 3, 4]},
     "PrefixTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "PromptEncoderConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "MultitaskPromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_tasks": 3},

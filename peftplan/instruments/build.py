@@ -29,8 +29,9 @@ DTYPES = {
 QUANTIZED = ("nf4", "fp4", "int8")
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
-WITH_VALUES = ("shira",)
-"""Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts."""
+WITH_VALUES = ("shira", "cpt")
+"""Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
+shapes of CPT's loss depend on values."""
 LATE = ("_psoft_A_cache", "_psoft_B_cache")
 """Buffers that PEFT makes after it has moved a layer's others to the weight's dtype; they stay float32."""
 

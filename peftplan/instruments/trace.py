@@ -51,8 +51,9 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
 
 def parameters(job: Job) -> dict[str, int]:
     """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
+    choices = build.decide(job)
     with quiet():
-        return _count(_assembled(build.decide(job), "fake"))
+        return _count(_assembled(choices, "real" if choices.method in build.WITH_VALUES else "fake"))
 
 
 def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:
