@@ -81,11 +81,11 @@ def trained(graph: Graph) -> list[Trained]:
     """Trainable weights in the order an optimizer sees them, neighbours in a layer as neighbours."""
     found: list[Trained] = []
     seen: set[str] = set()
-    for region in graph.regions:
+    for run, region in enumerate(graph.regions):
         mine = [t for t in region.params() if t.trainable and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
         ordered = _as_registered(mine) if len(mine) > 1 else mine
-        found.extend([Trained(t.numel, t.dtype, 1 if is_global(t.name) else region.count) for t in ordered])
+        found.extend(Trained.of(t, region, run) for t in ordered)
     return found
 
 

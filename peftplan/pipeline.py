@@ -16,6 +16,7 @@ from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
+from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
@@ -96,7 +97,7 @@ def _walk(case: Case) -> Walked:
     rules = _rules(case)
     train = trainees(case, graph)
     static = _static(case, graph, train, rules)
-    existing = sum(rules.size(w.bytes) * w.copies for w in train.weights) if case.loop.grads_exist else 0
+    existing = _gradients(graph, train.weights, rules) if case.loop.grads_exist else 0
     step = run_step(
         graph,
         static_bytes=sum(static.values()),
@@ -175,6 +176,19 @@ def has_biased_linears(graph: Graph) -> bool:
     """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
     linears = (op for r in graph.regions for op in r.ops if len(op.ins) > 2)
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
+
+
+def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+    """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    wholes = (
+        (rules.size(op.out.nbytes) - rules.size(t.logical_bytes)) * region.count
+        for region in graph.regions
+        for op in region.ops
+        if op.narrows
+        for t in op.ins
+        if t.trainable and t.dtype is op.out.dtype
+    )
+    return sum(rules.size(w.bytes) * w.copies for w in weights) + sum(wholes)
 
 
 def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:

@@ -6,6 +6,7 @@ Records live as JSON lines under `profiles/`: `published/` (other people's measu
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
@@ -43,6 +44,10 @@ MemoryKind = Literal[
 - `allocated_between_steps`: memory_allocated after optimizer.step, before gradients are dropped
 - `allocated_peak_forward|backward|optimizer`: the peak within one phase of a steady step
 """
+
+
+_HOLDS: tuple[MemoryKind, ...] = ("allocated_resident", "allocated_peak", "reserved_peak", "device")
+"""Each is held by the next."""
 
 
 class _Frozen(BaseModel):
@@ -99,6 +104,16 @@ class Record(_Frozen):
     def _says_something(self) -> Record:
         if not self.measured and not self.out_of_memory:
             raise ValueError("a run that did not run out of memory must have measured something")
+        return self
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Record:
+        """A card holds what the allocator reserved, which holds what was allocated: else a value has a wrong label."""
+        most = [(kind, max((v.bytes for v in self.measured if v.kind == kind), default=None)) for kind in _HOLDS]
+        known = [(kind, value) for kind, value in most if value is not None]
+        for (less, small), (more, large) in itertools.pairwise(known):
+            if small > large:
+                raise ValueError(f"{less} of {small} bytes is more than {more} of {large}: is one of them mislabelled?")
         return self
 
     def to_job(self) -> Job:

@@ -22,6 +22,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "MissConfig": {"r": 4, "target_modules": ["q_proj"]},
     "LNTuningConfig": {},
     "PromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
+    "AdaptionPromptConfig": {"task_type": "CAUSAL_LM", "adapter_len": 8, "adapter_layers": 4},
+    "CartridgeConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_frozen_tokens": 2},
     "PrefixTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "PromptEncoderConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "MultitaskPromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_tasks": 3},

@@ -88,6 +88,19 @@ def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ..
     return tuple(map(rename, ops))
 
 
+def after(region: Region, path: str, result: Tensor, then: Callable[[Tensor], tuple[tuple[Op, ...], Tensor]]) -> Region:
+    """The region with what `then` makes of the `result` of its submodule `path` (`self_attn`) in place of that result.
+
+    `then` is given the submodule's own result and returns (ops, the value that stands in for it).
+    """
+    own = [i for i, op in enumerate(region.ops) if op.name.startswith(f"{path}.")]
+    start, end = own[0], own[-1] + 1
+    inner = result._replace(name=f"{result.name}.inner")
+    ops, made = then(inner)
+    before = writing(region.ops[start:end], result, inner)
+    return replace(region, ops=(*region.ops[:start], *before, *writing(ops, made, result), *region.ops[end:]))
+
+
 def _mentions(op: Op, name: str) -> bool:
     """Whether it writes, reads or views that value."""
     return name in [n for t in (op.out, *op.ins) for n in (t.name, t.base)]

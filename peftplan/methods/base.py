@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from peftplan.arch.core import Arch
 from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Graph
+from peftplan.graph.core import Graph, Op
 from peftplan.units import DType
 
 Family = Literal["selective", "additive", "soft prompt", "reparameterized", "hybrid", "memory-frugal"]
@@ -26,6 +28,10 @@ class Host:
     adapter_dtype: DType | None
     """The dtype of new parameters; None: PEFT's rule, half-precision adapters are held in fp32."""
     base_dtype: DType
+    packs: Callable[[tuple[Op, ...]], tuple[Op, ...]]
+    """What the base's format makes of a linear layer's ops: for methods that run one of them on another input."""
+    recomputes: bool = False
+    """Whether layers are checkpointed."""
 
     @property
     def new_dtype(self) -> DType:
@@ -62,6 +68,16 @@ class Method(ABC):
     def seen(self, batch: Batch) -> Batch:
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
         return batch
+
+    def modeling(self, family: str) -> Modeling:
+        """Whose modelling code the library runs a family with. Raises Unsupported where it runs none of it."""
+        del family
+        return TRANSFORMERS_5
+
+    def new_dtype_note(self, host: Host) -> tuple[DType, str]:
+        """The dtype of new parameters on a half-precision base where the job leaves it open, and why."""
+        del host
+        return DType.float32, "PEFT holds adapters in fp32 on a half-precision base"
 
     def default_targets(self, family: str) -> str | tuple[str, ...] | None:
         """The modules adapted where the job names none; None where the method decides that for itself."""

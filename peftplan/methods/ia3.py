@@ -53,7 +53,7 @@ class Ia3(Method):
     def apply(self, graph: Graph, host: Host) -> Graph:
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
-        choice = targets(family, wanted, excluded=self.exclude_modules)
+        choice = targets(family, wanted, excluded=self.exclude_modules, saved=self.modules_to_save)
         feedforward = self._feedforward(family)
         planned = plan(graph, choice, lambda path: _is_feedforward(feedforward, path))
 

@@ -13,9 +13,9 @@ from typing import ClassVar, final
 
 from peftplan.graph.core import Op
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._bottleneck import HARMLESS, Bottleneck
 from peftplan.methods._branches import builder
 from peftplan.methods._linears import ended
+from peftplan.methods._llm_adapters import HARMLESS, Bottleneck
 from peftplan.methods.base import Host
 
 __all__ = ["EXAMPLES", "HARMLESS", "METHOD", "UNVERIFIED"]

@@ -61,7 +61,7 @@ class LnTuning(Method):
             raise RequestError(f"PEFT has no default norms for {family}; pass --target-modules {','.join(_NORMS)}")
         if wanted == ALL_LINEAR:
             raise Unsupported("method ln_tuning on linear layers is not modelled; name norms in --target-modules")
-        return targets(family, wanted, excluded=self.exclude_modules)
+        return targets(family, wanted, excluded=self.exclude_modules, saved=self.modules_to_save)
 
 
 def _norms(region: Region) -> dict[str, Tensor]:

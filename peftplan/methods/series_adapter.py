@@ -15,9 +15,9 @@ from typing import Any, ClassVar, final
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Op
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._bottleneck import HARMLESS, Bottleneck, check_places
 from peftplan.methods._branches import builder
 from peftplan.methods._linears import ended
+from peftplan.methods._llm_adapters import HARMLESS, Bottleneck, check_places
 from peftplan.methods.base import Host
 
 __all__ = ["EXAMPLES", "HARMLESS", "METHOD", "UNVERIFIED"]

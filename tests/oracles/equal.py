@@ -24,6 +24,7 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "gemma": {"head_dim": 16},
     "phi3": {"pad_token_id": 0},
+    "mistral": {"sliding_window": 9},
 }
 """What each tiny model's config says besides `SIZES`: awkward on purpose, so that wrong dimensions cannot hide."""
 

@@ -3,7 +3,7 @@ the estimate to the byte."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from peftplan.instruments import build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.engine import sole_owner
 from peftplan.instruments.hooks import quiet
+from peftplan.instruments.optim import Plain
 from peftplan.instruments.step import Step
 from peftplan.job import Job
 from peftplan.pipeline import read
@@ -36,21 +37,20 @@ class _Step(Step):
         if self.between is not None:
             self.between(self.model)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return super()._optimizer() if self.make is None else self.make(self.model)
-
-    def _register_optimizer(self) -> None:
-        if self.make is None:
-            super()._register_optimizer()
-            return
-        for number, tensor in enumerate(_state_tensors(self.optimizer)):
-            self.recorder.add(tensor, "optimizer", str(number))
+    def _optimizer(self) -> Plain:
+        return super()._optimizer() if self.make is None else _Own(self.make(self.model))
 
 
-def _state_tensors(optimizer: Any) -> Iterable[torch.Tensor]:
-    yield from getattr(optimizer, "held", ())
-    for state in optimizer.state.values():
-        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+class _Own(Plain):
+    """An optimizer of the test's own."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def states(self) -> Iterator[tuple[None, str, Any]]:
+        held = getattr(self._inner, "held", ())
+        each = (value for state in self._inner.state.values() for value in state.values())
+        yield from ((None, str(n), t) for n, t in enumerate((*held, *each)) if isinstance(t, torch.Tensor))
 
 
 def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None, between: Change | None = None) -> Trace:

@@ -71,6 +71,8 @@ class Slice(Unary):
 class Concat(HandsOn):
     """torch.cat: keeps nothing; gradients are views of the incoming one."""
 
+    narrows = True
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
