@@ -108,6 +108,7 @@ def _walk(case: Case) -> Walked:
         entry_requires_grad=case.recompute.layers,
     )
     _optimizer_phase(case, step, train, rules)
+    _between(case, step, graph, rules)
     return Walked(
         case=case, graph=graph, trainees=train, rules=rules, static=static, step=step, existing_grad_bytes=existing
     )
@@ -195,6 +196,14 @@ def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )
+
+
+def _between(case: Case, step: StepMemory, graph: Graph, rules: Rules) -> None:
+    """What the method does between two steps, when gradients and activations are gone."""
+    made = case.method.between(graph)
+    if made:
+        total = step.static_bytes + sum(map(rules.size, made))
+        step.phases["between"] = PhasePeak(phase="between", bytes=total, saved_bytes=0, grad_bytes=0, where="two steps")
 
 
 def _parameters(graph: Graph) -> Parameters:

@@ -57,5 +57,6 @@ def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
         states=[*copies, *states],
         gradients=each if case.loop.grads_exist else [],
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
+        between=case.method.between(graph),
         step_temporaries=each if step == sum(each) else [step],
     )

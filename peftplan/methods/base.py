@@ -108,6 +108,11 @@ class Method(ABC):
         del gradient_bytes
         return ()
 
+    def between(self, graph: Graph) -> tuple[int, ...]:
+        """Bytes of the tensors that it makes between two steps, as many as are alive together at the most."""
+        del graph
+        return ()
+
     def remarks(self, graph: Graph) -> tuple[Remark, ...]:
         """What the answer should say besides, of the graph that it made."""
         del graph

@@ -38,6 +38,8 @@ class Around:
     """Made by the first matrix product of each thread."""
     step_temporaries: Sequence[int]
     """Of the optimizer's step, alive together."""
+    between: Sequence[int] = ()
+    """Of what the method does between two steps, alive together."""
 
 
 @dataclass(slots=True)
@@ -148,6 +150,9 @@ class _Player:
         """zero_grad, forward, backward, optimizer step."""
         self._tracks = tracks
         self._free_all(key for key in self._alive if key[0] == "grad")
+        if not first:
+            self.hold("between", around.between)
+            self._free_all(key for key in self._alive if key[0] == "between")
         self.hold("input", (t.nbytes for t in graph.inputs))
         if first:
             self.hold("forward workspace", around.workspaces[::2])

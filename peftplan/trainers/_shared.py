@@ -13,7 +13,7 @@ from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, Rule, S
 def knobs(
     pairs: Mapping[str, str],
     *,
-    method: str,
+    method: str | tuple[str, ...],
     where: Callable[[Config], bool],
     defaults: Fields | None = None,
     otherwise: Fields | None = None,
@@ -31,7 +31,7 @@ def knobs(
         return {field: value for field, value in given.items() if value is not False}
 
     def write(fields: Fields) -> Config:
-        if fields["method"] != method:
+        if fields["method"] not in ((method,) if isinstance(method, str) else method):
             return {}
         full = {**(otherwise or {}), **fields}
         return {key: _plain(full[field]) for key, field in pairs.items() if full.get(field) is not None}

@@ -5,7 +5,7 @@ Defaults that move memory: one sequence of 512 tokens, bf16 weights under bf16 a
 fused LoRA kernels where no key says otherwise, adapters in fp32, and norms, embeddings and head of a packed base cast
 back to the model's dtype (loaders/model.py, _configure_embedding_dtypes).
 Not expressed: weights trained in pure bf16, methods other than full, LISA, LoRA and its
-variants and BitFit.
+variants, ReLoRA and BitFit.
 Approximated: with `attn_implementation: sdpa` or `eager`, full fine-tuning holds norms, embeddings and head in fp32;
 they are priced in the model's dtype (errs low).
 """
@@ -39,7 +39,7 @@ _LORA = knobs(
         "peft_use_rslora": "method.use_rslora",
         "peft_init_lora_weights": "method.init_lora_weights",
     },
-    method="lora",
+    method=("lora", "relora"),
     where=own.is_lora,
     defaults={"method.lora_dropout": 0.0},
     otherwise={"method.lora_alpha": 8, "method.lora_dropout": 0.0},
@@ -67,8 +67,8 @@ class Axolotl(Trainer):
     proved = (
         "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4) and int8, 8-bit AdamW, in one "
         "process: trained and saved counts and the optimizer's bytes are those of the estimate. Only parsed: flash "
-        "attention and packing, fused kernels, Liger, LISA and FSDP; its processes, where there are several, want a "
-        "GPU. DeepSpeed is not installed where this is tested. Axolotl's validation accepts any key: a "
+        "attention and packing, fused kernels, Liger, LISA, ReLoRA and FSDP; its processes, where there are several, "
+        "want a GPU. DeepSpeed is not installed where this is tested. Axolotl's validation accepts any key: a "
         "misspelt one is found by the list of its schema's keys."
     )
     dataset_keys = ("datasets",)
@@ -104,7 +104,6 @@ class Axolotl(Trainer):
         "activation_offloading": less("what backward needs lies in host memory"),
         "layer_offloading": less("frozen layers lie in host memory"),
         "selective_checkpointing*": more("some outputs are kept besides each layer's input"),
-        "relora": more("each restart merges the adapter into the base, for a moment"),
         "rl": more("pairs of answers, and for some a reference model"),
         "reward_model": less("a reward takes the place of the vocabulary's logits"),
         "process_reward_model": less("a reward takes the place of the vocabulary's logits"),
@@ -126,8 +125,8 @@ class Axolotl(Trainer):
     rules = (
         same("base_model", "model"),
         custom(
-            ("adapter", "unfrozen_parameters"),
-            ("method", "method.train"),
+            ("adapter", "unfrozen_parameters", "relora", "relora_cpu_offload", "jagged_restart_steps"),
+            ("method", "method.train", "method.cpu_offload", "method.restart_steps"),
             read=own.read_method,
             write=own.write_method,
             stand_ins=own.method_stand_ins,

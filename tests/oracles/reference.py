@@ -30,6 +30,12 @@ class _Step(Step):
     """A step with an optimizer of the test's own, whose states are named by their place."""
 
     make: MakeOptimizer | None = None
+    between: Change | None = None
+
+    def _step(self) -> None:
+        super()._step()
+        if self.between is not None:
+            self.between(self.model)
 
     def _optimizer(self) -> Plain:
         return super()._optimizer() if self.make is None else _Own(self.make(self.model))
@@ -47,8 +53,8 @@ class _Own(Plain):
         yield from ((None, str(n), t) for n, t in enumerate((*held, *each)) if isinstance(t, torch.Tensor))
 
 
-def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None) -> Trace:
-    """The trace of the job's base model as `change` leaves it."""
+def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None, between: Change | None = None) -> Trace:
+    """The trace of the job's base model as `change` leaves it; `between` comes after each step."""
     choices = replace(build.decide(job), method="full")
     sole_owner()
     with quiet():
@@ -59,17 +65,22 @@ def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None) 
         trainable, total = PeftModel.get_nb_trainable_parameters(model)
         with fakes.fake_tensors(), quantize.recognised():
             fakes.to_fake(model)
-            make = type("_Made", (_Step,), {"make": None if optimizer is None else staticmethod(optimizer)})
-            trace: Trace = make(choices, model, "fake").run({"total": total, "trainable": trainable})
+            own = {"make": optimizer, "between": between}
+            made = type("_Made", (_Step,), {key: value and staticmethod(value) for key, value in own.items()})
+            trace: Trace = made(choices, model, "fake").run({"total": total, "trainable": trainable})
             return trace
 
 
 def assert_as_reference(
-    family: str, fields: dict[str, Any], change: Change, optimizer: MakeOptimizer | None = None
+    family: str,
+    fields: dict[str, Any],
+    change: Change,
+    optimizer: MakeOptimizer | None = None,
+    between: Change | None = None,
 ) -> None:
     """The estimate and the trace of the reference are the same numbers."""
     job = tiny_job(family, fields)
-    assert_same(reference(job, change, optimizer), read(job).estimate)
+    assert_same(reference(job, change, optimizer, between), read(job).estimate)
 
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:

@@ -143,6 +143,15 @@ def test_lisa_needs_both_of_its_keys() -> None:
         AXOLOTL.config(active, Run())
 
 
+def test_restarts() -> None:
+    job = read(
+        adapter="qlora", load_in_4bit=True, lora_r=8, relora=True, relora_cpu_offload=True, jagged_restart_steps=9
+    )
+    assert (job.method, job.rank, job.settings["method.cpu_offload"]) == ("relora", 8, True)
+    assert not why(job, "relora")
+    assert AXOLOTL.config(job, Run())["jagged_restart_steps"] == 9
+
+
 def test_fused_kernels_are_on_where_no_key_says_otherwise() -> None:
     lora = {"adapter": "lora", "lora_r": 8, "lora_target_linear": True}
     assert "on where no lora_*_kernel key is set" in why(read(**lora), "lora_mlp_kernel")
@@ -199,7 +208,7 @@ JOBS = st.fixed_dictionaries(
     {
         "model": st.sampled_from(["qwen25-0.5b", "tinyllama"]),
         "method": st.sampled_from(
-            ["full", "lora", "qlora", "dora", "rslora", "lora_plus", "pissa", "qdora", "bitfit", "lisa"]
+            ["full", "lora", "qlora", "dora", "rslora", "lora_plus", "pissa", "qdora", "bitfit", "lisa", "relora"]
         ),
         "micro_batch": st.integers(1, 3),
         "grad_accum": st.integers(1, 4),
