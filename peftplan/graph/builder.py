@@ -21,6 +21,7 @@ from peftplan.graph.ops import (
     Formula,
     Hold,
     Hooked,
+    Keep,
     Linear,
     Make,
     MatMul,
@@ -161,11 +162,11 @@ class Builder:
             WeightCast(name=n, ins=(t,), out=Tensor(n, t.shape, target), site=self._site, part=self._part)
         )
 
-    def kron(self, a: Tensor, b: Tensor, rows: int, columns: int, *, label: str = "kron") -> Tensor:
-        """Kronecker product of matrices: one elementwise product of views (aten/src/ATen/native/LinearAlgebra.cpp,
-        KronImpl)."""
+    def kron(self, a: Tensor, b: Tensor, *shape: int, label: str = "kron") -> Tensor:
+        """Kronecker product of matrices, or of as many of them as `shape` says first: one elementwise product of views
+        (aten/src/ATen/native/LinearAlgebra.cpp, KronImpl)."""
         n = self.name(label)
-        out = Tensor(n, (rows, columns), promote(a.dtype, b.dtype))
+        out = Tensor(n, shape, promote(a.dtype, b.dtype))
         return self._emit(Mul(name=n, ins=(a, b), out=out, site=self._site, part=self._part))
 
     # -- elementwise --------------------------------------------------------------------------------------------
@@ -309,6 +310,12 @@ class Builder:
         n = self.name("hold")
         out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
         self.ops.append(Hold(name=n, ins=tensors, out=out, site=self._site, part=self._part))
+
+    def keep(self, *tensors: Tensor) -> None:
+        """What a closure holds for as long as the graph lives."""
+        n = self.name("keep")
+        out = Tensor(n, (), DType.boolean, BUFFER, stored_bytes=0)
+        self.ops.append(Keep(name=n, ins=tensors, out=out, site=self._site, part=self._part))
 
     # -- what single methods need -------------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from peftplan.instruments.engine import sums_in_place
+from peftplan.instruments.engine import adds_bias, sums_in_place
 from peftplan.instruments.flops import flops_of, looks_heavy
 
 STATIC_KINDS = (
@@ -40,9 +40,9 @@ loop holds on to the model's outputs.
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
-_NO = ("peft/tuners/vblora/layer.py",)
-"""Where False is the right answer: whether logits are infinite."""
-_LIBRARIES = ("/transformers/", "/peft/", "/bitsandbytes/")
+_ANSWERS: dict[str, Any] = {"peft/tuners/vblora/layer.py": False, "peft/tuners/poly/router.py": 0}
+"""By source file, the right answer to what it reads of a tensor: whether logits are infinite; the largest task."""
+_LIBRARIES = ("/transformers/", "/peft/", "/adapters/", "/bitsandbytes/")
 
 
 class Event(NamedTuple):
@@ -163,6 +163,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.recomputing = 0
         self.guesses: dict[str, Any] = {}
         """Source line -> value taken there, where the model read a tensor's value and there was none."""
+        self.answers = dict(_ANSWERS)
+        """Source file -> what a truth value that is read there is, where nobody can know; elsewhere True."""
         self.uncounted: set[str] = set()
         """Operators that look like products and have no FLOP formula."""
         self._known: dict[int | None, Any] = {}
@@ -260,13 +262,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self._place_of_node[number] = Place(self._stack[-1] if self._stack else "", _source_line())
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Pack hook: remember the storage, keep the tensor as it is."""
+        """Pack hook: remember the storage, keep the tensor as it is; a node's own output without the node, which would
+        otherwise keep itself alive where nobody runs it backward."""
+        node = torch._C._autograd._get_sequence_nr() - 1
         for part in _parts(tensor):
             number = self.id_of(part)
             if number is not None and number not in self.packed:
-                node = torch._C._autograd._get_sequence_nr() - 1
                 place = Place(self._stack[-1] if self._stack else "", _source_line())
                 self.packed[number] = (node, place, part.shape)
+        if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() == node:
+            with _disable_current_modes():
+                return tensor.detach()
         return tensor
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -314,6 +320,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._op = str(func)
         if self.phase == "backward" and sums_in_place(func, args):
             return args[0].add_(args[1])
+        if adds_bias(func, args):
+            return _aten.alias.default(args[0].add_(args[1]))
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
         out = self._run(func, args, kwargs)
@@ -344,9 +352,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             number = self.id_of(tensor)
             if number in self._known:
                 return self._known[number]
-            value: Any = 0.5 if tensor.is_floating_point() else 1
             where = _source_line() or "elsewhere"
-            value = not where.startswith(_NO) if tensor.dtype is torch.bool else value
+            unknown = True if tensor.dtype is torch.bool else 0.5 if tensor.is_floating_point() else 1
+            value = self.answers.get(where.partition(":")[0], unknown)
             self.guesses[where] = value
             return value
 

@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
-from peftplan.instruments import build, fakes, quantize
+from peftplan.instruments import adapterhub, build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -26,7 +26,7 @@ from peftplan.instruments.hooks import quiet
 from peftplan.instruments.step import Step
 from peftplan.job import Job, make_job
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Trace", "parameters", "trace"]
 
 
 def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
@@ -44,9 +44,16 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
-        with fakes.fake_tensors(), quantize.recognised():
+        with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
             return _run(choices, model, mode, counts)
+
+
+def parameters(job: Job) -> dict[str, int]:
+    """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
+    choices = build.decide(job)
+    with quiet():
+        return _count(_assembled(choices, "real" if choices.method in build.WITH_VALUES else "fake"))
 
 
 def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:
@@ -78,10 +85,9 @@ def _line(error: Exception) -> str:
 
 
 def _count(model: torch.nn.Module) -> dict[str, int]:
-    from peft import PeftModel
-
-    trainable, total = PeftModel.get_nb_trainable_parameters(model)
-    return {"total": total, "trainable": trainable}
+    """Parameters as PeftModel.get_nb_trainable_parameters counts them: packed weights by what they stand for."""
+    sizes = [(quantize.numel(param), param.requires_grad) for param in model.parameters()]
+    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:

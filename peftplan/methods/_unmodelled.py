@@ -9,12 +9,7 @@ from collections.abc import Mapping
 
 _BY_VALUE = "it picks elements by their values, so no trace without values holds an estimate of it"
 UNMODELLED: Mapping[str, str] = {
-    "adalora": "its penalty adds products of every layer's adapters to the loss, which a step's graph cannot say yet",
-    "adaption_prompt": "it replaces the attention of the last layers, not a projection",
-    "cartridge": "a prefix of which a part is frozen is not written down yet; prefix_tuning is the nearest",
-    "cpt": f"it computes a loss of its own; {_BY_VALUE}",
     "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
-    "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
     "shadow": "it trains a second model beside the first, with a loss of its own",
     "xlora": "it runs the whole model twice, over adapters that were trained before",
 }

@@ -40,8 +40,6 @@ class Oft(OnLinears):
     coft: bool = False
     bias: Literal["none", "all", "oft_only"] = "none"
     title: ClassVar[str] = "OFT"
-    on_packed: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def trained_biases(self) -> str:
         return self.bias

@@ -23,7 +23,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, builder
 from peftplan.methods._linears import COMMON, ended
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 from peftplan.methods.targets import ALL_LINEAR, Names, check_pattern
 
 HARMLESS = COMMON | {"init_weights", "target_svd_config"}
@@ -46,6 +46,7 @@ class Osf(OnLinears):
 
     effective_rank: int | float | None = None
     rank_pattern: Mapping[str, int | float] = field(default_factory=dict)
+    family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "OSF"
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
     defaults: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(

@@ -18,7 +18,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder, check_rank
 from peftplan.methods._linears import COMMON, ended
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"mask_type", "random_seed", "init_weights"}
@@ -30,6 +30,7 @@ class Shira(OnLinears):
     """PEFT's ShiraConfig."""
 
     r: int = 32
+    family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SHiRA"
     packs: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")

@@ -15,7 +15,7 @@ from peftplan.graph.core import Graph
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
 from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
-from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
+from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
 STEADY = frozenset(
@@ -38,6 +38,8 @@ class Around:
     """Made by the first matrix product of each thread."""
     step_temporaries: Sequence[int]
     """Of the optimizer's step, alive together."""
+    between: Sequence[int] = ()
+    """Of what the method does between two steps, alive together."""
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
-        part.walk.backward(root=part is parts[-1])
+        part.walk.backward(root=part.region.is_penalty or part.region.is_head)
     return [
         _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
         for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
@@ -148,6 +150,9 @@ class _Player:
         """zero_grad, forward, backward, optimizer step."""
         self._tracks = tracks
         self._free_all(key for key in self._alive if key[0] == "grad")
+        if not first:
+            self.hold("between", around.between)
+            self._free_all(key for key in self._alive if key[0] == "between")
         self.hold("input", (t.nbytes for t in graph.inputs))
         if first:
             self.hold("forward workspace", around.workspaces[::2])
@@ -229,15 +234,19 @@ class _Player:
     def _play_backward(self, entries: dict[tuple[int, int], Key]) -> None:
         gradient: Key = ("loss gradient",)
         self._alloc(gradient, 4)
+        carried: Key = ()
         for i, j, track in reversed(list(self._places())):
             part, walk = track.part, track.part.walk
             entry = part.region.entry.storage if part.region.entry is not None else None
             first = (i, j) == (1, 0)  # what all layers share dies with the last node that uses it
+            latest = carried
             for name, size in track.backward:
                 if name == EXIT_GRADIENT:
                     key = gradient
+                elif name == CARRIED:
+                    key = carried
                 elif name in track.parameter_gradients:
-                    key = ("grad", i, j, name)
+                    key = latest = ("grad", i, j, name)
                 else:
                     key = entries[i, j] if name == entry else self._key(i, j, name)
                 if size > 0:
@@ -251,6 +260,9 @@ class _Player:
                     self._free(self._key(i, j, part.region.exit.storage))
             if walk.entry_gradient not in (None, EXIT_GRADIENT):
                 gradient = self._key(i, j, str(walk.entry_gradient))
+            carried = latest
+        if self._loop.in_backward is not None:
+            self._free(carried)
 
     def _keeps_leaf(self) -> bool:
         """Whether the embedding output was made a leaf: its accumulator keeps it while the model's output

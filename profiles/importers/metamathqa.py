@@ -48,6 +48,7 @@ def record(row: Row) -> Record:
         source=f"{provenance['repo']}:{provenance['path']}",
         source_rev=f"{provenance['snapshot_head'][:10]} (blob {provenance['git_blob'][:10]})",
         date=row["created_at"][:10],
+        campaign=f"metamathqa-{row['created_at'][:7]}",
         gpu=row["gpu"],
         job=without_none(_job(row)),
         measured=_measured(row),

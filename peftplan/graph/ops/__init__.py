@@ -25,7 +25,7 @@ from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.layout import Cast, Concat, Copy, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import DetachedLinear, Linear, MatMul, PackedLinear, Solve
-from peftplan.graph.ops.names import Hold, Make, internal
+from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
     "Activate",
@@ -42,6 +42,7 @@ __all__ = [
     "FusedAttention",
     "Hold",
     "Hooked",
+    "Keep",
     "Linear",
     "LogSoftmax",
     "Make",

@@ -103,8 +103,13 @@ class PackedLinear(Op):
 class DetachedLinear(Detached):
     """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
 
+    temporary_bytes: int = 0
+
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
+
+    def scratch_bytes(self) -> int:
+        return self.temporary_bytes
 
 
 @final
