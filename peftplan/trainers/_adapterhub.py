@@ -10,7 +10,6 @@ from typing import Any
 
 from peftplan import methods
 from peftplan.errors import RequestError
-from peftplan.methods._adapterhub import AdapterHub
 from peftplan.trainers.rules import Config, Fields
 
 ADAPTER, FUSION = "adapter_config.", "fusion."
@@ -19,17 +18,9 @@ ADAPTERS = "fusion.adapters"
 WHOLE = frozenset({"adapter_config.reduction_factor"})
 
 
-def class_of(method: str) -> type[AdapterHub] | None:
-    """The method's class where the library is its home."""
-    if method not in {*methods.names(), *methods.aliases()}:
-        return None
-    found = methods.get(method)
-    return found if issubclass(found, AdapterHub) else None
-
-
 def names() -> tuple[str, ...]:
     """Every such method."""
-    return tuple(name for name in methods.names() if class_of(name) is not None)
+    return tuple(name for name in methods.names() if methods.adapterhub(name) is not None)
 
 
 def fields() -> tuple[str, ...]:
@@ -51,7 +42,7 @@ def read(config: Config) -> Fields:
     return {"method": name, **alias, **{f"method.{knob}": value for knob, value in moved.items()}}
 
 
-def write(given: Fields, cls: type[AdapterHub]) -> Config:
+def write(given: Fields, cls: type[methods.AdapterHub]) -> Config:
     """Every knob of the method, and the settings besides that the job names."""
     knobs = {key.partition(".")[2]: value for key, value in given.items() if key.startswith("method.")}
     made = methods.make(given["method"], knobs)

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, final
 
+from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _adapterhub, _huggingface
@@ -43,7 +44,7 @@ _ORDER = ("model", "adapter", "base", "adapter_config", "fusion", "quantization"
 
 def _read_adapter(config: Config) -> Fields:
     kind = config.get("adapter")
-    if isinstance(kind, str) and _adapterhub.class_of(kind) is not None:
+    if isinstance(kind, str) and methods.adapterhub(kind) is not None:
         return _adapterhub.read(config)
     if kind not in _KINDS:
         raise RequestError(f"adapter: {kind!r} is not one of {', '.join((*_KINDS, *_adapterhub.names()))}")
@@ -63,7 +64,7 @@ def _read_adapter(config: Config) -> Fields:
 
 
 def _write_adapter(fields: Fields) -> Config:
-    cls = _adapterhub.class_of(fields["method"])
+    cls = methods.adapterhub(fields["method"])
     if cls is not None:
         return _adapterhub.write(fields, cls)
     if "variant" in fields:

@@ -33,8 +33,9 @@ _UNPACKED_ONLY = ("pissa", "olora")
 
 def _read_method(config: Config) -> Fields:
     method = config.get("method")
-    if method not in methods.names():
-        raise RequestError(f"method: {method!r} is not one of {', '.join(methods.names())}")
+    known = [name for name in methods.names() if methods.adapterhub(name) is None]
+    if method not in known:
+        raise RequestError(f"method: {method!r} is not one of {', '.join(known)}")
     knobs: dict[str, Any] = {}
     for key, value in config.items():
         section, _, name = key.partition(".")
@@ -52,6 +53,8 @@ def _field(knob: str) -> str:
 
 
 def _write_method(fields: Fields) -> Config:
+    if methods.adapterhub(fields["method"]) is not None:
+        raise Inexpressible("method", fields["method"])
     _refuse(fields)
     options = {knob: fields[field] for knob, field in _OWN_FIELD.items() if fields.get(field)}
     knobs = {field.partition(".")[2]: value for field, value in fields.items() if field.startswith("method.")}

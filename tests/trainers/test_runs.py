@@ -47,9 +47,10 @@ QUICK: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-packed": ("trl", {"method": "lora", "batching": "packed", "recompute": "full"}),
 }
 """{name: (trainer, fields of the job)}."""
+PEFTS = tuple(name for name in methods.names() if methods.adapterhub(name) is None)
 VARIANTS = ("rslora", "lora_plus", "pissa", "olora", "qdora")
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"script-{name}": ("hf_script", {"method": name}) for name in (*methods.names(), *VARIANTS)},
+    **{f"script-{name}": ("hf_script", {"method": name}) for name in (*PEFTS, *VARIANTS)},
     **{
         f"script-nf4-{name}": ("hf_script", {"method": name, "format": "nf4"})
         for name in ("ia3", "vera", "oft", "miss", "ln_tuning", "prompt_tuning", "lora_fa")
