@@ -8,13 +8,16 @@ from typing import Any
 
 from peftplan import plugins
 from peftplan.errors import Unsupported
+from peftplan.methods._adapterhub import AdapterHub
 from peftplan.methods._unmodelled import UNMODELLED
 from peftplan.methods.base import Host, Method
 
 __all__ = [
     "UNMODELLED",
+    "AdapterHub",
     "Host",
     "Method",
+    "adapterhub",
     "aliases",
     "get",
     "make",
@@ -49,6 +52,14 @@ def get(name: str) -> type[Method]:
     """The method class a name stands for."""
     cls: type[Method] = plugins.load(__name__, "method", resolve_name(name)[0]).METHOD
     return cls
+
+
+def adapterhub(name: str) -> type[AdapterHub] | None:
+    """The class of a method of AdapterHub's `adapters`; None for PEFT's and for names that are no method's."""
+    if plugins.canonical(name) not in {*names(), *aliases()}:
+        return None
+    found = get(name)
+    return found if issubclass(found, AdapterHub) else None
 
 
 def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
