@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.blocks.decoder import module_order
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
@@ -19,7 +20,7 @@ from peftplan.graph.ops import Linear, MatMul
 from peftplan.methods._linears import Plan, adapt, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import DEFAULTS, Names, targets
+from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class OnLinears(Method):
         del path
         return 0
 
+    def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
+        """What each adapted module of each layer is given."""
+        return plan(graph, choice, self.size)
+
     @abstractmethod
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """What runs in place of a chosen module, ending in its output."""
@@ -74,7 +79,7 @@ class OnLinears(Method):
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
         choice = targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
-        planned = plan(graph, choice, self.size)
+        planned = self.plan(graph, choice)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
             self._check_packed(module, host)
@@ -110,6 +115,15 @@ class OnLinears(Method):
         for knob in self.lacks:
             if getattr(self, knob):
                 raise RequestError(f"method.{knob}: PEFT's {self.title} has no such setting; leave it out")
+
+
+def in_order(graph: Graph, planned: Plan[int]) -> Iterator[tuple[int | str, Module]]:
+    """Every adapted module with its layer (or region), as `named_modules()` meets them."""
+    for region in graph.regions:
+        first = region.first_index
+        keys: Iterable[int | str] = [region.name] if first is None else range(first, first + region.count)
+        found = sorted((m for _, _, m in modules(region)), key=lambda m: module_order(m.path))
+        yield from ((key, m) for key in keys for m in found if m.path in planned[key])
 
 
 class Chosen(NamedTuple):
