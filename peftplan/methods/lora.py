@@ -27,6 +27,8 @@ from peftplan.methods._branches import OnLinears, builder, by_pattern, check_ran
 from peftplan.methods._dora import dora
 from peftplan.methods._linears import packed, sees_autocast
 from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
+from peftplan.methods._parameters import OnWeights, adapt_weights
+from peftplan.methods._saved import save_modules
 from peftplan.methods._tied import EMBEDDING, saves_ends, share_copy, tied_copies, tied_targets
 from peftplan.methods._tokens import train_rows
 from peftplan.methods.base import Host
@@ -58,7 +60,6 @@ HARMLESS = frozenset(
 )  # fmt: skip
 _UNMODELLED = (
     "alora_invocation_tokens", "velora_config", "monteclora_config", "arrow_config", "layer_replication",
-    "target_parameters",
 )  # fmt: skip
 
 
@@ -89,7 +90,8 @@ class Lora(OnLinears):
     monteclora_config: Any = None
     arrow_config: Any = None
     layer_replication: Any = None
-    target_parameters: Any = None
+    target_parameters: tuple[str, ...] | None = None
+    """Weights adapted themselves, by the ends of their names; see `_parameters`."""
     trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
     """Rows of the embedding, or of modules by name, that train beside the adapters; see `_tokens`."""
     ensure_weight_tying: bool = False
@@ -124,7 +126,12 @@ class Lora(OnLinears):
         return replace(self, target_modules=tied_targets(self.target_modules))
 
     def _applied(self, graph: Graph, host: Host) -> Graph:
-        out = super().apply(graph, host)
+        out = super().apply(graph, host) if self.target_modules != () else save_modules(graph, self.modules_to_save)
+        if self.target_parameters:
+            self._check_on_weights()
+            counts = self._counts
+            on = OnWeights(self.target_parameters, self.size, counts.active, counts.trained, host)
+            out = adapt_weights(out, on)
         if self.ensure_weight_tying and host.arch.tied and saves_ends(self.modules_to_save):
             out = share_copy(out)
         rows = self.trainable_token_indices
@@ -171,6 +178,11 @@ class Lora(OnLinears):
                 "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
                 "it out"
             )
+
+    def _check_on_weights(self) -> None:
+        asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
+        if asked:
+            raise RequestError(f"method.target_parameters: PEFT has no {asked[0]} on weights; leave one of them out")
 
     def _variants(self) -> Iterable[str]:
         """The settings that ask for a variant."""
