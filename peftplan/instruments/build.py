@@ -232,11 +232,23 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         config = peft_config(choices)
         adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
         _add_adapters(adapted, choices)
+        _untie_upcast(adapted)
     for module in adapted.modules():  # KaSA decomposes weights when it is put on, on `meta` at the first forward
         vars(module).get("_lora_kasa_truncation_deferred", set()).clear()
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
         cast_adapter(adapted, choices.adapter_dtype)
     return adapted
+
+
+def _untie_upcast(model: torch.nn.Module) -> None:
+    """A tied head's adapter views the embedding's; PEFT's upcast from half precision, which `meta` does not need,
+    makes it a tensor of its own."""
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear) and module.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16):
+            for param in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+                param.data = param.data.clone()
 
 
 def _add_adapters(model: Any, choices: Choices) -> None:
