@@ -320,14 +320,14 @@ class Builder:
 
     def formula(
         self, label: str, out: Tensor, *ins: Tensor, keeps: tuple[Tensor, ...] = (), keeps_out: bool = False,
-        grads: tuple[Grad, ...] = (), temporary_bytes: int = 0,
+        grads: tuple[Grad, ...] = (), temporary_bytes: int = 0, parts: bool = False,
     ) -> Tensor:  # fmt: skip
         """A node whose rule is stated here; `out` gives shape and dtype, and the storage it is a part of, if any."""
         n = self.name(label)
         made = out._replace(name=n, kind=ACTIVATION, trainable=False)
         op = Formula(
             name=n, ins=ins, out=made, keeps=(*keeps, made) if keeps_out else keeps, grads=grads,
-            temporary_bytes=temporary_bytes, site=self._site, part=self._part,
+            temporary_bytes=temporary_bytes, parts=parts, site=self._site, part=self._part,
         )  # fmt: skip
         return self._emit(op)
 

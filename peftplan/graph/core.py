@@ -129,6 +129,11 @@ class Op(ABC):
     def backward(self, need: Need) -> tuple[Grad, ...]:
         """The gradients this op's backward produces, in the order it computes them."""
 
+    def hands_parts(self) -> bool:
+        """Whether the gradients that it hands on are parts of the incoming one, each a view of its own, which keeps the
+        whole alive."""
+        return False
+
     def scratch_bytes(self) -> int:
         """Temporaries of the forward, alive together with inputs and output."""
         return 0

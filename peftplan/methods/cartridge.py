@@ -36,13 +36,13 @@ class Cartridge(Prefix):
             raise RequestError(
                 f"method.num_frozen_tokens={frozen}: leave at least one of {cache.tokens} virtual tokens to train"
             )
-        whole = (cache.tokens, cache.values)
-        weight = Tensor("@prompt_encoder.trainable_embedding", whole, _prompts.FP32, ADAPTER, True)
-        trained = weight._replace(shape=(cache.tokens - frozen, cache.values))
-        if frozen:
-            kept = Tensor("@prompt_encoder.frozen_embedding", (frozen, cache.values), _prompts.FP32, ADAPTER)
-            # torch.cat hands on a part of its gradient: the parameter's own is that view, and keeps all of it alive.
-            trained = b.formula("embedding", weight, kept, trained, grads=(Grad(weight, 0),))
+        whole = Tensor("", (cache.tokens, cache.values), _prompts.FP32)
+        trained = Tensor(
+            "@prompt_encoder.trainable_embedding", (cache.tokens - frozen, cache.values), whole.dtype, ADAPTER, True
+        )
+        if frozen:  # the gradient is a part of the one that torch.cat gets, and keeps all of that alive
+            kept = Tensor("@prompt_encoder.frozen_embedding", (frozen, cache.values), whole.dtype, ADAPTER)
+            trained = b.formula("embedding", whole, kept, trained, grads=(Grad(trained, 0),), parts=True)
         return b.view(trained, cache.size, cache.tokens, cache.values, label="expanded", grad_copied=cache.size > 1)
 
 

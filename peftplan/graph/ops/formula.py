@@ -20,6 +20,8 @@ class Formula(Op):
     keeps: tuple[Tensor, ...] = ()
     grads: tuple[Grad, ...] = ()
     temporary_bytes: int = 0
+    parts: bool = False
+    """Whether gradients handed on are parts of the incoming one."""
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return self.keeps if wants(need, self.ins) else ()
@@ -29,6 +31,9 @@ class Formula(Op):
         keeps = tuple(new.get(t.name, t) for t in self.keeps)
         grads = tuple(g._replace(to=new.get(g.to.name, g.to)) for g in self.grads)
         return replace(self, ins=ins, out=out, keeps=keeps, grads=grads)
+
+    def hands_parts(self) -> bool:
+        return self.parts
 
     def scratch_bytes(self) -> int:
         return self.temporary_bytes

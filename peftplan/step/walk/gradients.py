@@ -90,7 +90,7 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
-            if final != gradient.request_bytes:
+            if final != gradient.request_bytes and not (gradient is incoming and op.hands_parts()):
                 made[j] = (to, self.make(final, where))
                 self._release(gradient)
         self._release(incoming)
@@ -101,7 +101,7 @@ class Gradients:
                 gradient.viewed |= to is op.ins[0]
         for to, gradient in made:
             if to.kind in PARAMS:
-                self._accumulate(to, gradient, where)
+                self._accumulate(to, gradient, op)
             else:
                 self._hand_on(to, gradient, where)
 
@@ -119,17 +119,19 @@ class Gradients:
             self._release(old)
             self._release(gradient)
 
-    def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
-        """AccumulateGrad: the gradient is added to what is there, or stays."""
+    def _accumulate(self, to: Tensor, gradient: Gradient, op: Op) -> None:
+        """AccumulateGrad: the gradient is added to what is there, or stays; a part stays with the whole."""
         if self.grads_exist or to.name in self.global_grads:
             self._release(gradient)
             return
         size = self._size(to.logical_bytes)
         if is_global(to.name):
             self.global_grads[to.name] = size
-        if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
+        if (
+            gradient.refs > 1 and not op.hands_parts()
+        ):  # an alias of an incoming gradient cannot be stolen: it is cloned
             self._release(gradient)
-            gradient = self.make(gradient.request_bytes, where)
+            gradient = self.make(gradient.request_bytes, op.name)
         self.of_params.append(gradient)
         self.account.grad_bytes += size
 
