@@ -17,15 +17,17 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Graph, Op, Region
+from peftplan.graph.core import Graph, Op, Region, Tensor
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
+from peftplan.optimizers.base import Trained
 from peftplan.plugins import canonical
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.step.memory import Loop, Recompute
+from peftplan.step.walk import InBackward
 from peftplan.units import DType, parse_dtype
 
 ATTENTION = {
@@ -41,7 +43,7 @@ ATTENTION = {
 }
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
-TRAINS_BASE = ("full", "freeze", "bitfit")
+TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro", "fishmask", "child_tuning")
 NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning", "adaption_prompt")
 """Methods that train weights in the base's dtype: its own, copies of them, or new ones."""
 PREFIXES = (
@@ -111,6 +113,7 @@ def resolve(job: Job) -> Case:
     method = methods.make(method_name, _method_knobs(job))
     optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
     rank, targets = _adapter_shape(job, arch, method, notes)
+    optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
     seq_len, batching = _batch(job, arch, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
@@ -123,7 +126,17 @@ def resolve(job: Job) -> Case:
         attention=_attention(job, notes),
         use_cache=_use_cache(job, arch, recompute, notes),
         loss=_loss(job),
+        modeling=method.modeling(arch.family),
     )
+    host = Host(
+        arch=arch,
+        numerics=numerics,
+        adapter_dtype=_adapter_dtype(job),
+        base_dtype=dtype,
+        packs=partial(_packs, fmt, compute, numerics),
+        recomputes=recompute.layers,
+    )
+    _note_new_dtype(host, method_name, method, notes)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -144,19 +157,13 @@ def resolve(job: Job) -> Case:
         job=job.model_copy(update=decided),
         arch=arch,
         setup=setup,
-        host=Host(
-            arch=arch,
-            numerics=numerics,
-            adapter_dtype=_adapter_dtype(job, dtype, method_name, notes),
-            base_dtype=dtype,
-            packs=partial(_packs, fmt, compute, numerics),
-        ),
+        host=host,
         method=method,
         format=fmt,
         compute=compute,
-        optimizer=optimizers.make(optimizer_name, job.knobs("optimizer")),
+        optimizer=optimizer,
         recompute=recompute,
-        loop=_loop(job),
+        loop=_loop(job, optimizer),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -191,12 +198,15 @@ def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> boo
     return True
 
 
-def _adapter_dtype(job: Job, dtype: DType, method_name: str, notes: _Notes) -> DType | None:
-    """The dtype asked for new parameters, None for PEFT's rule."""
-    asked = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
-    if asked is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
-        notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
-    return asked
+def _adapter_dtype(job: Job) -> DType | None:
+    return None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
+
+
+def _note_new_dtype(host: Host, method_name: str, method: Method, notes: _Notes) -> None:
+    """What dtype new parameters get where the job leaves it open."""
+    if host.adapter_dtype is None and host.base_dtype.is_half and method_name not in NO_NEW_DTYPE:
+        dtype, why = method.new_dtype_note(host)
+        notes.add("adapter_dtype", dtype.label, why)
 
 
 def _packs(fmt: Format, compute: DType, numerics: Numerics, ops: tuple[Op, ...]) -> tuple[Op, ...]:
@@ -379,7 +389,7 @@ def _loss(job: Job) -> LossStyle:
     raise UnknownName("loss.style", str(asked), STYLES)
 
 
-def _loop(job: Job) -> Loop:
+def _loop(job: Job, optimizer: Optimizer) -> Loop:
     knobs = job.knobs("loop")
     unknown = [k for k in knobs if k != "outputs_until"]
     if unknown:
@@ -387,4 +397,12 @@ def _loop(job: Job) -> Loop:
     until = knobs.get("outputs_until", "step")
     if until not in ("loss", "step", "next"):
         raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
-    return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
+    if not optimizer.frees_gradients:
+        return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
+    if job.grad_accum > 1 and not optimizer.late:
+        raise RequestError(f"{job.optimizer} lets gradients go in backward, so none accumulate; use --grad-accum 1")
+
+    def scratch_bytes(weight: Tensor, region: Region) -> int | None:
+        return optimizer.update_bytes(Trained.of(weight, region), job.backend)
+
+    return Loop(outputs_until=until, in_backward=InBackward(scratch_bytes=scratch_bytes, late=optimizer.late))

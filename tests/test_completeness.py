@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("peft")
 
 from peftplan import methods
+from peftplan.arch.families import families
 from peftplan.errors import Unsupported
 from peftplan.job import make_job
 from peftplan.methods import UNMODELLED
@@ -36,6 +39,20 @@ def test_what_is_modelled_is_not_listed_as_unmodelled() -> None:
 def test_what_is_listed_is_a_method_of_peft() -> None:
     assert sorted(UNMODELLED.keys() - peft_types()) == []
     assert all(len(reason) > 20 for reason in UNMODELLED.values())
+
+
+def test_targets_are_pefts_where_the_job_names_none() -> None:
+    from peft.utils import constants
+
+    theirs = {
+        match[1].lower().replace("lntuning", "ln_tuning"): getattr(constants, name)
+        for name in dir(constants)
+        if (match := re.fullmatch(r"TRANSFORMERS_MODELS_TO_(\w+)_TARGET_MODULES_MAPPING", name))
+    }
+    for name in sorted(theirs.keys() & set(methods.names())):
+        method = methods.make(name, methods.example(name))
+        own = {family: found for family in families() if (found := method.default_targets(family))}
+        assert own == {family: tuple(names) for family, names in theirs[name].items() if family in families()}, name
 
 
 @pytest.mark.parametrize("name", sorted(UNMODELLED))

@@ -134,3 +134,19 @@ def split_runs(graph: Graph, key: Callable[[int], object]) -> Graph:
             whole = len(indices) == count
             out.append(region if whole else replace(region, count=len(indices), first_index=indices[0]))
     return replace(graph, regions=tuple(out))
+
+
+def insert_layers(graph: Graph, after: Callable[[int], bool]) -> tuple[Graph, frozenset[int]]:
+    """The graph with a copy of each layer that `after` picks behind it, and the indices of the copies; all layers are
+    numbered anew."""
+    regions: list[Region] = []
+    copies: set[int] = set()
+    for region in graph.regions:
+        if region.first_index is None:
+            regions.append(region)
+            continue
+        start, before = region.first_index, len(copies)
+        picked = [i for i in range(start, start + region.count) if after(i)]
+        copies.update(i + 1 + before + n for n, i in enumerate(picked))
+        regions.append(replace(region, count=region.count + len(picked), first_index=start + before))
+    return replace(graph, regions=tuple(regions)), frozenset(copies)

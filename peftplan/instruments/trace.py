@@ -4,8 +4,9 @@ The step is a plain loop's: `outputs = model(**batch); outputs.loss.backward(); 
 optimizer.zero_grad()` in training mode, the second of two (the first creates optimizer state), watched by
 `recorder.Recorder`. The backend is torch's CPU: operators, what they save, autocast's lists are the CPU's.
 `mode="real"` runs the same step on real tensors with random weights; it must give the same answer, and is for
-tiny models. `loop.outputs_until` says how long the loop holds the model's outputs (logits, cache): `loss` (as
-transformers' Trainer), `step` (default; a function's local variable) or `next` (until the next step's).
+tiny models; a few methods (build.WITH_VALUES) always run so. `loop.outputs_until` says how long the loop holds the
+model's outputs (logits, cache): `loss` (as transformers' Trainer), `step` (default; a function's local variable) or
+`next` (until the next step's).
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import sys
 import torch
 
 from peftplan.arch.core import Arch
-from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import build, fakes, quantize
+from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
+from peftplan.instruments import adapterhub, build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -25,11 +26,7 @@ from peftplan.instruments.hooks import quiet
 from peftplan.instruments.step import Step
 from peftplan.job import Job, make_job
 
-__all__ = ["Trace", "trace"]
-
-
-BY_VALUE = ("cpt",)
-"""Methods whose shapes depend on values, which fake tensors lack."""
+__all__ = ["Trace", "parameters", "trace"]
 
 
 def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
@@ -40,19 +37,23 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     if job.config is None and arch is not None:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
-    if mode == "fake" and choices.method in BY_VALUE:
-        raise Unsupported(
-            f"method {choices.method} picks elements by their values; trace a tiny model with mode='real'"
-        )
+    mode = "real" if choices.method in build.WITH_VALUES else mode
     sole_owner()
     with quiet():
         model = _assembled(choices, mode)
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
-        with fakes.fake_tensors(), quantize.recognised():
+        with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
             return _run(choices, model, mode, counts)
+
+
+def parameters(job: Job) -> dict[str, int]:
+    """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
+    choices = build.decide(job)
+    with quiet():
+        return _count(_assembled(choices, "real" if choices.method in build.WITH_VALUES else "fake"))
 
 
 def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:
@@ -84,10 +85,9 @@ def _line(error: Exception) -> str:
 
 
 def _count(model: torch.nn.Module) -> dict[str, int]:
-    from peft import PeftModel
-
-    trainable, total = PeftModel.get_nb_trainable_parameters(model)
-    return {"total": total, "trainable": trainable}
+    """Parameters as PeftModel.get_nb_trainable_parameters counts them: packed weights by what they stand for."""
+    sizes = [(quantize.numel(param), param.requires_grad) for param in model.parameters()]
+    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:

@@ -87,8 +87,7 @@ class Lstm:
         """The weights are one buffer, and so are their gradients (_cudnn_rnn_backward_weight)."""
         widths = (x.shape[-1], *(2 * self.inner,) * (self.layers - 1))
         weights = tuple(w for i, wide in enumerate(widths) for way in self._weights(i, wide) for w in way)
-        flat = Tensor("", (sum(w.numel for w in weights),), FP32, base=weights[0].name)
-        flat = b.formula("lstm_flat", flat, *weights, grads=tuple(Grad(w, 0) for w in weights), parts=True)
+        flat = b.flattened(weights, label="lstm_flat")
         kept: tuple[Tensor, ...] = ()
         target = b.numerics.autocast
         if target is not None:

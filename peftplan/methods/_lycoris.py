@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from peftplan.errors import Unsupported
 from peftplan.graph.builder import Builder
@@ -29,7 +28,6 @@ class Lycoris(OnLinears):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def check(self) -> None:
         check_rank(self.r)

@@ -17,7 +17,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.methods import _prompts
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 STATES_HEAD_DIM = ("llama", "mistral", "qwen3", "gemma")
@@ -57,6 +57,7 @@ class Prefix(Method):
     num_attention_heads: int | None = None
     num_transformer_submodules: int | None = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "soft prompt"
     checkpoints: ClassVar[bool] = False
 
     @abstractmethod

@@ -9,15 +9,8 @@ from collections.abc import Mapping
 
 _BY_VALUE = "it picks elements by their values, so no trace without values holds an estimate of it"
 UNMODELLED: Mapping[str, str] = {
-    "adalora": "its penalty adds products of every layer's adapters to the loss, which a step's graph cannot say yet",
-    "adamss": "its subspaces of each weight's decomposition are not written down yet",
     "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
-    "osf": "it projects its gradients in hooks during the backward, which a step's graph cannot say yet",
-    "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
-    "psoft": "the rotation inside its low-rank product is not written down yet",
     "shadow": "it trains a second model beside the first, with a loss of its own",
-    "shira": "its change is a sparse tensor, whose storage no trace sees, so nothing holds an estimate of it",
-    "waveft": f"before its wavelet transform {_BY_VALUE}",
     "xlora": "it runs the whole model twice, over adapters that were trained before",
 }
 """Lower-case PeftType -> why."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from peftplan.errors import Unsupported
 from peftplan.graph.blocks.decoder import Batch
@@ -14,7 +15,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
 from peftplan.methods import _prompts
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 
 HARMLESS = _prompts.HARMLESS | {"num_attention_heads", "num_layers"}
 TEXT = frozenset({"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"})
@@ -38,6 +39,7 @@ class VirtualTokens(Method):
     token_dim: int | None = None
     num_transformer_submodules: int | None = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "soft prompt"
 
     @abstractmethod
     def encode(self, b: Builder, ids: Tensor, prompt: Prompt) -> Tensor:

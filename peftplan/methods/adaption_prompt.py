@@ -12,7 +12,7 @@ Mirrors peft/tuners/adaption_prompt/layer.py AdaptedAttention.forward and utils.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.arch.core import Arch, Attention
 from peftplan.errors import RequestError, Unsupported
@@ -21,7 +21,7 @@ from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import after, modules, split_runs
 from peftplan.methods import _again
 from peftplan.methods._linears import COMMON, packed
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 FAMILIES = ("llama", "mistral")
@@ -37,6 +37,7 @@ class AdaptionPrompt(Method):
     adapter_len: int | None = None
     adapter_layers: int | None = None
     target_modules: str | tuple[str, ...] | None = None
+    family: ClassVar[Family] = "additive"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         tokens, first = self._shape(host.arch)

@@ -14,7 +14,7 @@ from typing import final
 
 from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Grad, Tensor
+from peftplan.graph.core import ADAPTER, Tensor
 from peftplan.methods import _prompts
 from peftplan.methods._prefixes import Cache, Prefix
 
@@ -36,14 +36,15 @@ class Cartridge(Prefix):
             raise RequestError(
                 f"method.num_frozen_tokens={frozen}: leave at least one of {cache.tokens} virtual tokens to train"
             )
-        whole = Tensor("", (cache.tokens, cache.values), _prompts.FP32)
-        trained = Tensor(
-            "@prompt_encoder.trainable_embedding", (cache.tokens - frozen, cache.values), whole.dtype, ADAPTER, True
-        )
-        if frozen:  # the gradient is a part of the one that torch.cat gets, and keeps all of that alive
-            kept = Tensor("@prompt_encoder.frozen_embedding", (frozen, cache.values), whole.dtype, ADAPTER)
-            trained = b.formula("embedding", whole, kept, trained, grads=(Grad(trained, 0),), parts=True)
-        return b.view(trained, cache.size, cache.tokens, cache.values, label="expanded", grad_copied=cache.size > 1)
+
+        def part(name: str, tokens: int, *, trains: bool) -> Tensor:
+            return Tensor(f"@prompt_encoder.{name}", (tokens, cache.values), _prompts.FP32, ADAPTER, trains)
+
+        weight = part("trainable_embedding", cache.tokens - frozen, trains=True)
+        if frozen:
+            kept = part("frozen_embedding", frozen, trains=False)
+            weight = b.concat((kept, weight), cache.tokens, cache.values, label="embedding")
+        return b.view(weight, cache.size, cache.tokens, cache.values, label="expanded", grad_copied=cache.size > 1)
 
 
 METHOD = Cartridge

@@ -3,7 +3,7 @@
 Trains: r (in + out) per adapted linear layer, r out with `para`; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's output in fp32, its input in fp32 (not with `para`), r numbers a token once or twice,
 and a mask where there is dropout.
-Not modelled: decomposition_method=qr, embeddings, packed bases (PEFT has none).
+Not modelled: decomposition_method=qr, embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/deft/layer.py Linear.forward and _project, peft 0.21.2. Everything runs in fp32.
 """
 
@@ -36,6 +36,7 @@ class Deft(OnLinears):
     deft_dropout: float = 0.0
     bias: Literal["none", "all", "deft_only"] = "none"
     title: ClassVar[str] = "DEFT"
+    no_4bit: ClassVar[str] = "PEFT starts it from a product with the weight, which is not in the shape of one"
 
     def trained_biases(self) -> str:
         return self.bias

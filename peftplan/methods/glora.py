@@ -3,7 +3,7 @@
 Trains: 2 r (in + out) per adapted linear layer with config_A_B=lora, 2 out with vector, 2 with constant; plus copies of
 `modules_to_save`.
 Keeps for backward: the layer's input and its whole new weight, in the model's dtype; the layer runs twice.
-Not modelled: layers with biases, embeddings, packed bases.
+Not modelled: layers with biases, embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/glora/layer.py GloraLinear.forward and GloraLayer.update_layer, peft 0.21.2. The parts that a layer
 without bias has no use for are buffers of zeros.
 """
@@ -33,6 +33,8 @@ class Glora(OnLinears):
     config_A_B: Literal["lora", "vector", "constant"] = "lora"  # noqa: N815 (PEFT's name)
     bias: Literal["none"] = "none"
     title: ClassVar[str] = "GLoRA"
+    no_4bit: ClassVar[str] = "PEFT takes plain torch.nn.Linear only"
+    no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 Trains: r in per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, and per layer about r + 3 square matrices of the input's
 width: the running product before every reflection, the identity, the base weight in fp32 and the turned weight.
-Not modelled: apply_GS, embeddings, packed bases (PEFT has none).
+Not modelled: apply_GS, embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/hra/layer.py HRALinear.forward and get_delta_weight, peft 0.21.2. The base layer is not called.
 """
 
@@ -33,6 +33,8 @@ class Hra(OnLinears):
     apply_GS: bool = False  # noqa: N815 (PEFT's name)
     bias: Literal["none", "all", "hra_only"] = "none"
     title: ClassVar[str] = "HRA"
+    no_4bit: ClassVar[str] = "PEFT turns the weight, which is not in the shape of one"
+    no_8bit: ClassVar[str] = "PEFT turns the packed integers without their scales: its output is not the layer's"
 
     def trained_biases(self) -> str:
         return self.bias

@@ -3,7 +3,7 @@
 Trains: r in + r num_B per adapted linear layer, and num_B r out once for each kind of layer; plus copies of
 `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, r + num_B numbers a token, and the mixed B.
-Not modelled: stride_A above 1 (neighbouring layers share A), target_modules as a pattern, embeddings, packed bases.
+Not modelled: stride_A above 1 (neighbouring layers share A), embeddings.
 Mirrors peft/tuners/lily/layer.py Linear.forward and model.py _post_injection_hook, peft 0.21.2.
 """
 
@@ -41,9 +41,12 @@ class Lily(OnLinears):
             raise RequestError(f"method.num_B={self.num_B}: must be at least 1")
         if self.stride_A != 1:
             raise Unsupported(f"method.stride_A={self.stride_A} is not modelled; use 1")
+
+    def _shares(self, module: Module) -> str:
+        """Which modules use one B: those of a name, and of a shape where a pattern chooses them."""
         wanted = self.target_modules
-        if isinstance(wanted, str) and wanted != ALL_LINEAR and not re.fullmatch(r"\w+", wanted):
-            raise Unsupported(f"Lily on modules by a pattern ({wanted}) is not modelled; give a list of names")
+        by_pattern = isinstance(wanted, str) and wanted.lower() != ALL_LINEAR and not re.fullmatch(r"\w+", wanted)
+        return f"{module.out_features}x{module.in_features}" if by_pattern else module.path
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
@@ -51,7 +54,7 @@ class Lily(OnLinears):
         dtype, out = host.new_dtype, module.out_features
         a = b.weight("lily_A.weight", self.r, module.in_features, dtype=dtype, kind=ADAPTER)
         router = b.weight("lily_router.weight", self.num_B, self.r, dtype=dtype, kind=ADAPTER)
-        shared = Tensor(f"@lily_B.{module.path}.weight", (self.num_B * self.r, out), dtype, ADAPTER, True)
+        shared = Tensor(f"@lily_B.{self._shares(module)}.weight", (self.num_B * self.r, out), dtype, ADAPTER, True)
         with b.marked(module.site, "down"):
             x = b.cast(module.x, dtype, label="lily_x")
             hidden = b.linear(x, a, label="lily_A")

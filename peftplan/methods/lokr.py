@@ -3,7 +3,7 @@
 Trains: w1 (o1 x i1) and w2 (o2 x i2), where o1 o2 = out and i1 i2 = in, w2 as a product of rank r while r is below
 half its longer side, w1 so with `decompose_both`; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, both factors, and the whole change of its weight.
-Not modelled: rank_dropout, module_dropout, embeddings, packed bases (PEFT has none).
+Not modelled: rank_dropout, module_dropout, embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/lokr/layer.py Linear.forward, make_kron and factorization, peft 0.21.2.
 """
 
@@ -30,6 +30,7 @@ class Lokr(_lycoris.Lycoris):
     decompose_both: bool = False
     decompose_factor: int = -1
     title: ClassVar[str] = "LoKr"
+    no_4bit: ClassVar[str] = "PEFT gives the change the packed weight's shape, which is not the layer's"
 
     def check(self) -> None:
         super().check()

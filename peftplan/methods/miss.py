@@ -15,8 +15,8 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import OnLinears, builder, check_rank, check_share
-from peftplan.methods._linears import COMMON, ended, packed
+from peftplan.methods._branches import OnLinears, builder, check_rank, check_share, result_of
+from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
 
 VARIANTS: dict[str, dict[str, Any]] = {"bone": {}}
@@ -35,8 +35,6 @@ class Miss(OnLinears):
     miss_dropout: float = 0.0
     bias: Literal["none", "all", "MiSS_only"] = "none"
     title: ClassVar[str] = "MiSS"
-    on_packed: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def trained_biases(self) -> str:
         return self.bias
@@ -52,9 +50,8 @@ class Miss(OnLinears):
         if self.r > module.in_features:
             raise RequestError(f"--rank {self.r} is larger than the input of {module.path} ({module.in_features})")
         b, base = builder(module, host)
-        kernel = packed(module)
         with b.marked(module.site, "down"):
-            result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
+            result = result_of(b, base, module)
             block = self._block(b, module, host)
             pieces = -(-module.in_features // self.r)
             x = module.x

@@ -19,6 +19,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, builder
 from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._rotations import check_terms, neumann
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
@@ -39,8 +40,6 @@ class Oft(OnLinears):
     coft: bool = False
     bias: Literal["none", "all", "oft_only"] = "none"
     title: ClassVar[str] = "OFT"
-    on_packed: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def trained_biases(self) -> str:
         return self.bias
@@ -52,8 +51,7 @@ class Oft(OnLinears):
             raise RequestError(
                 f"method.r={self.r} and method.oft_block_size={self.oft_block_size}: set one of them, the other to 0"
             )
-        if self.num_cayley_neumann_terms < 2:
-            raise RequestError(f"method.num_cayley_neumann_terms={self.num_cayley_neumann_terms}: use at least 2")
+        check_terms(self.num_cayley_neumann_terms)
 
     def _blocks(self, width: int) -> tuple[int, int]:
         """(how many, how large) for an input of `width`: the nearest divisor of it, the smaller of two."""
@@ -111,14 +109,8 @@ class Oft(OnLinears):
         filled = b.put(zeros, weight, label="skew_upper")
         skew = b.add(filled, b.view(filled, label="skew_lower", grad_copied=True), label="skew")
         total = b.plain("rotation", *shape, dtype=weight.dtype)
-        total = b.add_into(total, skew, scaled=True)
-        power, powers, terms = skew, [skew], self.num_cayley_neumann_terms
-        last = 1 if terms == 2 else max(3, terms - 1)
-        for n in range(2, last + 1):
-            power = b.matmul(power, skew, *shape, inner=size, label="power")
-            powers.append(power)
-            total = b.add_into(total, power, scaled=n < last)
-        b.hold(*powers[:2], power)  # Q_squared keeps its name
+        total, powers = neumann(b, total, skew, self.num_cayley_neumann_terms)
+        b.hold(*powers)
         return total
 
 

@@ -3,7 +3,7 @@
 Trains: in out (1 - sparsity) numbers per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input, and a whole copy of its weight with the numbers added, in the model's dtype; the
 numbers' places (int64). Beside the weights lie the places (int32).
-Not modelled: r (LoRA beside it), embeddings, packed bases.
+Not modelled: r (LoRA beside it), embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/supertuning/layer.py Linear.forward and update_layer, peft 0.21.2. The base layer is not called.
 """
 
@@ -17,7 +17,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
 from peftplan.methods._linears import COMMON, ended
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"select_top", "lora_alpha", "lora_dropout", "init_weights", "save_precomputed_indices"}
@@ -30,7 +30,10 @@ class Supertuning(OnLinears):
 
     sparsity: float = 0.99
     r: int | None = None
+    family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SuperTuning"
+    no_4bit: ClassVar[str] = "PEFT multiplies by the packed weight itself, and torch does not mix integers in"
+    no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 Trains: u per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: r numbers a token, and the r x r matrix. Beside the weights lie r (in + out) + u r^2 frozen numbers
 per layer.
-Not modelled: weight_tying above 0 (layers that share their numbers), embeddings, packed bases.
+Not modelled: weight_tying above 0 (layers that share their numbers), embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/tinylora/layer.py Linear.forward and _compute_R, peft 0.21.2.
 """
 
@@ -34,6 +34,8 @@ class Tinylora(OnLinears):
     tinylora_dropout: float = 0.0
     bias: Literal["none", "all", "tinylora_only"] = "none"
     title: ClassVar[str] = "TinyLoRA"
+    no_4bit: ClassVar[str] = "PEFT decomposes the weight and puts it back, and integers cannot be parameters that train"
+    no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:

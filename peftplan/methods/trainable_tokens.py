@@ -2,7 +2,7 @@
 
 Trains: token_indices x hidden.
 Keeps for backward: a whole copy of the embedding where it is the head too; its gradient is as large for a moment.
-Not modelled: other target_modules than the embedding, packed bases.
+Not modelled: other target_modules than the embedding.
 Mirrors peft/tuners/trainable_tokens/layer.py TrainableTokensLayer.forward_adapters and get_merged_weights, peft 0.21.2.
 The rows as they were lie beside them.
 """
@@ -10,14 +10,14 @@ The rows as they were lie beside them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Graph, Op, Region, Tensor
-from peftplan.graph.ops import Embedding, PackedLinear
+from peftplan.graph.ops import Embedding
 from peftplan.methods._linears import COMMON
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"init_weights"}
@@ -31,14 +31,13 @@ class TrainableTokens(Method):
 
     token_indices: tuple[int, ...] = ()
     target_modules: Any = None
+    family: ClassVar[Family] = "selective"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         if not self.token_indices:
             raise RequestError("method.token_indices: say which rows of the embedding train, e.g. [5,6]")
         if self.target_modules not in (None, "embed_tokens", ("embed_tokens",)):
             raise Unsupported(f"trainable tokens of {self.target_modules} are not modelled; leave --target-modules out")
-        if any(isinstance(op, PackedLinear) for r in graph.regions for op in r.ops):
-            raise Unsupported("trainable tokens on packed weights are not modelled; use an unquantized --format")
         shape = (len(self.token_indices), host.arch.hidden)
         before = Tensor("@trainable_tokens_original", shape, host.new_dtype, BUFFER)
         regions = tuple(self._rewritten(r, host) for r in graph.regions)

@@ -20,16 +20,17 @@ from itertools import groupby, product
 from typing import NamedTuple
 
 from peftplan import optimizers
+from peftplan.assemble import state_bytes, step_bytes
+from peftplan.calibration import least_margin
 from peftplan.cost import price
 from peftplan.errors import RequestError
-from peftplan.fit import verdict_of
 from peftplan.graph.blocks.attention import kernel_class
 from peftplan.hardware import Gpu, usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Job
 from peftplan.optimizers.base import Optimizer
 from peftplan.pace import metered_case, tokens_per_second, traffic
-from peftplan.pipeline import Walked, has_biased_linears, read, state_bytes, walk
+from peftplan.pipeline import Walked, has_biased_linears, read, walk
 from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.seats import Seat
 from peftplan.planner.space import Choice, Space, changed
@@ -155,6 +156,9 @@ class _Desk:
     def _shared(self, shape: Choice, seats: Sequence[Seat]) -> Iterator[tuple[Figures, Evidence]]:
         """One walk for all cards and optimizers."""
         case = resolve(self._space.candidate(shape, seats[0], self._space.optimizers[0]))
+        if case.method.stages(case.arch) != (case.method,):  # which one is the worst may depend on the optimizer
+            yield from self._whole(shape, seats)
+            return
         one = _OneCard(walk(case), self._optimizers)
         qualities = [evidence(case, optimizer) for optimizer in self._optimizers]
         for seat in seats:
@@ -220,14 +224,13 @@ class _Optimizer(NamedTuple):
 
     @staticmethod
     def of(walked: Walked, optimizer: Optimizer) -> _Optimizer:
-        state = state_bytes(optimizer, walked.weights, walked.rules)
-        return _Optimizer(
-            state, optimizer.step_bytes(walked.weights, "cuda"), traffic(optimizer, walked.weights, state)
-        )
+        train, size = walked.trainees, walked.rules.size
+        state = state_bytes(optimizer, train, size)
+        return _Optimizer(state, step_bytes(optimizer, train, size), traffic(optimizer, train.weights, state))
 
 
 def _may_fit(peak_bytes: int, gpu: Gpu, usable: int | None) -> bool:
-    return usable is not None and verdict_of(least_bytes(peak_bytes, gpu), usable) == "fits"
+    return usable is not None and least_bytes(peak_bytes, gpu) * (1 + least_margin()) <= usable
 
 
 def _optimizer(job: Job, choice: Choice) -> Optimizer:

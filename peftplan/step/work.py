@@ -101,7 +101,7 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
     products: list[Kernel] = []
     plain = beyond = launches = 0
     for op, ran in zip(part.region.ops, ahead, strict=True):
-        if not ran or op.out.name not in need:
+        if op.out.name not in need or not (ran or op.multiplies_back):
             continue
         if isinstance(ran, Kernel):
             product = _backward_product(op, ran, need)
@@ -116,8 +116,6 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
             launches += times
             plain += times * ran
             beyond += max(0, times * ran - cache)
-            if op.multiplies_back:
-                products.append(Kernel(op.out.dtype, op.grad_flops(need), 0, 0))
     return Pass(
         name="backward",
         count=part.count,

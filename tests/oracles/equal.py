@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from peftplan.instruments.build import Mode
-from peftplan.instruments.trace import trace
-from peftplan.job import make_job
+from peftplan.instruments.trace import Trace, trace
+from peftplan.job import Job, make_job
 from peftplan.pipeline import read
+from peftplan.result import Estimate
 
 SIZES = {
     "hidden_size": 48,
@@ -34,9 +35,18 @@ Row = tuple[str, dict[str, Any]]
 
 def assert_equal(family: str, fields: dict[str, Any], mode: Mode = "fake") -> None:
     """Parameters, bytes kept for backward, FLOPs and peak: predicted and traced are the same numbers."""
+    job = tiny_job(family, fields)
+    assert_same(trace(job, mode=mode), read(job).estimate)
+
+
+def tiny_job(family: str, fields: dict[str, Any]) -> Job:
+    """A job on one of the tiny models."""
     config = {"model_type": family, **SIZES, **OWN[family]}
-    job = make_job(model=family, config=config, **{**COMMON, **fields})
-    real, guess = trace(job, mode=mode), read(job).estimate
+    return make_job(model=family, config=config, **{**COMMON, **fields})
+
+
+def assert_same(real: Trace, guess: Estimate) -> None:
+    """Predicted and traced are the same numbers."""
     predicted = {
         "total": guess.parameters.total,
         "trainable": guess.parameters.trainable,

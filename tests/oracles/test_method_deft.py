@@ -38,7 +38,7 @@ def test_deft_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.deft_dropout": 1.0}}, "deft_dropout=1.0"),
         ({"set": {"method.decomposition_method": "qr"}}, "qr is not modelled"),
-        ({"format": "nf4"}, "no DEFT on packed weights"),
+        ({"format": "nf4"}, "starts it from a product"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -37,7 +37,7 @@ def test_glora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.exclude_modules": "q_proj"}}, "has no such setting"),
         ({"set": {"model.attention_bias": True}}, "has a bias, is not modelled"),
-        ({"format": "nf4"}, "no GLoRA on packed weights"),
+        ({"format": "nf4"}, "plain torch.nn.Linear only"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

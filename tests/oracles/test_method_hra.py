@@ -39,7 +39,7 @@ def test_hra_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"rank": 5000}, "larger than the input of"),
         ({"set": {"method.apply_GS": True}}, "apply_GS is not modelled"),
-        ({"format": "nf4"}, "no HRA on packed weights"),
+        ({"format": "nf4"}, "not in the shape of one"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -40,7 +40,7 @@ def test_loha_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.rank_dropout": 0.1}}, "rank_dropout=0.1 is not modelled"),
         ({"set": {"method.module_dropout": 0.1}}, "module_dropout=0.1 is not modelled"),
-        ({"format": "nf4"}, "no LoHa on packed weights"),
+        ({"format": "nf4"}, "packed weight's shape"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

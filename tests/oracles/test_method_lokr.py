@@ -53,7 +53,7 @@ def test_the_factors_are_those_of_peft() -> None:
     [
         ({"set": {"method.rank_dropout": 0.1}}, "rank_dropout=0.1 is not modelled"),
         ({"set": {"method.decompose_factor": 0}}, "decompose_factor=0"),
-        ({"format": "int8"}, "no LoKr on packed weights"),
+        ({"format": "nf4"}, "packed weight's shape"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

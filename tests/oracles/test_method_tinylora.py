@@ -38,7 +38,7 @@ def test_tinylora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None
     [
         ({"set": {"method.weight_tying": 0.5}}, "weight_tying=0.5 is not modelled"),
         ({"set": {"method.u": 0}}, "u=0"),
-        ({"format": "nf4"}, "no TinyLoRA on packed weights"),
+        ({"format": "nf4"}, "integers cannot be parameters"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

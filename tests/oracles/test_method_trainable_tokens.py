@@ -11,11 +11,12 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "set": {"method.token_indices": [1, 2, 5]}}),
     ("llama", {**PLAIN, "set": {"method.token_indices": [1, 2, 5]}}),
     ("llama", {**AGAIN, "set": {"method.token_indices": [1, 2, 5]}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.token_indices": [3, 4]}}),
@@ -37,7 +38,6 @@ def test_trainable_tokens_is_what_peft_does(family: str, fields: dict[str, Any])
     [
         ({}, "say which rows"),
         ({"target_modules": "q_proj", "set": {"method.token_indices": [1]}}, "are not modelled"),
-        ({"format": "nf4", "set": {"method.token_indices": [1]}}, "packed weights are not modelled"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:
