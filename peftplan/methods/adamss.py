@@ -28,6 +28,8 @@ HARMLESS = COMMON | {
     "svd_threshold", "random_seed", "init_weights", "use_asa", "asa_target_subspaces", "init_warmup", "final_warmup",
     "mask_interval", "asa_importance_beta", "asa_uncertainty_beta", "asa_schedule_exponent",
 }  # fmt: skip
+PACKAGES = ("scikit-learn==1.9.1",)
+"""Its k-means."""
 
 
 @final

@@ -60,6 +60,8 @@ class Method(ABC):
     family: ClassVar[Family]
     libraries: ClassVar[tuple[str, ...]] = ("PEFT",)
     """Whose implementation is mirrored, first, and others that have it; none: the paper's."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset()
+    """Settings that its library's config does not have: what the training loop does with it."""
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
     masters: ClassVar[DType | None] = None

@@ -12,7 +12,7 @@ Mirrors peft/tuners/cpt/model.py CPTEmbedding and peft/peft_model.py _cpt_forwar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.blocks.decoder import Batch
@@ -22,7 +22,7 @@ from peftplan.graph.edit import writing
 from peftplan.graph.ops import Hold, LogSoftmax, Make, NllLoss, internal
 from peftplan.methods import _prompts, _virtual
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 HARMLESS = _virtual.HARMLESS | {
@@ -42,6 +42,7 @@ class Cpt(Method):
     cpt_mask: tuple[int, ...] | None = None
     cpt_tokens_type_mask: tuple[int, ...] | None = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "soft prompt"
 
     @property
     def _types(self) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftplan.instruments.build import Mode
 from peftplan.instruments.trace import Trace, trace
 from peftplan.job import Job, make_job
 from peftplan.pipeline import read
@@ -33,10 +32,10 @@ Row = tuple[str, dict[str, Any]]
 """A model's name and the fields of the job."""
 
 
-def assert_equal(family: str, fields: dict[str, Any], mode: Mode = "fake") -> None:
+def assert_equal(family: str, fields: dict[str, Any]) -> None:
     """Parameters, bytes kept for backward, FLOPs and peak: predicted and traced are the same numbers."""
     job = tiny_job(family, fields)
-    assert_same(trace(job, mode=mode), read(job).estimate)
+    assert_same(trace(job), read(job).estimate)
 
 
 def tiny_job(family: str, fields: dict[str, Any]) -> Job:
