@@ -180,15 +180,14 @@ def has_biased_linears(graph: Graph) -> bool:
 
 def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
-    wholes = (
-        (rules.size(op.out.nbytes) - rules.size(t.logical_bytes)) * region.count
-        for region in graph.regions
-        for op in region.ops
-        if op.narrows
-        for t in op.ins
-        if t.trainable and t.dtype is op.out.dtype
-    )
-    return sum(rules.size(w.bytes) * w.copies for w in weights) + sum(wholes)
+    wholes = 0
+    for region in graph.regions:
+        for op in region.ops:
+            parts = [t for t in op.ins if t.trainable and t.dtype is op.out.dtype] if op.narrows else []
+            if parts:
+                apart = sum(rules.size(t.logical_bytes) for t in parts)
+                wholes += (rules.size(op.out.nbytes) - apart) * region.count
+    return sum(rules.size(w.bytes) * w.copies for w in weights) + wholes
 
 
 def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:
