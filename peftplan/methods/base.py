@@ -86,6 +86,10 @@ class Method(ABC):
         del family
         return None
 
+    forwards: ClassVar[int] = 1
+    """How often a step runs the model forward."""
+    backward: ClassVar[bool] = True
+    """Whether it needs gradients: without, nothing is kept for them, and the optimizer has no part in the step."""
     empties_cache: ClassVar[bool] = False
     """Whether its implementation empties the allocator's cache after every step."""
 
