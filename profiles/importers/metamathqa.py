@@ -37,8 +37,10 @@ _HARNESS = {
 _OSF_BEFORE = "OSF of PEFT up to 0.19, which put each whole weight together anew in every forward and kept it"
 """From 0.21 on it adds a low-rank branch instead. A graph written as 0.19 did it reserves 36.03 GiB for these runs,
 within 0.5 % of them (2026-11)."""
+_UNFREEZES = "2026-07-14"
+"""From run.py at d787f51bb on, the wiki pass under `disable_adapter` sets requires_grad on everything adapter-like."""
 _NEUTRAL = (None, False, "none", 0, 0.0)
-_LORA_KNOBS = ("use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
+_LORA_KNOBS = ("use_bdlora", "use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
 
 
 def record(row: Row) -> Record:
@@ -68,7 +70,7 @@ def _job(row: Row) -> Row:
     targets = config.get("target_modules")
     return {
         "model": train["model_id"],
-        "method": "full" if row["peft_type"] == "FULL_FINETUNING" else row["peft_type"].lower(),
+        "method": _method(row),
         "rank": config.get("r"),
         "target_modules": sorted(targets) if isinstance(targets, list) else targets,
         "set": {**_HARNESS, **_knobs(row["peft_type"], config)},
@@ -83,6 +85,16 @@ def _job(row: Row) -> Row:
         "attention": "sdpa",
         "gpu": None if _beyond_card(row) else row["gpu"],
     }
+
+
+def _method(row: Row) -> str:
+    if _lora_fa(row):
+        return "lora_fa"
+    return "full" if row["peft_type"] == "FULL_FINETUNING" else str(row["peft_type"]).lower()
+
+
+def _lora_fa(row: Row) -> bool:
+    return bool(row["train"]["optimizer_type"] == "lora-fa")
 
 
 def _beyond_card(row: Row) -> bool:
@@ -107,12 +119,11 @@ def _counts(value: Any) -> bool:
 def _gaps(row: Row) -> tuple[str, ...]:
     config = row["peft_config"] or {}
     found = []
-    if row["train"]["optimizer_type"] != "AdamW":
-        found.append(f"optimizer {row['train']['optimizer_type']}")
-    if config.get("use_bdlora"):
-        found.append("BD-LoRA (block-diagonal factors)")
-    if config.get("init_lora_weights") == "mica":
-        found.append("MiCA (only A is trained)")
+    half_frozen = _lora_fa(row) or config.get("init_lora_weights") == "mica"
+    if half_frozen and row["created_at"] >= _UNFREEZES:
+        found.append("the harness runs the model without its adapter, after which the frozen factor has gradients too")
+    if row["peft_type"] == "OFT" and not config.get("oft_block_size") and row["versions"]["peft"] < "0.16":
+        found.append("OFT of PEFT up to 0.15, with other blocks")
     if row["peft_type"] == "OSF" and row["versions"]["peft"] < "0.20":
         found.append(_OSF_BEFORE)
     if row["experiment_name"].endswith("steps1000-ff"):
