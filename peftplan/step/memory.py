@@ -45,10 +45,11 @@ class Segment:
     forward_delta: int = 0
     forward_saved: int = 0
     entry_bytes: int = 0
+    has_backward: bool = True
 
     @property
     def checkpointed(self) -> bool:
-        return self.walk.checkpointed
+        return self.walk.checkpointed and self.has_backward
 
 
 class PhasePeak(NamedTuple):
@@ -94,15 +95,18 @@ def segments(
     where that makes the gradients of weights that all of them share; then their penalties."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
+    made: set[str] = set()
+    """Values of the whole model that require a gradient."""
     for region in graph.regions:
         left = region.count
         plan = Plan(region, rules.size)
         is_layer = region.first_index is not None
         shares = any(t.trainable and is_global(t.name) for t in region.params())
+        shares |= bool(made) and any(t.name in made for op in region.ops for t in op.ins)
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
-            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken))
+            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken, *made))
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
@@ -119,11 +123,22 @@ def segments(
             yield Segment(region=region, count=count, walk=walk)
             left -= count
             needs = leaves or (entry_requires_grad and region.entry is None)
+            made.update(name for name in plan.made_globals if name in need)
     for region in graph.regions:
         if region.penalty is not None:
             plan, need = Plan(region.penalty, rules.size), propagate_need(region.penalty, entry_needs=True)
             walk = RegionWalk(plan, need, account=account(), grads_exist=loop.grads_exist, global_grads=global_grads)
             yield Segment(region=region.penalty, count=region.count, walk=walk)
+
+
+def prelude(graph: Graph, rules: Rules) -> list[Segment]:
+    """The pass without gradient that runs before: nothing is kept, and every layer's input lives to its end."""
+
+    def segment(region: Region) -> Segment:
+        walk = RegionWalk(Plan(region, rules.size), set(), checkpointed=region.first_index is not None)
+        return Segment(region=region, count=region.count, walk=walk, has_backward=False)
+
+    return [segment(region) for region in graph.prelude]
 
 
 class _Account:
@@ -172,6 +187,10 @@ def run_step(
     if loop.outputs_until == "next":
         previous_outputs = loss_bytes + _returned_bytes(parts)
         account.total += previous_outputs
+    before, ahead = account.total, prelude(graph, rules)
+    for part in ahead:
+        _forward(part, account)
+    account.total = before
     for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)
@@ -202,7 +221,7 @@ def run_step(
     result.grad_bytes = account.grads
     result.end_bytes = account.total
     result.phases = account.peaks
-    result.segments = parts
+    result.segments = [*ahead, *parts]
     return result
 
 
