@@ -19,6 +19,5 @@ UNMODELLED: Mapping[str, str] = {
     "shadow": "it trains a second model beside the first, with a loss of its own",
     "shira": "its change is a sparse tensor, whose storage no trace sees, so nothing holds an estimate of it",
     "waveft": f"before its wavelet transform {_BY_VALUE}",
-    "xlora": "it runs the whole model twice, over adapters that were trained before",
 }
 """Lower-case PeftType -> why."""

@@ -41,6 +41,8 @@ class Method(ABC):
 
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
+    caches: ClassVar[bool] = True
+    """Whether they can run it while the model builds a KV cache."""
 
     def seen(self, batch: Batch) -> Batch:
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
