@@ -124,7 +124,7 @@ def resolve(job: Job) -> Case:
         types=replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
         numerics=numerics,
         attention=_attention(job, notes),
-        use_cache=_use_cache(job, arch, recompute, notes),
+        use_cache=method.caches and _use_cache(job, arch, recompute, notes),
         loss=_loss(job),
         modeling=method.modeling(arch.family),
     )

@@ -68,7 +68,12 @@ def metamathqa() -> tuple[Row, ...]:
     return tuple(compare(records, estimate, every_value=True))
 
 
-OUTDATED = ("OFT of PEFT up to 0.15", "OSF of PEFT up to 0.19", "its config says LoRA", "the frozen factor has gradients")
+OUTDATED = (
+    "OFT of PEFT up to 0.15",
+    "OSF of PEFT up to 0.19",
+    "its config says LoRA",
+    "the frozen factor has gradients",
+)
 """What an experiment ran that PEFT no longer does, or its config does not say."""
 
 

@@ -107,7 +107,8 @@ class Builder:
         self._prefix, self._site, self._part = prefix, site, part
 
     def name(self, label: str) -> str:
-        full = self._prefix + label
+        """A new value's name: one per region, even where the module's weights are the whole model's."""
+        full = self._prefix.removeprefix("@") + label
         seen = self._names.get(full, 0)
         self._names[full] = seen + 1
         return f"{full}#{seen}" if seen else full

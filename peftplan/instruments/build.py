@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -176,6 +178,8 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         return model
     if choices.method == "adalora":
         return _adalora(model, choices)
+    if choices.method == "xlora":
+        return _xlora(model, choices)
     return _adapt(model, choices)
 
 
@@ -197,6 +201,28 @@ def _adalora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
             if ".ranknum." in name:
                 param.requires_grad_(False)
     return model
+
+
+def _xlora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
+    """X-LoRA over `method.adapters` LoRAs of the job's rank and modules. It loads them from files, which need not hold
+    a weight: what is missing stays as it was drawn. It applies only those that are named by their number."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    job = choices.job
+    adapters = job.knobs("method").get("adapters", 2)
+    count = adapters if isinstance(adapters, int) else len(adapters)
+    model.config.use_cache = False  # it refuses a model that builds a cache
+    with tempfile.TemporaryDirectory() as folder:
+        targets = _as_peft_has_it(job.target_modules) if job.target_modules is not None else None
+        LoraConfig(r=job.rank or 8, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder)
+        save_file({}, str(Path(folder, "adapter_model.safetensors")))
+        own = {
+            "method.hidden_size": model.config.hidden_size,
+            "method.adapters": {str(i): folder for i in range(count)},
+        }
+        given = job.model_copy(update={"settings": {**job.settings, **own}, "rank": None, "target_modules": None})
+        return _adapt(model, dataclasses.replace(choices, job=given))
 
 
 def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:

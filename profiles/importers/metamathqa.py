@@ -71,7 +71,7 @@ def _job(row: Row) -> Row:
     return {
         "model": train["model_id"],
         "method": _method(row),
-        "rank": config.get("r"),
+        "rank": None if row["peft_type"] == "ADALORA" else config.get("r"),  # its own is init_r; PEFT ignores r
         "target_modules": sorted(targets) if isinstance(targets, list) else targets,
         "set": {**_HARNESS, **_knobs(row["peft_type"], config)},
         "dtype": "bfloat16",
@@ -109,6 +109,8 @@ def _knobs(peft_type: str, config: Row) -> Row:
     ignored = ("r", "target_modules", "task_type", "peft_type", "peft_version", "base_model_name_or_path")
     keys = _LORA_KNOBS if peft_type == "LORA" else [key for key in config if key not in ignored]
     chosen = {key: config.get(key) for key in keys if _counts(config.get(key))}
+    if peft_type == "ADALORA":  # every run is older than peft 0.21.0
+        chosen["trains_ranknum"] = False
     return {f"method.{key}": value for key, value in chosen.items()}
 
 

@@ -108,9 +108,14 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
-            if final != gradient.request_bytes and not (op.narrows and to.dtype is op.out.dtype):
-                made[j] = (to, self.make(final, where))
-                self._release(gradient)
+            if op.narrows and to.dtype is op.out.dtype:
+                continue
+            reduced = to.numel * op.out.dtype.size
+            for step in (reduced, final) if final < reduced < gradient.request_bytes else (final,):
+                if step != gradient.request_bytes:
+                    whole, gradient = gradient, self.make(step, where)
+                    self._release(whole)
+            made[j] = (to, gradient)
         self._release(incoming)
         if saves and not recomputed:
             self.kept.release(saves)
@@ -130,6 +135,8 @@ class Gradients:
         old = flowing.get(to.name)
         if to.name not in self.need:
             self._release(gradient)
+        elif self._is_foreign(to):
+            self._meet(to, gradient)
         elif old is None:
             flowing[to.name] = gradient
         elif old.refs == 1 and not old.viewed:  # input_buffer.cpp, accumulate: in place where nobody else holds it
@@ -138,6 +145,24 @@ class Gradients:
             flowing[to.name] = self.make(to.logical_bytes, where)
             self._release(old)
             self._release(gradient)
+
+    def _is_foreign(self, to: Tensor) -> bool:
+        """Whether it is a value of the whole model that another region made."""
+        return is_global(to.storage) and to.storage not in self.kept.plan.made_globals and to.name == to.storage
+
+    def _meet(self, to: Tensor, gradient: Gradient) -> None:
+        """The regions that read a value add their gradients of it into one, which the region that made it is given."""
+        if to.name in self.global_grads:
+            self._release(gradient)
+        self.global_grads.setdefault(to.name, gradient.bytes)
+
+    def take_met(self) -> None:
+        """What other regions left for the values that this one made."""
+        for name in self.kept.plan.made_globals:
+            if name in self.need and name in self.global_grads:
+                self._made += 1
+                request = self.kept.plan.request_bytes[name]
+                self.flowing[name] = Gradient(request, self.global_grads.pop(name), self._made)
 
     def _accumulate(self, to: Tensor, gradient: Gradient, op: Op) -> None:
         """AccumulateGrad: the gradient is added to what is there, or stays. It runs once, when every part has come: a

@@ -219,6 +219,7 @@ class RegionWalk:
         flowing = gradients.flowing
         if region.exit.name in self.need:
             gradients.enter(region.exit, root=root)
+        gradients.take_met()
         for name in region.handed:  # its parts' gradients meet in one
             if name in self.need:
                 flowing[name] = gradients.make(self.plan.request_bytes[name], name)
