@@ -10,6 +10,7 @@ from peftplan.arch.core import Arch
 from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Setup, decoder, module_order
 from peftplan.graph.core import Graph, Tensor, is_global
+from peftplan.graph.edit import train
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.units import DType
@@ -21,6 +22,11 @@ Size = Callable[[int], int]
 def build_graph(case: Case) -> Graph:
     """Architecture -> graph -> format -> method: bases are packed when loaded, adapters come on top."""
     return case.method.apply(base_graph(case.arch, case.setup, case.format, case.compute), case.host)
+
+
+def as_run(case: Case, graph: Graph) -> Graph:
+    """The graph that a step runs: nothing in it needs a gradient where the method does without."""
+    return graph if case.method.backward else train(graph, lambda _, __: False)
 
 
 @lru_cache(maxsize=64)
@@ -50,6 +56,8 @@ class Trainees(NamedTuple):
 def trainees(case: Case, graph: Graph) -> Trainees:
     """The weights of a case's graph that train."""
     weights = trained(graph)
+    if not case.method.backward:
+        return Trainees([], [], [], case.method.aside(max((w.bytes for w in weights), default=0)))
     masters, known = case.method.masters, case.method.remembered(graph)
     if masters is None:
         aside = case.method.aside(max((w.bytes for w in weights), default=0))
@@ -59,20 +67,20 @@ def trainees(case: Case, graph: Graph) -> Trainees:
     return Trainees(weights, stepped, remembered)
 
 
-def state_bytes(optimizer: Optimizer, train: Trainees, size: Size, backend: str = "cuda") -> int:
+def state_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda") -> int:
     """Optimizer states that live on the device between steps, and the copies that it steps over."""
-    states = sum(size(s.bytes) * s.copies for s in optimizer.states(train.remembered, backend) if not s.host)
-    return states + sum(size(w.bytes) * w.copies for w in train.copied)
+    states = sum(size(s.bytes) * s.copies for s in optimizer.states(trainees.remembered, backend) if not s.host)
+    return states + sum(size(w.bytes) * w.copies for w in trainees.copied)
 
 
-def step_bytes(optimizer: Optimizer, train: Trainees, size: Size, backend: str = "cuda") -> int:
+def step_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda") -> int:
     """The most that the optimizer's step takes at once beyond weights, gradients and states.
 
     Where it steps over copies, each gradient becomes one of its weight's copy, and goes when that is there; afterwards
     each copy is cast back, one at a time.
     """
-    own = max(optimizer.step_bytes(train.stepped, backend), sum(map(size, train.aside)))
-    cast = [(copy, w) for copy, w in zip(train.copied, train.weights, strict=False) if copy.dtype is not w.dtype]
+    own = max(optimizer.step_bytes(trainees.stepped, backend), sum(map(size, trainees.aside)))
+    cast = [(copy, w) for copy, w in zip(trainees.copied, trainees.weights, strict=False) if copy.dtype is not w.dtype]
     grown = sum((size(copy.bytes) - size(w.bytes)) * w.copies for copy, w in cast)
     return grown + max(own, max((size(w.bytes) for _, w in cast), default=0))
 

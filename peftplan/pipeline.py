@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -99,7 +99,7 @@ def _walk(case: Case) -> Walked:
     static = _static(case, graph, train, rules)
     existing = _gradients(graph, train.weights, rules) if case.loop.grads_exist else 0
     step = run_step(
-        graph,
+        as_run(case, graph),
         static_bytes=sum(static.values()),
         recompute=case.recompute,
         rules=rules,
@@ -120,7 +120,9 @@ def read(job: Job) -> Reading:
     case, graph, static, step = walked.case, walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
     memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
-    runs = passes(step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None)
+    runs = passes(
+        step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None, forwards=case.method.forwards
+    )
     flops = _flops(runs)
     paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
@@ -180,15 +182,14 @@ def has_biased_linears(graph: Graph) -> bool:
 
 def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
-    wholes = (
-        (rules.size(op.out.nbytes) - rules.size(t.logical_bytes)) * region.count
-        for region in graph.regions
-        for op in region.ops
-        if op.narrows
-        for t in op.ins
-        if t.trainable and t.dtype is op.out.dtype
-    )
-    return sum(rules.size(w.bytes) * w.copies for w in weights) + sum(wholes)
+    wholes = 0
+    for region in graph.regions:
+        for op in region.ops:
+            parts = [t for t in op.ins if t.trainable and t.dtype is op.out.dtype] if op.narrows else []
+            if parts:
+                apart = sum(rules.size(t.logical_bytes) for t in parts)
+                wholes += (rules.size(op.out.nbytes) - apart) * region.count
+    return sum(rules.size(w.bytes) * w.copies for w in weights) + wholes
 
 
 def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:

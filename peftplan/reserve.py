@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from peftplan.assemble import build_graph, step_bytes, trainees
+from peftplan.assemble import as_run, build_graph, step_bytes, trainees
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.core import Graph
 from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_workspace
@@ -24,7 +24,7 @@ def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int
     `capacity_bytes` would be held.
     """
     return replay(
-        _steps(case, graph),
+        [as_run(case, each) for each in _steps(case, graph)],
         around(case, graph, workspace_bytes),
         recompute=case.recompute,
         loop=case.loop,

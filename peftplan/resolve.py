@@ -43,7 +43,7 @@ ATTENTION = {
 }
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
-TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro", "fishmask", "child_tuning")
+TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro", "fishmask", "child_tuning", "mezo")
 NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning", "adaption_prompt")
 """Methods that train weights in the base's dtype: its own, copies of them, or new ones."""
 PREFIXES = (
@@ -163,7 +163,7 @@ def resolve(job: Job) -> Case:
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=_loop(job, optimizer),
+        loop=_loop(job, optimizer, method),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -389,7 +389,7 @@ def _loss(job: Job) -> LossStyle:
     raise UnknownName("loss.style", str(asked), STYLES)
 
 
-def _loop(job: Job, optimizer: Optimizer) -> Loop:
+def _loop(job: Job, optimizer: Optimizer, method: Method) -> Loop:
     knobs = job.knobs("loop")
     unknown = [k for k in knobs if k != "outputs_until"]
     if unknown:
@@ -397,6 +397,11 @@ def _loop(job: Job, optimizer: Optimizer) -> Loop:
     until = knobs.get("outputs_until", "step")
     if until not in ("loss", "step", "next"):
         raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
+    if not method.backward:
+        if job.grad_accum > 1:
+            raise RequestError(f"--grad-accum {job.grad_accum}: method {job.method} takes one batch a step; use "
+                               "--micro-batch")  # fmt: skip
+        return Loop(outputs_until="loss", again=method.forwards > 1)
     if not optimizer.frees_gradients:
         return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
     if job.grad_accum > 1 and not optimizer.late:

@@ -64,5 +64,10 @@ def test_asking_for_one_says_why(name: str) -> None:
     assert UNMODELLED[name] in str(caught.value)
 
 
+def test_what_is_no_method_says_what_it_is() -> None:
+    with pytest.raises(Unsupported, match="keeps nothing for backward.*price the method without it"):
+        estimate(make_job(model="llama-7b", method="neftune"))
+
+
 def test_most_of_peft_is_modelled() -> None:
     assert len(peft_types() & modelled()) >= 2 * len(UNMODELLED)

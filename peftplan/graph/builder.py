@@ -18,6 +18,7 @@ from peftplan.graph.ops import (
     DetachedLinear,
     Div,
     Dropout,
+    Flattened,
     Formula,
     Hold,
     Hooked,
@@ -272,6 +273,13 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
+
+    def flattened(self, weights: tuple[Tensor, ...], label: str = "flat") -> Tensor:
+        """Parameters of one dtype that lie one after the other in one buffer, as one."""
+        n = self.name(label)
+        first = weights[0]
+        out = Tensor(n, (sum(w.numel for w in weights),), first.dtype, BUFFER, base=first.name)
+        return self._emit(Flattened(name=n, ins=weights, out=out, site=self._site, part=self._part))
 
     # -- in place -----------------------------------------------------------------------------------------------
 

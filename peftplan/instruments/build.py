@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from peftplan import methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.instruments import adapterhub, quantize
 from peftplan.instruments.clusters import dealt
@@ -187,12 +188,11 @@ def _hub_dtype(model: torch.nn.Module, choices: Choices) -> torch.dtype | None:
 
 
 def _adalora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
-    """Two settings are not of PEFT's config: `update_and_allocate` is the loop's call (see `step`), `trains_ranknum`
-    what PEFT's releases differ in."""
-    job, own = choices.job, {"method.update_and_allocate", "method.trains_ranknum"}
-    settings = {key: value for key, value in job.settings.items() if key not in own}
-    model = _adapt(model, dataclasses.replace(choices, job=job.model_copy(update={"settings": settings})))
-    if not job.knobs("method").get("trains_ranknum", True):  # before peft 0.21.0, _mark_only_adapters_as_trainable
+    """`update_and_allocate` is the loop's call (see `step`), `trains_ranknum` what PEFT's releases differ in."""
+    model = _adapt(model, choices)
+    if not choices.job.knobs("method").get(
+        "trains_ranknum", True
+    ):  # before peft 0.21.0, _mark_only_adapters_as_trainable
         for name, param in model.named_parameters():
             if ".ranknum." in name:
                 param.requires_grad_(False)
@@ -232,6 +232,7 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         config = peft_config(choices)
         adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
         _add_adapters(adapted, choices)
+        _untie_upcast(adapted)
     for module in adapted.modules():  # KaSA decomposes weights when it is put on, on `meta` at the first forward
         vars(module).get("_lora_kasa_truncation_deferred", set()).clear()
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
@@ -239,8 +240,15 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     return adapted
 
 
-SEVERAL = ("adapters", "active_adapters", "trained_adapters")
-"""Settings of a method that are not its config's: how many adapters are loaded, run and train."""
+def _untie_upcast(model: torch.nn.Module) -> None:
+    """A tied head's adapter views the embedding's; PEFT's upcast from half precision, which `meta` does not need,
+    makes it a tensor of its own."""
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear) and module.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16):
+            for param in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+                param.data = param.data.clone()
 
 
 def _add_adapters(model: Any, choices: Choices) -> None:
@@ -268,14 +276,13 @@ def peft_config(choices: Choices) -> Any:
         raise UnknownName("method", choices.method, [*UNWRAPPED, "lora_fa", "qlora", *known])
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known[choices.method]]
     fields = {field.name for field in dataclasses.fields(cls)}
-    given = {name: _as_peft_has_it(value) for name, value in choices.job.knobs("method").items()}
-    knobs = {"task_type": "CAUSAL_LM", **given}
+    loops = methods.get(choices.method).loop_knobs if choices.method in methods.names() else frozenset[str]()
+    asked = choices.job.knobs("method").items()
+    knobs = {"task_type": "CAUSAL_LM", **{name: _as_peft_has_it(value) for name, value in asked if name not in loops}}
     if choices.job.rank is not None:
         knobs["r"] = choices.job.rank
     if choices.job.target_modules is not None:
         knobs["target_modules"] = _as_peft_has_it(choices.job.target_modules)
-    for name in SEVERAL:
-        knobs.pop(name, None)
     for name in knobs:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3)

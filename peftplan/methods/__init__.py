@@ -8,13 +8,16 @@ from typing import Any
 
 from peftplan import plugins
 from peftplan.errors import Unsupported
-from peftplan.methods._unmodelled import UNMODELLED
+from peftplan.methods._adapterhub import AdapterHub
+from peftplan.methods._unmodelled import NO_METHOD, UNMODELLED
 from peftplan.methods.base import Host, Method
 
 __all__ = [
     "UNMODELLED",
+    "AdapterHub",
     "Host",
     "Method",
+    "adapterhub",
     "aliases",
     "get",
     "make",
@@ -42,6 +45,8 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     key = plugins.canonical(name)
     if key in UNMODELLED and key not in names():
         raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
+    if key in NO_METHOD:
+        raise Unsupported(f"{key} is no method: {NO_METHOD[key]}")
     return plugins.resolve(__name__, "method", name)
 
 
@@ -49,6 +54,14 @@ def get(name: str) -> type[Method]:
     """The method class a name stands for."""
     cls: type[Method] = plugins.load(__name__, "method", resolve_name(name)[0]).METHOD
     return cls
+
+
+def adapterhub(name: str) -> type[AdapterHub] | None:
+    """The class of a method of AdapterHub's `adapters`; None for PEFT's and for names that are no method's."""
+    if plugins.canonical(name) not in {*names(), *aliases()}:
+        return None
+    found = get(name)
+    return found if issubclass(found, AdapterHub) else None
 
 
 def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:

@@ -3,9 +3,11 @@
 Mirrors aten/src/ATen/native/RNN.cpp, torch 2.13: on the CPU one oneDNN layer per direction (mkldnn/RNN.cpp); on CUDA
 one cuDNN call for all of it (cudnn/RNN.cpp), under autocast with half-precision copies of its weights
 (autocast_mode.cpp, _cudnn_rnn_cast_reflatten).
+What cuDNN asks for is not documented. It is read off what it answered on a P100 for one LSTM and one GRU of four layers
+(pytorch/pytorch issue 2895, 2017-10-04: 17,730,560 and 736,000,000 bytes): its workspace holds a copy of the weights,
+and six values per step and unit stay for backward, the last layer's outputs aside.
 FLOPs are those of torch.utils.flop_counter, which has no formula for either: none.
-Not modelled: oneDNN's workspace, cuDNN's own, the state of its dropout (all err low); what cuDNN keeps for backward is
-taken for the gates, cells and outputs of every step, which its documentation does not confirm.
+Not modelled: oneDNN's workspace, the state of cuDNN's dropout (both err low).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from peftplan.units import DType
 FP32 = DType.float32
 KEPT_BY_CUDNN = 6
 """Values per step and unit: four gates, the cell, the output."""
+WORKED_BY_CUDNN = 11
+"""Values per layer and unit of a sequence, beside the copy of the weights: three a gate, less one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,16 +84,25 @@ class Lstm:
         return b.formula("lstm_out", out, x, *weights, *before, keeps=keeps, keeps_out=True, grads=tuple(grads))
 
     def _cudnn(self, b: Builder, x: Tensor, before: tuple[Tensor, ...]) -> Tensor:
+        """The weights are one buffer, and so are their gradients (_cudnn_rnn_backward_weight)."""
         widths = (x.shape[-1], *(2 * self.inner,) * (self.layers - 1))
         weights = tuple(w for i, wide in enumerate(widths) for way in self._weights(i, wide) for w in way)
+        flat = b.flattened(weights, label="lstm_flat")
+        kept: tuple[Tensor, ...] = ()
         target = b.numerics.autocast
         if target is not None:
             before = tuple(b.plain("lstm_state", *t.shape, dtype=target, ins=(t,)) for t in before)
-            weights = tuple(b.cast(b.alias(w), target, label="lstm_weight") for w in weights)
+            flat = b.cast(flat, target, label="lstm_half")
             x = b.cast(x, target, label="lstm_x")
+            kept = (flat,)
         tokens = x.shape[1]
-        reserve = internal(b.name("lstm"), "reserve", (tokens, 2 * self.layers, KEPT_BY_CUDNN * self.inner), x.dtype)
-        out = Tensor("", (1, tokens, 2 * self.inner), x.dtype)
-        grads = tuple(Grad(t, t.logical_bytes) for t in (*weights, x))
-        keeps = (x, *weights, *before, reserve)
-        return b.formula("lstm_out", out, x, *weights, *before, keeps=keeps, keeps_out=True, grads=grads)
+        units = 2 * self.inner
+        reserve = internal(b.name("lstm"), "reserve", (tokens, (KEPT_BY_CUDNN * self.layers - 1) * units), x.dtype)
+        matrices = sum(w.numel for w in weights if len(w.shape) > 1)
+        work = (matrices + WORKED_BY_CUDNN * self.layers * units) * x.dtype.size
+        out = Tensor("", (1, tokens, units), x.dtype)
+        grads = tuple(Grad(t, t.logical_bytes, work) for t in (x, flat))
+        keeps = (x, *kept, *before, reserve)
+        return b.formula(
+            "lstm_out", out, x, flat, *before, keeps=keeps, keeps_out=True, grads=grads, temporary_bytes=work
+        )

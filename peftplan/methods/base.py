@@ -60,6 +60,8 @@ class Method(ABC):
     family: ClassVar[Family]
     libraries: ClassVar[tuple[str, ...]] = ("PEFT",)
     """Whose implementation is mirrored, first, and others that have it; none: the paper's."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset()
+    """Settings that its library's config does not have: what the training loop does with it."""
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
     masters: ClassVar[DType | None] = None
@@ -84,6 +86,10 @@ class Method(ABC):
         del family
         return None
 
+    forwards: ClassVar[int] = 1
+    """How often a step runs the model forward."""
+    backward: ClassVar[bool] = True
+    """Whether it needs gradients: without, nothing is kept for them, and the optimizer has no part in the step."""
     empties_cache: ClassVar[bool] = False
     """Whether its implementation empties the allocator's cache after every step."""
 

@@ -200,7 +200,7 @@ class _OneCard:
     @cached_property
     def _runs(self) -> list[Pass]:
         """For any card: what its cache may spare makes `low` lower, not the expected time."""
-        return passes(self._walked.step.segments)
+        return passes(self._walked.step.segments, forwards=self._walked.case.method.forwards)
 
     def _peak_bytes(self, gpu: Gpu, optimizer: _Optimizer) -> int:
         workspace = workspace_bytes(

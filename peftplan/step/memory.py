@@ -46,6 +46,8 @@ class Loop:
 
     outputs_until: str = "step"
     grads_exist: bool = False
+    again: bool = False
+    """Whether the step has run the model forward before, and holds the loss of that."""
     in_backward: InBackward | None = None
 
 
@@ -194,7 +196,9 @@ def run_step(
     previous_outputs = 0
     if loop.outputs_until == "next":
         previous_outputs = loss_bytes + _returned_bytes(parts)
-        account.total += previous_outputs
+    elif loop.again:
+        previous_outputs = loss_bytes
+    account.total += previous_outputs
     for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)

@@ -25,6 +25,9 @@ Change = Callable[[torch.nn.Module], torch.nn.Module]
 MakeOptimizer = Callable[[torch.nn.Module], Any]
 """What has `step`, `zero_grad`, `state`, and where it holds tensors beside its states, `held`."""
 
+StepWork = Callable[[Step], None]
+"""A whole training step, in place of forward, backward and the optimizer's."""
+
 
 class _Step(Step):
     """A step with an optimizer of the test's own, whose states are named by their place."""
@@ -32,8 +35,13 @@ class _Step(Step):
     make: MakeOptimizer | None = None
     between: Change | None = None
 
+    work: StepWork | None = None
+
     def _step(self) -> None:
-        super()._step()
+        if self.work is not None:
+            self.work(self)
+        else:
+            super()._step()
         if self.between is not None:
             self.between(self.model)
 
@@ -53,7 +61,13 @@ class _Own(Plain):
         yield from ((None, str(n), t) for n, t in enumerate((*held, *each)) if isinstance(t, torch.Tensor))
 
 
-def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None, between: Change | None = None) -> Trace:
+def reference(
+    job: Job,
+    change: Change,
+    optimizer: MakeOptimizer | None = None,
+    between: Change | None = None,
+    step: StepWork | None = None,
+) -> Trace:
     """The trace of the job's base model as `change` leaves it; `between` comes after each step."""
     choices = replace(build.decide(job), method="full")
     sole_owner()
@@ -65,7 +79,7 @@ def reference(job: Job, change: Change, optimizer: MakeOptimizer | None = None, 
         trainable, total = PeftModel.get_nb_trainable_parameters(model)
         with fakes.fake_tensors(), quantize.recognised():
             fakes.to_fake(model)
-            own = {"make": optimizer, "between": between}
+            own = {"make": optimizer, "between": between, "work": step}
             made = type("_Made", (_Step,), {key: value and staticmethod(value) for key, value in own.items()})
             trace: Trace = made(choices, model, "fake").run({"total": total, "trainable": trainable})
             return trace
@@ -77,10 +91,11 @@ def assert_as_reference(
     change: Change,
     optimizer: MakeOptimizer | None = None,
     between: Change | None = None,
+    step: StepWork | None = None,
 ) -> None:
     """The estimate and the trace of the reference are the same numbers."""
     job = tiny_job(family, fields)
-    assert_same(reference(job, change, optimizer, between), read(job).estimate)
+    assert_same(reference(job, change, optimizer, between, step), read(job).estimate)
 
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:

@@ -50,7 +50,12 @@ QUICK: dict[str, tuple[str, dict[str, Any]]] = {
 VARIANTS = ("rslora", "lora_plus", "pissa", "olora", "qdora")
 NEEDS = {"adamss": "sklearn"}
 """What PEFT imports for a method without requiring it."""
-RUNNABLE = tuple(n for n in methods.names() if n not in NEEDS or importlib.util.find_spec(NEEDS[n]) is not None)
+RUNNABLE = tuple(
+    name
+    for name in methods.names()
+    if trainers.support()[name]["hf_script"]
+    and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]) is not None)
+)
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"script-{name}": ("hf_script", {"method": name}) for name in (*RUNNABLE, *VARIANTS)},
     **{

@@ -119,7 +119,7 @@ class Gradients:
                 gradient.viewed |= to is op.ins[0]
         for to, gradient in made:
             if to.kind in PARAMS:
-                self._accumulate(to, gradient, where)
+                self._accumulate(to, gradient, op)
             else:
                 self._hand_on(to, gradient, where)
         if self._arrived:
@@ -139,7 +139,7 @@ class Gradients:
             self._release(old)
             self._release(gradient)
 
-    def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
+    def _accumulate(self, to: Tensor, gradient: Gradient, op: Op) -> None:
         """AccumulateGrad: the gradient is added to what is there, or stays. It runs once, when every part has come: a
         penalty's waits for the layer's even where there is a gradient to add it to."""
         size = self._size(to.logical_bytes)
@@ -152,14 +152,15 @@ class Gradients:
         if (self.grads_exist and not self._waits) or to.name in self.global_grads:
             self._release(gradient)
             return
-        if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
+        if gradient.refs > 1 and not op.narrows:  # an incoming gradient itself cannot be stolen: it is cloned
             self._release(gradient)
-            gradient = self.make(to.logical_bytes, where)
+            gradient = self.make(to.logical_bytes, op.name)
+        held = gradient.bytes if gradient.refs == 1 else size  # of several parts each counts for itself
         alone = self._updates is not None and self._updates.alone(to)
         if is_global(to.name) and not alone:
-            self.global_grads[to.name] = gradient.bytes
+            self.global_grads[to.name] = held
         self.of_params.append(gradient)
-        self.account.grad_bytes += gradient.bytes
+        self.account.grad_bytes += held
         if alone:
             self._arrived.append((to, gradient))
 
@@ -205,6 +206,13 @@ class Gradients:
     def _use(self, gradient: Gradient) -> None:
         self.account.grad_bytes -= gradient.bytes
         self._release(gradient)
+
+    def settle(self, leaf: Tensor, gradient: Gradient) -> None:
+        """A leaf that is no parameter takes its gradient as it is, but clones a part of a larger one whose rows do not
+        follow each other (accumulate_grad.h, obeys_layout_contract)."""
+        if gradient.request_bytes != leaf.logical_bytes and leaf.shape[0] > 1:
+            self.make(leaf.logical_bytes, leaf.name)
+            self._release(gradient)
 
     def _release(self, gradient: Gradient) -> None:
         gradient.refs -= 1
