@@ -100,10 +100,15 @@ class Place(NamedTuple):
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
+        yield from _parts(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _storages(item)
+
+
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A dense tensor itself; of a sparse one, which has no storage of its own, its places and values."""
+    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
 
 
 @functools.cache
@@ -248,11 +253,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         """Pack hook: remember the storage, keep the tensor as it is."""
-        number = self.id_of(tensor)
-        if number is not None and number not in self.packed:
-            node = torch._C._autograd._get_sequence_nr() - 1
-            place = Place(self._stack[-1] if self._stack else "", _source_line())
-            self.packed[number] = (node, place, tensor.shape)
+        for part in _parts(tensor):
+            number = self.id_of(part)
+            if number is not None and number not in self.packed:
+                node = torch._C._autograd._get_sequence_nr() - 1
+                place = Place(self._stack[-1] if self._stack else "", _source_line())
+                self.packed[number] = (node, place, part.shape)
         return tensor
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ UNMODELLED: Mapping[str, str] = {
     "adaption_prompt": "it replaces the attention of the last layers, not a projection",
     "cartridge": "a prefix of which a part is frozen is not written down yet; prefix_tuning is the nearest",
     "cpt": f"it computes a loss of its own; {_BY_VALUE}",
-    "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
     "osf": "it projects its gradients in hooks during the backward, which a step's graph cannot say yet",
     "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
     "psoft": "the rotation inside its low-rank product is not written down yet",

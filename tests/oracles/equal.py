@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftplan.instruments.build import Mode
 from peftplan.instruments.trace import trace
 from peftplan.job import make_job
 from peftplan.pipeline import read
@@ -30,11 +31,11 @@ Row = tuple[str, dict[str, Any]]
 """A model's name and the fields of the job."""
 
 
-def assert_equal(family: str, fields: dict[str, Any]) -> None:
+def assert_equal(family: str, fields: dict[str, Any], *, mode: Mode = "fake") -> None:
     """Parameters, bytes kept for backward, FLOPs and peak: predicted and traced are the same numbers."""
     config = {"model_type": family, **SIZES, **OWN[family]}
     job = make_job(model=family, config=config, **{**COMMON, **fields})
-    real, guess = trace(job), read(job).estimate
+    real, guess = trace(job, mode=mode), read(job).estimate
     predicted = {
         "total": guess.parameters.total,
         "trainable": guess.parameters.trainable,
