@@ -32,9 +32,9 @@ DTYPES = {
 QUANTIZED = ("nf4", "fp4", "int8")
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
-WITH_VALUES = ("shira", "cpt")
+WITH_VALUES = ("shira", "cpt", "frod")
 """Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
-shapes of CPT's loss depend on values."""
+shapes of CPT's loss and of FRoD's sparse factors depend on values."""
 LATE = ("_psoft_A_cache", "_psoft_B_cache")
 """Buffers that PEFT makes after it has moved a layer's others to the weight's dtype; they stay float32."""
 

@@ -80,6 +80,11 @@ class OnLinears(Method):
         del chosen, host
         return ()
 
+    def unread(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        """The adapted layers' own weights, where nothing reads them any more."""
+        del chosen, host
+        return ()
+
     def planned(self, graph: Graph, host: Host) -> Plan[int]:
         """Which modules are adapted, each with its `size`."""
         family = host.arch.family
@@ -108,8 +113,10 @@ class OnLinears(Method):
             return ops
 
         adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
-        buffers = (*adapted.buffers, *self.buffers(list(chosen_modules(graph, planned)), host))
-        return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)
+        chosen = list(chosen_modules(graph, planned))
+        buffers = (*adapted.buffers, *self.buffers(chosen, host))
+        unused = (*adapted.unused, *self.unread(chosen, host))
+        return save_modules(replace(adapted, buffers=buffers, unused=unused), self.modules_to_save)
 
     def _check_packed(self, module: Module, host: Host) -> None:
         kernel = packed(module)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 _BY_VALUE = "it picks elements by their values, so no trace without values holds an estimate of it"
 UNMODELLED: Mapping[str, str] = {
-    "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
     "shadow": "it trains a second model beside the first, with a loss of its own",
 }
 """Lower-case PeftType -> why."""
