@@ -65,7 +65,7 @@ def test_asking_for_one_says_why(name: str) -> None:
 
 
 def test_what_is_no_method_says_what_it_is() -> None:
-    with pytest.raises(Unsupported, match="keeps nothing for backward.*price the method without it"):
+    with pytest.raises(Unsupported, match=r"keeps nothing for backward.*price the method without it"):
         estimate(make_job(model="llama-7b", method="neftune"))
 
 

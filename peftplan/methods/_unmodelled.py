@@ -13,8 +13,8 @@ UNMODELLED: Mapping[str, str] = {
 }
 """Lower-case PeftType -> why."""
 NO_METHOD: Mapping[str, str] = {
-    "neftune": "it is noise on the embedding's output of any method (Jain 2023, arXiv:2310.05914), which trains nothing "
-    "and keeps nothing for backward: one more tensor of batch x sequence x hidden, and its sum with the embeddings, "
+    "neftune": "it is noise on the embedding's output of any method (Jain 2023, arXiv:2310.05914), which trains nothing"
+    " and keeps nothing for backward: one more tensor of batch x sequence x hidden, and its sum with the embeddings, "
     "when the forward begins; price the method without it",
 }
 """What goes by a name like a method's and is none -> what it is, and what to do."""

@@ -32,6 +32,8 @@ class Batch:
     documents: int = 1
     past: int = 0
     """Tokens before the first whose keys and values come with the batch, as a cache."""
+    groups: int = 1
+    """Parts of a row that attention looks at alone, half of the heads at parts that lie half a part further on."""
 
     @property
     def keys(self) -> int:
@@ -316,6 +318,7 @@ def _attention(
         past=batch.past,
         past_dtype=types.embedding,
         half=types.linear,
+        groups=batch.groups,
     )
     out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
