@@ -110,9 +110,10 @@ def resolve(job: Job) -> Case:
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
     method = methods.make(method_name, _method_knobs(job))
-    optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
+    optimizer_name, optimizer = _optimizer(job, notes)
     rank, targets = _adapter_shape(job, arch, method, notes)
-    optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
+    if projection(job) is not None:
+        rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
@@ -228,8 +229,32 @@ def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
             "nf4",
             {"double_quant": True} if job.format is None or formats.canonical(job.format) in ("nf4", "fp4") else {},
         )
-    methods.resolve_name(name)
-    return name, None, {}
+    file, _ = methods.resolve_name(name)
+    return name if methods.optimizer_of(name) is None else file, None, {}
+
+
+def projection(job: Job) -> str | None:
+    """The optimizer of a method's name that has a rank and targets of its own: of galore, not of lomo."""
+    name = None if canonical(job.method) in ("qlora", "qdora") else methods.optimizer_of(job.method)
+    return name if name is not None and "rank" in optimizers.get(name).__dataclass_fields__ else None
+
+
+def _optimizer(job: Job, notes: _Notes) -> tuple[str, Optimizer]:
+    """(name, the optimizer): the method's own where its name stands for one."""
+    own = None if canonical(job.method) in ("qlora", "qdora") else methods.optimizer_of(job.method)
+    why = "torch.optim.AdamW, transformers' default"
+    if own is not None:
+        why = f"{job.method} is full fine-tuning with it"
+        if job.optimizer is not None and optimizers.get(job.optimizer) is not optimizers.get(own):
+            raise RequestError(
+                f"--optimizer {job.optimizer} contradicts --method {job.method}; leave it out or use full"
+            )
+    name = notes.default(job.optimizer, "optimizer", own or "adamw", why)
+    knobs = job.knobs("optimizer")
+    if projection(job) is not None:
+        asked = {"rank": job.rank, "optim_target_modules": job.target_modules}
+        knobs |= {key: value for key, value in asked.items() if value is not None}
+    return name, optimizers.make(name, knobs)
 
 
 def _format_reason(implied: str | None) -> str:
@@ -238,6 +263,8 @@ def _format_reason(implied: str | None) -> str:
 
 def _method_knobs(job: Job) -> dict[str, Any]:
     knobs = job.knobs("method")
+    if projection(job) is not None:
+        return knobs
     known = methods.get(job.method).__dataclass_fields__
     for option, key, value in (("--rank", "r", job.rank), ("--target-modules", "target_modules", job.target_modules)):
         if value is None:

@@ -11,7 +11,18 @@ from peftplan.errors import Unsupported
 from peftplan.methods._unmodelled import UNMODELLED
 from peftplan.methods.base import Host, Method
 
-__all__ = ["UNMODELLED", "Host", "Method", "aliases", "get", "make", "names", "resolve_name", "settings_of"]
+__all__ = [
+    "UNMODELLED",
+    "Host",
+    "Method",
+    "aliases",
+    "get",
+    "make",
+    "names",
+    "optimizer_of",
+    "resolve_name",
+    "settings_of",
+]
 
 
 def names() -> tuple[str, ...]:
@@ -32,6 +43,13 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     if key in UNMODELLED and key not in names():
         raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
     return plugins.resolve(__name__, "method", name)
+
+
+def optimizer_of(name: str) -> str | None:
+    """The optimizer that a name means besides a method: `galore` is `full` with it."""
+    file, _ = resolve_name(name)
+    named: dict[str, str] = getattr(plugins.load(__name__, "method", file), "OPTIMIZERS", {})
+    return named.get(plugins.canonical(name))
 
 
 def get(name: str) -> type[Method]:

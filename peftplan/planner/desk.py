@@ -130,7 +130,7 @@ class _Desk:
 
     def weigh(self, shape: int, seats: Sequence[int]) -> list[Candidate]:
         """The candidates of one shape on seats that are alike; RequestError where they are not modelled."""
-        alone = self._space.seats[seats[0]].cards == 1
+        alone = self._space.seats[seats[0]].cards == 1 and not any(o.frees_gradients for o in self._optimizers)
         known = (self._shared if alone else self._whole)(
             self._space.shapes[shape], [self._space.seats[i] for i in seats]
         )

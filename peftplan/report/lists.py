@@ -72,10 +72,14 @@ def _methods() -> list[Row]:
 
     files: list[Row] = [{"name": name, "about": _about(methods.get(name))} for name in methods.names()]
     variants = [
-        {"name": name, "about": f"a variant of {method}{_settings(settings)}"}
+        {"name": name, "about": f"a variant of {method}{_settings(settings)}{_with(methods.optimizer_of(name))}"}
         for name, (method, settings) in methods.aliases().items()
     ]
     return sorted([*files, *variants], key=lambda row: str(row["name"]))
+
+
+def _with(optimizer: str | None) -> str:
+    return f", with optimizer {optimizer}" if optimizer is not None else ""
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

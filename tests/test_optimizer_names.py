@@ -1,0 +1,92 @@
+"""Names of optimizers, and of methods that are full fine-tuning with one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from peftplan import methods, optimizers
+from peftplan.errors import RequestError
+from peftplan.job import make_job
+from peftplan.pipeline import estimate, read
+from peftplan.resolve import resolve
+from peftplan.units import DType
+
+SMALL: dict[str, Any] = {"model": "llama-7b", "micro_batch": 1, "seq_len": 256}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("galore", "galore_adamw"), ("apollo", "apollo_adamw"), ("lomo", "lomo")]
+)
+def test_a_methods_name_is_full_with_its_optimizer(name: str, optimizer: str) -> None:
+    named = estimate(**SMALL, method=name)
+    spelled = estimate(**SMALL, method="full", optimizer=optimizer)
+    assert named.memory.peak_bytes == spelled.memory.peak_bytes
+    assert named.parameters == spelled.parameters
+    assert any(note.what == "optimizer" and note.value == optimizer for note in named.assumptions)
+
+
+def test_rank_and_targets_are_the_optimizers() -> None:
+    job = make_job(**SMALL, method="galore", rank=64, target_modules=("mlp",))
+    case = resolve(job)
+    assert (case.optimizer.knob("rank"), case.optimizer.knob("optim_target_modules")) == (64, ("mlp",))
+    assert (case.job.rank, case.job.target_modules) == (64, ("mlp",))
+    settings = {"optimizer.rank": 64, "optimizer.optim_target_modules": ["mlp"]}
+    spelled = make_job(**SMALL, method="full", optimizer="galore_adamw", set=settings)
+    assert read(job).estimate.memory.peak_bytes == read(spelled).estimate.memory.peak_bytes
+
+
+def test_the_resolved_job_gives_the_same_answer() -> None:
+    first = estimate(**SMALL, method="galore", rank=32)
+    again = estimate(first.job)
+    assert (again.memory.peak_bytes, again.job) == (first.memory.peak_bytes, first.job)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"method": "galore", "optimizer": "adamw"}, "contradicts --method galore"),
+        ({"method": "lomo", "rank": 4}, "--rank means nothing to method lomo"),
+        ({"method": "galore", "rank": 8, "format": "nf4"}, "cannot train packed weights"),
+        ({"method": "full", "optimizer": "galore_adamv"}, "galore_adamw"),
+        ({"method": "full", "optimizer": "sgd", "set": {"optimizer.momentun": 0.9}}, "momentum"),
+        ({"method": "full", "optimizer": "q_galore", "set": {"optimizer.proj_type": "left"}}, "only std"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        estimate(**SMALL, **fields)
+
+
+def test_lists_say_what_a_name_stands_for() -> None:
+    from peftplan.report.lists import rows
+
+    about = {row["name"]: row["about"] for row in rows("methods")}
+    assert "optimizer galore_adamw" in str(about["galore"])
+    assert methods.optimizer_of("full") is None
+
+
+def test_every_optimizer_of_transformers_has_a_name_here() -> None:
+    training_args = pytest.importorskip("transformers.training_args")
+    elsewhere = {"adamw_torch_xla", "adamw_torch_npu_fused"}
+    known = {*optimizers.names(), *optimizers.aliases()}
+    assert {name.value for name in training_args.OptimizerNames} - elsewhere <= known
+
+
+def test_bf16_weights_have_bf16_states_and_bitsandbytes_has_fp32_ones() -> None:
+    case = resolve(make_job(**SMALL, method="full", dtype="bf16"))
+    from peftplan.assemble import build_graph, trained
+
+    weights = trained(build_graph(case))
+    numel = sum(w.numel * w.copies for w in weights)
+    assert {w.dtype for w in weights} == {DType.bfloat16}
+    for name, each in (
+        ("adamw", 4),
+        ("sgd_momentum", 2),
+        ("lion", 4),
+        ("adamw_32bit", 8),
+        ("adamw_master_weights", 12),
+    ):
+        states = optimizers.make(name, {}).states(weights, "cuda")
+        assert sum(s.bytes * s.copies for s in states if not s.host) == each * numel
