@@ -70,13 +70,19 @@ def _states(reading: Reading) -> Iterator[Term]:
     for kind, formula, source in (
         ("state", f"{optimizer}: states of {reading.estimate.parameters.trainable:,} trained parameters",
          "the optimizer's init_state"),
+        ("average", "moving average of weights", "loop.ema"),
         ("buffer", "rotary frequencies and scales", "non-persistent buffers of the model"),
         ("workspace", "cuBLAS handles of the forward and the autograd thread", "torch, CUDABlas workspaces"),
     ):  # fmt: skip
         yield Term(name=_NAMES[kind], bytes=reading.static.get(kind, 0), kind=kind, formula=formula, source=source)
 
 
-_NAMES = {"state": "optimizer states", "buffer": "buffers", "workspace": "library workspaces"}
+_NAMES = {
+    "state": "optimizer states",
+    "average": "average of weights",
+    "buffer": "buffers",
+    "workspace": "library workspaces",
+}
 
 
 # -- what the step adds -----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
+from peftplan.training_loop import average_sizes, step_bytes
 
 VERSION = "0.1.0"
 
@@ -140,6 +141,7 @@ def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> d
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     kinds["state"] = state_bytes(case.optimizer, weights, rules, case.job.backend)
+    kinds["average"] = sum(map(size, average_sizes(case.loop, graph, weights)))
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds
@@ -166,8 +168,7 @@ def has_biased_linears(graph: Graph) -> bool:
 
 
 def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:
-    done = case.optimizer.frees_gradients
-    transient = 0 if done else case.optimizer.step_bytes(weights, case.job.backend)
+    transient = step_bytes(case.loop, case.optimizer, weights, case.job.backend)
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )

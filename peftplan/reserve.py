@@ -13,6 +13,7 @@ from peftplan.process import allocator_knobs
 from peftplan.resolve import Case
 from peftplan.step.allocator import AllocatorSettings, Usage
 from peftplan.step.replay import Around, replay
+from peftplan.training_loop import average_sizes, step_bytes
 
 
 def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None) -> Usage:
@@ -47,7 +48,8 @@ def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     weights = trained(graph)
     each = [w.bytes for w in weights for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(weights, "cuda") for _ in range(s.copies) if not s.host]
-    step = 0 if case.optimizer.frees_gradients else case.optimizer.step_bytes(weights, "cuda")
+    states += average_sizes(case.loop, graph, weights)
+    step = step_bytes(case.loop, case.optimizer, weights, "cuda")
     product = cublas_workspace(case.setup.numerics.capability).bytes
     biased = (workspace_bytes - HANDLES * product) // cublaslt_workspace().bytes
     return Around(

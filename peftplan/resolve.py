@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan import formats, methods, optimizers
+from peftplan import formats, methods
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
@@ -16,17 +16,15 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Region, Tensor
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
-from peftplan.optimizers.base import Trained
 from peftplan.plugins import canonical
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.step.memory import Loop, Recompute
-from peftplan.step.walk import InBackward
+from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType, parse_dtype
 
 ATTENTION = {
@@ -110,7 +108,8 @@ def resolve(job: Job) -> Case:
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
     method = methods.make(method_name, _method_knobs(job))
-    optimizer_name, optimizer = _optimizer(job, notes)
+    optimizer = optimizer_of(job)
+    optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
     rank, targets = _adapter_shape(job, arch, method, notes)
     if projection(job) is not None:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
@@ -153,7 +152,7 @@ def resolve(job: Job) -> Case:
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=_loop(job, optimizer),
+        loop=loop_of(job, optimizer),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -231,30 +230,6 @@ def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
         )
     file, _ = methods.resolve_name(name)
     return name if methods.optimizer_of(name) is None else file, None, {}
-
-
-def projection(job: Job) -> str | None:
-    """The optimizer of a method's name that has a rank and targets of its own: of galore, not of lomo."""
-    name = None if canonical(job.method) in ("qlora", "qdora") else methods.optimizer_of(job.method)
-    return name if name is not None and "rank" in optimizers.get(name).__dataclass_fields__ else None
-
-
-def _optimizer(job: Job, notes: _Notes) -> tuple[str, Optimizer]:
-    """(name, the optimizer): the method's own where its name stands for one."""
-    own = None if canonical(job.method) in ("qlora", "qdora") else methods.optimizer_of(job.method)
-    why = "torch.optim.AdamW, transformers' default"
-    if own is not None:
-        why = f"{job.method} is full fine-tuning with it"
-        if job.optimizer is not None and optimizers.get(job.optimizer) is not optimizers.get(own):
-            raise RequestError(
-                f"--optimizer {job.optimizer} contradicts --method {job.method}; leave it out or use full"
-            )
-    name = notes.default(job.optimizer, "optimizer", own or "adamw", why)
-    knobs = job.knobs("optimizer")
-    if projection(job) is not None:
-        asked = {"rank": job.rank, "optim_target_modules": job.target_modules}
-        knobs |= {key: value for key, value in asked.items() if value is not None}
-    return name, optimizers.make(name, knobs)
 
 
 def _format_reason(implied: str | None) -> str:
@@ -394,22 +369,3 @@ def _loss(job: Job) -> LossStyle:
         if asked == style:
             return style
     raise UnknownName("loss.style", str(asked), STYLES)
-
-
-def _loop(job: Job, optimizer: Optimizer) -> Loop:
-    knobs = job.knobs("loop")
-    unknown = [k for k in knobs if k != "outputs_until"]
-    if unknown:
-        raise UnknownName("setting of loop", unknown[0], ["outputs_until"])
-    until = knobs.get("outputs_until", "step")
-    if until not in ("loss", "step", "next"):
-        raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
-    if not optimizer.frees_gradients:
-        return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
-    if job.grad_accum > 1 and not optimizer.late:
-        raise RequestError(f"{job.optimizer} lets gradients go in backward, so none accumulate; use --grad-accum 1")
-
-    def scratch_bytes(weight: Tensor, region: Region) -> int | None:
-        return optimizer.update_bytes(Trained.of(weight, region), job.backend)
-
-    return Loop(outputs_until=until, in_backward=InBackward(scratch_bytes=scratch_bytes, late=optimizer.late))

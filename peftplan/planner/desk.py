@@ -37,6 +37,7 @@ from peftplan.resolve import resolve
 from peftplan.result import Time
 from peftplan.step.clock import Meter, OptimizerTraffic
 from peftplan.step.work import Pass, passes
+from peftplan.training_loop import step_bytes
 
 
 class Figures(NamedTuple):
@@ -221,9 +222,8 @@ class _Optimizer(NamedTuple):
     @staticmethod
     def of(walked: Walked, optimizer: Optimizer) -> _Optimizer:
         state = state_bytes(optimizer, walked.weights, walked.rules)
-        return _Optimizer(
-            state, optimizer.step_bytes(walked.weights, "cuda"), traffic(optimizer, walked.weights, state)
-        )
+        step = step_bytes(walked.case.loop, optimizer, walked.weights, "cuda")
+        return _Optimizer(state, step, traffic(optimizer, walked.weights, state))
 
 
 def _may_fit(peak_bytes: int, gpu: Gpu, usable: int | None) -> bool:

@@ -16,8 +16,9 @@ from peftplan.arch import catalog
 from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Assumption, Job, make_job
 from peftplan.plugins import canonical
-from peftplan.resolve import ATTENTION, projection, resolve
+from peftplan.resolve import ATTENTION, resolve
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, StandIn, covers, flatten, nest
+from peftplan.training_loop import projection
 
 Answer = TypeVar("Answer")
 NOT_CONFIG = {
