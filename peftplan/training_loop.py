@@ -39,6 +39,14 @@ def usual_optimizer(job: Job) -> tuple[str, str]:
     return own, f"{job.method} is full fine-tuning with it"
 
 
+def own_optimizer(job: Job) -> str | None:
+    """The name of the optimizer that the method's name stands for, as the job has it; None for other methods."""
+    own = _own(job)
+    if own is None or job.optimizer is None or optimizers.get(job.optimizer) is not optimizers.get(own):
+        return own
+    return job.optimizer
+
+
 def projection(job: Job) -> str | None:
     """The optimizer of a method's name that has a rank and targets of its own: of galore, not of lomo."""
     name = _own(job)

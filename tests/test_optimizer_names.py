@@ -11,6 +11,7 @@ from peftplan.assemble import build_graph, trained
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate, read
+from peftplan.planner.search import plan
 from peftplan.resolve import resolve
 from peftplan.units import DType
 
@@ -107,3 +108,12 @@ def test_measured_peaks_differ_by_the_states(name: str) -> None:
 
     measured = MEASURED_GB["adamw_fused"] - MEASURED_GB[name]
     assert states("adamw_fused") - states(name) == pytest.approx(measured, abs=0.15)
+
+
+def test_plans_know_them() -> None:
+    found = plan(model="llama-7b", seq_len=512, gpu="a100-80gb,rtx-4090", methods=("galore", "lomo"))
+    assert found.best is not None
+    assert found.estimate is not None
+    assert {entry.job.optimizer for entry in found.ranking} == {"galore_adamw", "lomo"}
+    again = estimate(found.best.job)
+    assert again.memory.peak_bytes == found.estimate.memory.peak_bytes == found.best.peak_bytes
