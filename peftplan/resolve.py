@@ -6,6 +6,7 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from peftplan import formats, methods
@@ -16,6 +17,7 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
+from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
@@ -40,9 +42,9 @@ ATTENTION = {
 }
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
-TRAINS_BASE = ("full", "freeze", "bitfit")
-NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning")
-"""Methods that train weights in the dtype they have: the base's own, or copies of them."""
+TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro", "fishmask", "child_tuning", "mezo")
+NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning", "adaption_prompt")
+"""Methods that train weights in the base's dtype: its own, copies of them, or new ones."""
 PREFIXES = (
     "method",
     "format",
@@ -125,7 +127,17 @@ def resolve(job: Job) -> Case:
         attention=_attention(job, notes),
         use_cache=_use_cache(job, arch, recompute, notes),
         loss=_loss(job),
+        modeling=method.modeling(arch.family),
     )
+    host = Host(
+        arch=arch,
+        numerics=numerics,
+        adapter_dtype=_adapter_dtype(job),
+        base_dtype=dtype,
+        packs=partial(_packs, fmt, compute, numerics),
+        recomputes=recompute.layers,
+    )
+    _note_new_dtype(host, method_name, method, notes)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -146,13 +158,13 @@ def resolve(job: Job) -> Case:
         job=job.model_copy(update=decided),
         arch=arch,
         setup=setup,
-        host=_host(job, arch, numerics, dtype, method_name, notes),
+        host=host,
         method=method,
         format=fmt,
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=loop_of(job, optimizer),
+        loop=loop_of(job, optimizer, method),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -187,12 +199,21 @@ def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> boo
     return True
 
 
-def _host(job: Job, arch: Arch, numerics: Numerics, dtype: DType, method_name: str, notes: _Notes) -> Host:
-    """What the method may know, the dtype of its new parameters among it."""
-    asked = None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
-    if asked is None and dtype.is_half and method_name not in NO_NEW_DTYPE:
-        notes.add("adapter_dtype", "float32", "PEFT holds adapters in fp32 on a half-precision base")
-    return Host(arch=arch, numerics=numerics, adapter_dtype=asked, base_dtype=dtype)
+def _adapter_dtype(job: Job) -> DType | None:
+    return None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
+
+
+def _note_new_dtype(host: Host, method_name: str, method: Method, notes: _Notes) -> None:
+    """What dtype new parameters get where the job leaves it open."""
+    if host.adapter_dtype is None and host.base_dtype.is_half and method_name not in NO_NEW_DTYPE:
+        dtype, why = method.new_dtype_note(host)
+        notes.add("adapter_dtype", dtype.label, why)
+
+
+def _packs(fmt: Format, compute: DType, numerics: Numerics, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """What the format makes of one linear layer's ops."""
+    alone = Graph(regions=(Region(name="linear", ops=ops, entry=None, exit=ops[-1].out),))
+    return fmt.apply(alone, compute, numerics).regions[0].ops
 
 
 # -- what is asked ----------------------------------------------------------------------------------------------

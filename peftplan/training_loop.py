@@ -15,6 +15,7 @@ from peftplan import methods, optimizers
 from peftplan.errors import RequestError, UnknownName
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.job import Job
+from peftplan.methods import Method
 from peftplan.optimizers import Optimizer
 from peftplan.optimizers.base import Trained
 from peftplan.plugins import canonical
@@ -72,7 +73,7 @@ def _own(job: Job) -> str | None:
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def loop_of(job: Job, optimizer: Optimizer) -> Loop:
+def loop_of(job: Job, optimizer: Optimizer, method: Method) -> Loop:
     """What the loop itself does to memory. Raises RequestError for what cannot be together."""
     knobs = job.knobs("loop")
     for key in knobs:
@@ -81,6 +82,12 @@ def loop_of(job: Job, optimizer: Optimizer) -> Loop:
     until = _one_of("outputs_until", knobs.get("outputs_until", "step"), UNTIL)
     ema = _one_of("ema", knobs.get("ema", "none"), EMA)
     clips = _clips(knobs.get("max_grad_norm", 0))
+    if not method.backward:
+        if job.grad_accum > 1:
+            raise RequestError(
+                f"--grad-accum {job.grad_accum}: method {job.method} takes one batch a step; use --micro-batch"
+            )
+        return Loop(outputs_until="loss", again=method.forwards > 1, ema=ema)
     if not optimizer.frees_gradients:
         return Loop(outputs_until=until, grads_exist=job.grad_accum > 1, clips=clips, ema=ema)
     if job.grad_accum > 1 and not optimizer.late:
@@ -116,13 +123,6 @@ def clipping_bytes(weights: Sequence[Trained]) -> int:
     the factor; gradients are scaled in place."""
     each = sum(w.dtype.size * w.copies for w in weights)
     return 2 * each + max((w.dtype.size for w in weights), default=0)
-
-
-def step_bytes(loop: Loop, optimizer: Optimizer, weights: Sequence[Trained], backend: str) -> int:
-    """The most temporaries alive at once between backward and the next forward."""
-    if optimizer.frees_gradients:
-        return 0
-    return max(optimizer.step_bytes(weights, backend), clipping_bytes(weights) if loop.clips else 0)
 
 
 def average_sizes(loop: Loop, graph: Graph, weights: Sequence[Trained]) -> Iterator[int]:

@@ -12,12 +12,12 @@ Not modelled: nothing known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
-from peftplan.errors import RequestError
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
-from peftplan.methods.base import Host, Method
+from peftplan.methods._layers import refuse_packed
+from peftplan.methods.base import Family, Host, Method
 
 OPTIMIZERS = {
     "galore": "galore_adamw",
@@ -33,15 +33,12 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS}
 @final
 @dataclass(frozen=True)
 class Full(Method):
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ("transformers",)
+
     def apply(self, graph: Graph, host: Host) -> Graph:
-        for weight, _ in graph.params():
-            if weight.stored_bytes is not None:
-                raise RequestError(
-                    f"method full cannot train packed weights ({weight.name.removeprefix('@')}); use an adapter method "
-                    "such as lora, or an unquantized --format"
-                )
         del host
-        return train(graph, _everything)
+        return refuse_packed(train(graph, _everything), "full")
 
 
 def _everything(region: Region, weight: Tensor) -> bool:

@@ -20,16 +20,17 @@ from itertools import groupby, product
 from typing import NamedTuple
 
 from peftplan import optimizers
+from peftplan.assemble import state_bytes, step_bytes
+from peftplan.calibration import least_margin
 from peftplan.cost import price
 from peftplan.errors import RequestError
-from peftplan.fit import verdict_of
 from peftplan.graph.blocks.attention import kernel_class
 from peftplan.hardware import Gpu, usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Job
 from peftplan.optimizers.base import Optimizer
 from peftplan.pace import metered_case, tokens_per_second, traffic
-from peftplan.pipeline import Walked, has_biased_linears, read, state_bytes, walk
+from peftplan.pipeline import Walked, has_biased_linears, read, walk
 from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.seats import Seat
 from peftplan.planner.space import Choice, Space, changed
@@ -37,7 +38,6 @@ from peftplan.resolve import resolve
 from peftplan.result import Time
 from peftplan.step.clock import Meter, OptimizerTraffic
 from peftplan.step.work import Pass, passes
-from peftplan.training_loop import step_bytes
 
 
 class Figures(NamedTuple):
@@ -163,6 +163,9 @@ class _Desk:
     ) -> Iterator[tuple[Figures, Evidence]]:
         """One walk for all cards and optimizers."""
         case = resolve(self._space.candidate(shape, seats[0], choices[0]))
+        if case.method.stages(case.arch) != (case.method,):  # which one is the worst may depend on the optimizer
+            yield from self._whole(shape, seats, choices)
+            return
         own = [case.optimizer] if "optimizer" in shape.update else self._optimizers
         one = _OneCard(walk(case), own)
         qualities = [evidence(case, optimizer) for optimizer in own]
@@ -207,7 +210,7 @@ class _OneCard:
     @cached_property
     def _runs(self) -> list[Pass]:
         """For any card: what its cache may spare makes `low` lower, not the expected time."""
-        return passes(self._walked.step.segments)
+        return passes(self._walked.step.segments, forwards=self._walked.case.method.forwards)
 
     def _peak_bytes(self, gpu: Gpu, optimizer: _Optimizer) -> int:
         workspace = workspace_bytes(
@@ -231,13 +234,14 @@ class _Optimizer(NamedTuple):
 
     @staticmethod
     def of(walked: Walked, optimizer: Optimizer) -> _Optimizer:
-        state = state_bytes(optimizer, walked.weights, walked.rules)
-        step = step_bytes(walked.case.loop, optimizer, walked.weights, "cuda")
-        return _Optimizer(state, step, traffic(optimizer, walked.weights, state))
+        train, size, loop = walked.trainees, walked.rules.size, walked.case.loop
+        state = state_bytes(optimizer, train, size)
+        step = step_bytes(optimizer, train, size, clips=loop.clips)
+        return _Optimizer(state, step, traffic(optimizer, train.weights, state))
 
 
 def _may_fit(peak_bytes: int, gpu: Gpu, usable: int | None) -> bool:
-    return usable is not None and verdict_of(least_bytes(peak_bytes, gpu), usable) == "fits"
+    return usable is not None and least_bytes(peak_bytes, gpu) * (1 + least_margin()) <= usable
 
 
 def _optimizer(job: Job, choice: Choice) -> Optimizer:

@@ -47,6 +47,8 @@ class Loop:
 
     outputs_until: str = "step"
     grads_exist: bool = False
+    again: bool = False
+    """Whether the step has run the model forward before, and holds the loss of that."""
     in_backward: InBackward | None = None
     clips: bool = False
     ema: str = "none"
@@ -108,7 +110,7 @@ def segments(
     account: Callable[[], Account] = Account,
 ) -> Iterator[Segment]:
     """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
-    where that makes the gradients of weights that all of them share, or uses another region's."""
+    where that makes the gradients of weights that all of them share, or uses another region's; then their penalties."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     updates = _updates(graph, loop)
@@ -139,6 +141,11 @@ def segments(
             yield Segment(region=region, count=count, walk=walk)
             left -= count
             needs = leaves or (entry_requires_grad and region.entry is None)
+    for region in graph.regions:
+        if region.penalty is not None:
+            plan, need = Plan(region.penalty, rules.size), propagate_need(region.penalty, entry_needs=True)
+            walk = RegionWalk(plan, need, account=account(), grads_exist=loop.grads_exist, global_grads=global_grads)
+            yield Segment(region=region.penalty, count=region.count, walk=walk)
 
 
 def _updates(graph: Graph, loop: Loop) -> Updates | None:
@@ -185,22 +192,32 @@ def run_step(
     inputs = sum(size(t.nbytes) for t in graph.inputs)
     account = _Account(static_bytes + inputs + existing_grad_bytes, existing_grad_bytes)
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
-    loss_bytes = size(parts[-1].region.exit.nbytes)
+    penalties = [part for part in parts if part.region.is_penalty]
+    model = parts[: len(parts) - len(penalties)]
+    loss_bytes = size(model[-1].region.exit.nbytes)
+    sum_bytes = size(penalties[0].region.exit.nbytes) if penalties else 0
     previous_outputs = 0
     if loop.outputs_until == "next":
         previous_outputs = loss_bytes + _returned_bytes(parts)
-        account.total += previous_outputs
-    for i, part in enumerate(parts):
+    elif loop.again:
+        previous_outputs = loss_bytes
+    account.total += previous_outputs
+    for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)
-        _forward(part, account)
-        if i == 1:
-            account.total += _embedding_held(part)
-    account.total -= previous_outputs
+        _forward(part, account, reads_embedding=i == 1)
+    account.total += sum_bytes
+    for part in penalties:
+        _forward(part, account, reads_embedding=False)
+    account.total -= sum_bytes + previous_outputs
     _end_of_forward(parts, account, result, loop)
     account.total += loss_bytes  # the gradient of the loss, a one
-    for part in reversed(parts):
-        _backward(part, account, root=part is parts[-1])
+    account.total += sum_bytes  # the gradient of the penalties' sum
+    for part in reversed(penalties):
+        _backward(part, account, root=True)
+    account.total -= sum_bytes
+    for part in reversed(model):
+        _backward(part, account, root=part is model[-1])
     _last_updates(parts, account)
     account.total -= loss_bytes
     if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
@@ -249,7 +266,7 @@ def _embedding_held(first: Segment) -> int:
     return first.entry_bytes if embedding_is_local(first) else 0
 
 
-def _forward(part: Segment, account: _Account) -> None:
+def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.plan.size(entry.nbytes) if entry is not None else 0
     walk.start_phase()
@@ -257,14 +274,15 @@ def _forward(part: Segment, account: _Account) -> None:
     part.forward_delta = walk.account.current
     part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
-    base = account.total + repeats * max(0, part.forward_delta)
+    held = _embedding_held(part) if reads_embedding else 0
+    base = account.total + repeats * max(0, part.forward_delta) + (held if repeats else 0)
     saved_base = account.saved + repeats * part.forward_saved
-    marks = {"forward": walk.account.peak}
+    marks = {"loss" if part.region.is_penalty else "forward": walk.account.peak}
     if walk.before_loss is not None:
         marks = {"forward": walk.before_loss, "loss": walk.account.peak}
     for phase, mark in marks.items():
         account.see(phase, part.region.name, mark, base, saved_base, account.grads)
-    account.total += part.count * part.forward_delta
+    account.total += part.count * part.forward_delta + held
     account.saved += part.count * part.forward_saved
 
 

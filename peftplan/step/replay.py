@@ -18,6 +18,10 @@ from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, e
 from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
+STEADY = frozenset(
+    ("weight", "adapter", "buffer", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+)
+"""What outlives a backward pass; the inputs go with the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +38,8 @@ class Around:
     """Made by the first matrix product of each thread."""
     step_temporaries: Sequence[int]
     """Of the optimizer's step, alive together."""
+    between: Sequence[int] = ()
+    """Of what the method does between two steps, alive together."""
 
 
 @dataclass(slots=True)
@@ -90,7 +96,7 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
-        part.walk.backward(root=part is parts[-1])
+        part.walk.backward(root=part.region.is_penalty or part.region.is_head)
     return [
         _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
         for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
@@ -120,6 +126,7 @@ class _Player:
         if load.empties:
             self.allocator.empty_cache()
         self.hold("adapter", load.adapters)
+        self.hold("buffer", load.buffers)
 
     def _alloc(self, key: Key, size: int) -> None:
         if size > 0:
@@ -143,6 +150,9 @@ class _Player:
         """zero_grad, forward, backward, optimizer step."""
         self._tracks = tracks
         self._free_all(key for key in self._alive if key[0] == "grad")
+        if not first:
+            self.hold("between", around.between)
+            self._free_all(key for key in self._alive if key[0] == "between")
         self.hold("input", (t.nbytes for t in graph.inputs))
         if first:
             self.hold("forward workspace", around.workspaces[::2])
@@ -266,22 +276,11 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = (
-            "weight",
-            "adapter",
-            "accumulated",
-            "state",
-            "grad",
-            "input",
-            "forward workspace",
-            "backward workspace",
-        )
-        self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
+        self._free_all(key for key in self._alive if key[0] not in STEADY and key not in keep)
 
     def _after(self) -> None:
         """The step's function returns, or its names live on until the next forward has."""
-        steady = ("weight", "adapter", "accumulated", "state", "grad", "forward workspace", "backward workspace")
-        rest = [key for key in self._alive if key[0] not in steady]
+        rest = [key for key in self._alive if key[0] not in STEADY or key[0] == "input"]
         if self._loop.outputs_until != "next":
             self._free_all(rest)
             return

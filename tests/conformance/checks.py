@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from peftplan import formats, methods, optimizers, plugins
 from peftplan.assemble import build_graph
 from peftplan.errors import RequestError
 from peftplan.graph.blocks.decoder import decoder
 from peftplan.graph.core import Graph, verify
+from peftplan.methods.base import Family
 from peftplan.optimizers.base import Trained
 from peftplan.pipeline import estimate
 from peftplan.resolve import Case, resolve
@@ -68,6 +69,8 @@ def declares(member: Member) -> Grade:
     if absent or not member.examples:
         return Grade(MISSING, ", ".join(absent) or "EXAMPLES are empty")
     cls = getattr(member.module, member.kind.upper())
+    if member.kind == "method" and getattr(cls, "family", None) not in get_args(Family):
+        return Grade(MISSING, "family")
     return Grade(PASS) if all(type(example) is cls for example in member.examples) else Grade(FAIL, "of another class")
 
 

@@ -37,8 +37,8 @@ class Gradients:
     """The gradients in flight in one region's backward."""
 
     __slots__ = (
-        "_arrived", "_last", "_made", "_size", "_updates", "account", "flowing", "global_grads", "grads_exist", "kept",
-        "need", "of_params",
+        "_arrived", "_last", "_made", "_penalised", "_size", "_updates", "_waits", "account", "flowing", "global_grads",
+        "grads_exist", "kept", "need", "of_params",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class Gradients:
         self.need = need
         self.global_grads = global_grads
         self.grads_exist = grads_exist
+        self._waits = kept.plan.region.is_penalty
         self.flowing: dict[str, Gradient] = {}
         """The gradient of each value, as far as it has been summed."""
         self.of_params: list[Gradient] = []
@@ -65,6 +66,9 @@ class Gradients:
         self._last: Gradient | None = None
         self._made = 0
         self._size: Callable[[int], int] = kept.plan.size
+        penalty = kept.plan.region.penalty
+        self._penalised = frozenset(t.name for t in penalty.params()) if penalty is not None else frozenset[str]()
+        """Parameters that have a part of their gradient already, from the penalty's backward, which is over by now."""
 
     def enter(self, exit_: Tensor, *, root: bool) -> None:
         """The gradient of the exit, alive already. The engine itself holds the gradient of a `root`."""
@@ -104,7 +108,7 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
-            if final != gradient.request_bytes:
+            if final != gradient.request_bytes and not (op.narrows and to.dtype is op.out.dtype):
                 made[j] = (to, self.make(final, where))
                 self._release(gradient)
         self._release(incoming)
@@ -115,7 +119,7 @@ class Gradients:
                 gradient.viewed |= to is op.ins[0]
         for to, gradient in made:
             if to.kind in PARAMS:
-                self._accumulate(to, gradient, where)
+                self._accumulate(to, gradient, op)
             else:
                 self._hand_on(to, gradient, where)
         if self._arrived:
@@ -135,20 +139,28 @@ class Gradients:
             self._release(old)
             self._release(gradient)
 
-    def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
-        """AccumulateGrad: the gradient is added to what is there, or stays."""
-        if self.grads_exist or to.name in self.global_grads:
+    def _accumulate(self, to: Tensor, gradient: Gradient, op: Op) -> None:
+        """AccumulateGrad: the gradient is added to what is there, or stays. It runs once, when every part has come: a
+        penalty's waits for the layer's even where there is a gradient to add it to."""
+        size = self._size(to.logical_bytes)
+        if to.name in self._penalised:
+            self._release(gradient)
+            if self.grads_exist:
+                self.account.free(size, f"{to.name} waiting")
+                self.account.grad_bytes -= size
+            return
+        if (self.grads_exist and not self._waits) or to.name in self.global_grads:
             self._release(gradient)
             return
-        size = self._size(to.logical_bytes)
+        if gradient.refs > 1 and not op.narrows:  # an incoming gradient itself cannot be stolen: it is cloned
+            self._release(gradient)
+            gradient = self.make(to.logical_bytes, op.name)
+        held = gradient.bytes if gradient.refs == 1 else size  # of several parts each counts for itself
         alone = self._updates is not None and self._updates.alone(to)
         if is_global(to.name) and not alone:
-            self.global_grads[to.name] = size
-        if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
-            self._release(gradient)
-            gradient = self.make(gradient.request_bytes, where)
+            self.global_grads[to.name] = held
         self.of_params.append(gradient)
-        self.account.grad_bytes += size
+        self.account.grad_bytes += held
         if alone:
             self._arrived.append((to, gradient))
 
@@ -194,6 +206,13 @@ class Gradients:
     def _use(self, gradient: Gradient) -> None:
         self.account.grad_bytes -= gradient.bytes
         self._release(gradient)
+
+    def settle(self, leaf: Tensor, gradient: Gradient) -> None:
+        """A leaf that is no parameter takes its gradient as it is, but clones a part of a larger one whose rows do not
+        follow each other (accumulate_grad.h, obeys_layout_contract)."""
+        if gradient.request_bytes != leaf.logical_bytes and leaf.shape[0] > 1:
+            self.make(leaf.logical_bytes, leaf.name)
+            self._release(gradient)
 
     def _release(self, gradient: Gradient) -> None:
         gradient.refs -= 1

@@ -226,7 +226,10 @@ class RegionWalk:
         for i in range(len(region.ops) - 1, -1, -1):
             op = region.ops[i]
             incoming = flowing.pop(op.out.name, None)
-            if incoming is None or op.out.name == self._leaf:
+            if incoming is None:
+                continue
+            if op.out.name == self._leaf:
+                gradients.settle(op.out, incoming)
                 continue
             if recompute and not recomputed and saves[i]:
                 recomputed = True
