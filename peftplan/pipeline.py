@@ -33,6 +33,7 @@ from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
+from peftplan.training_loop import average_sizes
 
 VERSION = "0.1.0"
 
@@ -160,6 +161,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
+    kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds
@@ -193,7 +195,7 @@ def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
 
 
 def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:
-    transient = step_bytes(case.optimizer, train, rules.size, case.job.backend)
+    transient = step_bytes(case.optimizer, train, rules.size, case.job.backend, clips=case.loop.clips)
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )

@@ -83,7 +83,7 @@ def decide(job: Job) -> Choices:
     fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
     return Choices(
         job=job,
-        method="lora" if method == "qlora" else method,
+        method=_traced(method),
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
         autocast=_dtype("--precision", pure) if precision != pure else None,
@@ -94,6 +94,14 @@ def decide(job: Job) -> Choices:
         attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa", "sdpa_math", "sdpa_flash")),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
+
+
+def _traced(method: str) -> str:
+    """The method that a name stands for, without its format or optimizer."""
+    if method == "qlora":
+        return "lora"
+    known = method in methods.aliases() and methods.optimizer_of(method) is not None
+    return methods.resolve_name(method)[0] if known else method
 
 
 def _batching(job: Job) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "get",
     "make",
     "names",
+    "optimizer_of",
     "packages_of",
     "resolve_name",
     "settings_of",
@@ -48,6 +49,13 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     if key in NO_METHOD:
         raise Unsupported(f"{key} is no method: {NO_METHOD[key]}")
     return plugins.resolve(__name__, "method", name)
+
+
+def optimizer_of(name: str) -> str | None:
+    """The optimizer that a name means besides a method: `galore` is `full` with it."""
+    file, _ = resolve_name(name)
+    named: dict[str, str] = getattr(plugins.load(__name__, "method", file), "OPTIMIZERS", {})
+    return named.get(plugins.canonical(name))
 
 
 def get(name: str) -> type[Method]:

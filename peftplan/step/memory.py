@@ -41,7 +41,8 @@ class Loop:
     `outputs_until`: when the model's output (logits, KV cache) dies: `loss` (before backward: transformers' Trainer),
     `step` (after the optimizer step: a function per step), `next` (when the next forward has returned: a plain
     loop that rebinds the name). `grads_exist`: not the first micro-batch of an accumulation. `in_backward`: weights
-    are updated in backward.
+    are updated in backward. `clips`: gradients are clipped by their norm before the step. `ema`: what a moving average
+    of weights copies: `none`, `trained` or `model`.
     """
 
     outputs_until: str = "step"
@@ -49,6 +50,8 @@ class Loop:
     again: bool = False
     """Whether the step has run the model forward before, and holds the loss of that."""
     in_backward: InBackward | None = None
+    clips: bool = False
+    ema: str = "none"
 
 
 @dataclass(slots=True)
