@@ -23,7 +23,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, PARAMS, Grad, Graph, Op, Region
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import builder, check_rank, check_share
 from peftplan.methods._linears import COMMON, adapt, ended, packed, plan
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, targets
 from peftplan.units import DType
 
@@ -49,6 +49,7 @@ class Xlora(Method):
     enable_softmax: bool = True
     enable_softmax_topk: bool = False
     top_k_lora: int | None = None
+    family: ClassVar[Family] = "reparameterized"
     checkpoints: ClassVar[bool] = False
     caches: ClassVar[bool] = False
 
