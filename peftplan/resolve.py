@@ -42,9 +42,6 @@ ATTENTION = {
 }
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
-TRAINS_BASE = ("full", "freeze", "bitfit", "lisa", "badam", "llama_pro", "fishmask", "child_tuning", "mezo")
-NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning", "adaption_prompt")
-"""Methods that train weights in the base's dtype: its own, copies of them, or new ones."""
 PREFIXES = (
     "method",
     "format",
@@ -105,11 +102,11 @@ def resolve(job: Job) -> Case:
     for text in arch.notes:
         notes.add("model", job.model, text)
     method_name, implied_format, format_knobs = _method_name(job)
-    dtype, autocast, precision = _precision(job, arch, notes, method_name)
+    method = methods.make(method_name, _method_knobs(job))
+    dtype, autocast, precision = _precision(job, arch, notes, method)
     format_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
-    method = methods.make(method_name, _method_knobs(job))
     optimizer = optimizer_of(job)
     optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
     rank, targets = _adapter_shape(job, arch, method, notes)
@@ -137,7 +134,7 @@ def resolve(job: Job) -> Case:
         packs=partial(_packs, fmt, compute, numerics),
         recomputes=recompute.layers,
     )
-    _note_new_dtype(host, method_name, method, notes)
+    _note_new_dtype(host, method, notes)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -203,9 +200,9 @@ def _adapter_dtype(job: Job) -> DType | None:
     return None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
 
 
-def _note_new_dtype(host: Host, method_name: str, method: Method, notes: _Notes) -> None:
+def _note_new_dtype(host: Host, method: Method, notes: _Notes) -> None:
     """What dtype new parameters get where the job leaves it open."""
-    if host.adapter_dtype is None and host.base_dtype.is_half and method_name not in NO_NEW_DTYPE:
+    if host.adapter_dtype is None and host.base_dtype.is_half and method.trains == "new":
         dtype, why = method.new_dtype_note(host)
         notes.add("adapter_dtype", dtype.label, why)
 
@@ -290,7 +287,7 @@ def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple
     return rank, targets
 
 
-def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType, DType | None, str]:
+def _precision(job: Job, arch: Arch, notes: _Notes, method: Method) -> tuple[DType, DType | None, str]:
     """(weight dtype, autocast dtype or None, the precision's name)."""
     asked = (job.precision or "").lower().replace("_", "-")
     if asked in ("tf32", "fp32", "float32"):
@@ -305,7 +302,7 @@ def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType,
     _agree(job)
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
-        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in TRAINS_BASE else DType.float32)
+        dtype = parse_dtype(stated) if stated else (DType.float32 if method.trains == "base" else arch.dtype)
         if stated is None:
             why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
             notes.add("dtype", dtype.label, why)

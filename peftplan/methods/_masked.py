@@ -11,7 +11,7 @@ from peftplan.errors import RequestError
 from peftplan.graph.core import BUFFER, Graph, Region, Tensor, is_global
 from peftplan.graph.edit import train
 from peftplan.methods._layers import refuse_packed
-from peftplan.methods.base import Family, Host, Method, Remark
+from peftplan.methods.base import Family, Host, Method, Remark, Trains
 from peftplan.units import DType
 
 
@@ -20,6 +20,7 @@ class Masked(Method):
     """Full training with masks of gradients."""
 
     family: ClassVar[Family] = "selective"
+    trains: ClassVar[Trains] = "base"
     title: ClassVar[str]
     """The method's own name."""
 

@@ -21,7 +21,7 @@ from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import after, modules, split_runs
 from peftplan.methods import _again
 from peftplan.methods._linears import COMMON, packed
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.units import DType
 
 FAMILIES = ("llama", "mistral")
@@ -38,6 +38,7 @@ class AdaptionPrompt(Method):
     adapter_layers: int | None = None
     target_modules: str | tuple[str, ...] | None = None
     family: ClassVar[Family] = "additive"
+    trains: ClassVar[Trains] = "like base"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         tokens, first = self._shape(host.arch)

@@ -19,7 +19,7 @@ from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.core import Graph
 from peftplan.methods._layers import train_layers
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.units import DType
 
 HARMLESS = frozenset({"switch_interval", "update_ratio", "mask_mode", "verbose"})
@@ -31,6 +31,7 @@ EMBEDDING, REST = "the embedding", "the last norm and the head"
 class Badam(Method):
     family: ClassVar[Family] = "memory-frugal"
     libraries: ClassVar[tuple[str, ...]] = ("badam", "LLaMA-Factory")
+    trains: ClassVar[Trains] = "base"
 
     mode: Literal["layer", "ratio"] = "layer"
     switch_mode: Literal["ascending", "descending", "random", "fixed"] = "ascending"

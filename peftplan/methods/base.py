@@ -18,6 +18,9 @@ Family = Literal["selective", "additive", "soft prompt", "reparameterized", "hyb
 """What a method does to a model: train a part of it; add modules; add tokens; write a change of its weights in fewer
 numbers; several of these; train all of it with less memory."""
 
+Trains = Literal["new", "base", "like base"]
+"""New weights, in a dtype of their own; the model's; new ones in the dtype of the model's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
@@ -60,6 +63,7 @@ class Method(ABC):
     family: ClassVar[Family]
     libraries: ClassVar[tuple[str, ...]] = ("PEFT",)
     """Whose implementation is mirrored, first, and others that have it; none: the paper's."""
+    trains: ClassVar[Trains] = "new"
     loop_knobs: ClassVar[frozenset[str]] = frozenset()
     """Settings that its library's config does not have: what the training loop does with it."""
     checkpoints: ClassVar[bool] = True

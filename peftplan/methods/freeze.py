@@ -13,7 +13,7 @@ from typing import ClassVar, final
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph
 from peftplan.methods._layers import check_layers, outside, train_layers
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 
 
 @final
@@ -25,6 +25,7 @@ class Freeze(Method):
     """Modules outside the layers that train too: model.norm, lm_head, model.embed_tokens."""
     family: ClassVar[Family] = "selective"
     libraries: ClassVar[tuple[str, ...]] = ("LLaMA-Factory",)
+    trains: ClassVar[Trains] = "base"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         total = host.arch.num_layers

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, final
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
 from peftplan.methods._layers import refuse_packed
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 
 OPTIMIZERS = {
     "galore": "galore_adamw",
@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS}
 class Full(Method):
     family: ClassVar[Family] = "selective"
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
+    trains: ClassVar[Trains] = "base"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         del host

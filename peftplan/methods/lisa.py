@@ -20,7 +20,7 @@ from peftplan.arch.core import Arch
 from peftplan.graph.core import Graph
 from peftplan.graph.edit import train
 from peftplan.methods._layers import check_layers, every, train_layers
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 
 HARMLESS = frozenset({"step_interval"})
 States = Literal["active", "all"]
@@ -31,6 +31,7 @@ States = Literal["active", "all"]
 class Lisa(Method):
     family: ClassVar[Family] = "memory-frugal"
     libraries: ClassVar[tuple[str, ...]] = ("ms-swift", "Axolotl")
+    trains: ClassVar[Trains] = "base"
 
     activated_layers: int = 2
     """ms-swift's lisa_activated_layers, Axolotl's lisa_n_layers."""

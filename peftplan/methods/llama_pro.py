@@ -18,7 +18,7 @@ from peftplan.errors import RequestError
 from peftplan.graph.core import Graph
 from peftplan.graph.edit import insert_layers
 from peftplan.methods._layers import check_layers, outside, train_layers
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 
 HARMLESS = frozenset({"model_type"})
 
@@ -28,6 +28,7 @@ HARMLESS = frozenset({"model_type"})
 class LlamaPro(Method):
     family: ClassVar[Family] = "additive"
     libraries: ClassVar[tuple[str, ...]] = ("ms-swift", "LLaMA-Factory")
+    trains: ClassVar[Trains] = "base"
 
     num_new_blocks: int = 8
     """ms-swift's llamapro_num_new_blocks, LLaMA-Factory's freeze_trainable_layers."""

@@ -17,7 +17,7 @@ from typing import ClassVar, final
 from peftplan.graph.core import Graph
 from peftplan.graph.edit import train
 from peftplan.methods._layers import refuse_packed
-from peftplan.methods.base import Family, Host, Method, Remark
+from peftplan.methods.base import Family, Host, Method, Remark, Trains
 
 HARMLESS = frozenset({"zo_eps"})
 
@@ -27,6 +27,7 @@ HARMLESS = frozenset({"zo_eps"})
 class Mezo(Method):
     family: ClassVar[Family] = "memory-frugal"
     libraries: ClassVar[tuple[str, ...]] = ("MeZO",)
+    trains: ClassVar[Trains] = "base"
     checkpoints: ClassVar[bool] = False
     backward: ClassVar[bool] = False
     forwards: ClassVar[int] = 2

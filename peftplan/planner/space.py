@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from peftplan import methods
 from peftplan.assemble import build_graph
 from peftplan.errors import RequestError, UnknownName
 from peftplan.job import Assumption, Job
 from peftplan.planner.goal import Goal
 from peftplan.planner.seats import Seat, layouts, make_seats, named_gpus, notes
-from peftplan.resolve import TRAINS_BASE, resolve
+from peftplan.resolve import resolve
 from peftplan.training_loop import own_optimizer
 
 METHODS = ("lora", "qlora", "full")
@@ -180,7 +181,7 @@ class _Changing:
     goal: Goal
 
     def methods(self) -> tuple[Choice, ...]:
-        instead = ("lora",) if self.job.method in TRAINS_BASE else ()
+        instead = ("lora",) if methods.get(self.job.method).trains == "base" else ()
         return _methods(self.job, self.goal.methods or (self.job.method, *instead))
 
     def values(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:

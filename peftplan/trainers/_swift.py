@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from peftplan import methods
 from peftplan.errors import RequestError
-from peftplan.resolve import TRAINS_BASE
 from peftplan.trainers._shared import names, spread
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
 
@@ -193,7 +193,7 @@ def write_format(fields: Fields) -> Config:
     name = fields.get("format")
     if name is None:
         return {}
-    if fields["method"] in TRAINS_BASE or name not in ("nf4", "fp4", "int8"):
+    if methods.get(fields["method"]).trains == "base" or name not in ("nf4", "fp4", "int8"):
         raise Inexpressible("format", name)
     if name == "int8":
         return {"quant_method": "bnb", "quant_bits": 8}

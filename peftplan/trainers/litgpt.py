@@ -20,9 +20,9 @@ from typing import Any, final
 
 import yaml
 
+from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
-from peftplan.resolve import TRAINS_BASE
 from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does
 from peftplan.units import parse_dtype
@@ -110,7 +110,7 @@ def _read_precision(config: Config) -> Fields:
 def _write_precision(fields: Fields) -> Config:
     dtype = parse_dtype(fields["dtype"])
     adapter = fields.get("adapter_dtype")
-    if adapter is not None and fields["method"] not in TRAINS_BASE and parse_dtype(adapter) is not dtype:
+    if adapter is not None and methods.get(fields["method"]).trains != "base" and parse_dtype(adapter) is not dtype:
         raise Inexpressible("adapter_dtype", adapter)
     for word, meant in _PRECISIONS.items():
         if meant == (dtype.label, fields["precision"]):
