@@ -21,7 +21,7 @@ SHAPE: dict[str, Any] = {"method.adapter_len": 7, "method.adapter_layers": 2}
 ROWS: list[Row] = [
     ("llama", PLAIN),
     ("llama", {**PLAIN, "micro_batch": 1, "attention": "eager", "set": {"method.adapter_layers": 3}}),
-    ("llama", {**AGAIN, "set": {"loop.outputs_until": "loss"}}),
+    ("llama", {**AGAIN, "grad_accum": 2, "set": {"loop.outputs_until": "loss"}}),
     ("llama", {**MIXED, "recompute": "full"}),
     ("llama", {**MIXED, "precision": "fp16-mixed", "dtype": "bf16", "attention": "sdpa_math"}),
     ("llama", {**PACKED, "set": {"format.prepare": False}}),
@@ -64,3 +64,9 @@ def test_what_peft_refuses_is_refused(config: dict[str, Any], settings: dict[str
 def test_layers_must_be_counted() -> None:
     with pytest.raises(RequestError, match="at least 1"):  # PEFT takes 0 for all layers
         estimate(_job({}, {**SHAPE, "method.adapter_layers": 0}))
+
+
+def test_the_paper_trains_1_2_million_of_7_billion() -> None:
+    shape = {"method.adapter_len": 10, "method.adapter_layers": 30}  # Zhang 2023, section 4.1
+    found = estimate(make_job(model="llama-7b", method="adaption_prompt", backend="cpu", set=shape)).parameters
+    assert found.trainable == 30 * (10 * 4096 + 1) == 1_228_830

@@ -23,6 +23,7 @@ ROWS: list[Row] = [
     ("llama", {**PLAIN, "set": TOKENS}),
     ("llama", {**PLAIN, "micro_batch": 1, "seq_len": 3, "set": {**MANY, "loop.outputs_until": "loss"}}),
     ("llama", {**WIDE, "set": {**MANY, **NO_CACHE}}),
+    ("llama", {**PLAIN, "grad_accum": 2, "set": MANY}),
     ("llama", {**PACKED, "set": {**TOKENS, "method.num_layers": 5}}),
     ("qwen2", {**MIXED, "set": {**TOKENS, "method.num_frozen_tokens": 0}}),
     ("gemma", {**MIXED, "batching": "padded", "set": {**TOKENS, "method.num_frozen_tokens": 3}}),
