@@ -122,7 +122,7 @@ def resolve(job: Job) -> Case:
         types=replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
         numerics=numerics,
         attention=_attention(job, notes),
-        use_cache=method.caches and _use_cache(job, arch, recompute, notes),
+        use_cache=_use_cache(job, arch, method, recompute, notes),
         loss=_loss(job),
         modeling=method.modeling(arch.family),
     )
@@ -186,9 +186,12 @@ def _attention(job: Job, notes: _Notes) -> str:
     return found
 
 
-def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> bool:
+def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: _Notes) -> bool:
     """Whether the forward builds a KV cache: checkpointing turns it off (modeling_layers.py)."""
     if not arch.use_cache or recompute.layers:
+        return False
+    if not method.caches:
+        notes.add("model.use_cache", False, f"PEFT refuses {job.method} on a model that builds a KV cache")
         return False
     if job.knobs("model").get("use_cache") is None:
         why = "the model's config builds a KV cache in training too; set model.use_cache=false"
