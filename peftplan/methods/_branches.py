@@ -17,7 +17,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
 from peftplan.graph.ops import Linear, MatMul
-from peftplan.methods._linears import Plan, adapt, packed, plan, sees_autocast, train_biases
+from peftplan.methods._linears import Plan, adapt, narrowed, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
@@ -40,6 +40,8 @@ class OnLinears(Method):
     in_place: ClassVar[bool] = False
     """Whether PEFT adds its branch to the layer's output in place. What bitsandbytes' 8-bit function returns is a view
     of its own making (autograd/_functions.py, MatMul8bitLt; MatMul8bitFp, a CPU's, where there is a bias)."""
+    returns_input: ClassVar[bool] = False
+    """Whether PEFT casts what comes out to the dtype of what came in, whatever autocast computed in."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Knobs of other methods that PEFT's config does not have."""
     defaults: ClassVar[dict[str, tuple[str, ...]]] = DEFAULTS
@@ -78,17 +80,24 @@ class OnLinears(Method):
         del chosen, host
         return ()
 
+    def widens(self, graph: Graph, host: Host) -> dict[int | str, frozenset[str]]:
+        if not self.returns_input:
+            return {}
+        return {key: frozenset(paths) for key, paths in self.plan(graph, self._choice(host)).items()}
+
+    def _choice(self, host: Host) -> Targets:
+        family = host.arch.family
+        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        return targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
+
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check_lacks()
         self.check()
-        family = host.arch.family
-        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
-        choice = targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
-        planned = self.plan(graph, choice)
+        planned = self.plan(graph, self._choice(host))
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
             self._check_packed(module, host)
-            ops = self.branch(module, size, host)
+            ops = self.branch(narrowed(module), size, host)
             self._check_products(ops, module)
             return ops
 

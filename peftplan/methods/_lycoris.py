@@ -28,6 +28,7 @@ class Lycoris(OnLinears):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
+    returns_input: ClassVar[bool] = True
     defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ UNMODELLED: Mapping[str, str] = {
     "osf": "it projects its gradients in hooks during the backward, which a step's graph cannot say yet",
     "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
     "psoft": "the rotation inside its low-rank product is not written down yet",
-    "shadow": "it trains a second model beside the first, with a loss of its own",
+    "shadow": "a second hidden state, from a network and to a loss of its own, goes through the layers with the first",
     "shira": "its change is a sparse tensor, whose storage no trace sees, so nothing holds an estimate of it",
     "waveft": f"before its wavelet transform {_BY_VALUE}",
     "xlora": "it runs the whole model twice, over adapters that were trained before",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,6 +51,11 @@ class Method(ABC):
         """The modules adapted where the job names none; None where the method decides that for itself."""
         del family
         return None
+
+    def widens(self, graph: Graph, host: Host) -> Mapping[int | str, frozenset[str]]:
+        """The linear layers (paths, by layer or region) that hand on their input's dtype under autocast."""
+        del graph, host
+        return {}
 
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:
