@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from peftplan.arch.core import Arch
 from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Setup, decoder, module_order
-from peftplan.graph.core import Graph, Tensor, is_global
-from peftplan.graph.edit import train
+from peftplan.graph.core import Graph, Region, Tensor, is_global
+from peftplan.graph.edit import split_runs, train
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.training_loop import clipping_bytes
@@ -22,7 +23,35 @@ Size = Callable[[int], int]
 
 def build_graph(case: Case) -> Graph:
     """Architecture -> graph -> format -> method: bases are packed when loaded, adapters come on top."""
-    return case.method.apply(base_graph(case.arch, case.setup, case.format, case.compute), case.host)
+    base = base_graph(case.arch, case.setup, case.format, case.compute)
+    mixed = case.setup.numerics.autocast is not None and case.setup.types.embedding is DType.float32
+    if mixed and not case.format.packed:
+        base = _widened(case, base)
+    return case.method.apply(base, case.host)
+
+
+def _widened(case: Case, base: Graph) -> Graph:
+    """The base as it is where adapters undo autocast: what reads their layers' outputs reads the input's dtype.
+
+    The stream between layers is fp32 either way, so layers of one kind and another fit together.
+    """
+    wide = case.method.widens(base, case.host)
+
+    def like(region: Region) -> Region:
+        paths = wide[region.name if region.first_index is None else region.first_index]
+        types = replace(case.setup.types, widened=paths)
+        other = base_graph(case.arch, replace(case.setup, types=types), case.format, case.compute)
+        first = region.first_index
+        if first is None:
+            return next(r for r in other.regions if r.name == region.name)
+        runs = (r for r in other.regions if r.first_index is not None)
+        run = next(r for r in runs if (r.first_index or 0) <= first < (r.first_index or 0) + r.count)
+        return replace(run, first_index=first, count=region.count)
+
+    if not any(wide.values()):
+        return base
+    split = split_runs(base, lambda index: wide[index])
+    return replace(split, regions=tuple(map(like, split.regions)))
 
 
 def as_run(case: Case, graph: Graph) -> Graph:

@@ -21,6 +21,13 @@ class Module:
     site: str
     ops: tuple[Op, ...]
     weight: Tensor
+    widened: Tensor | None = None
+    """The value that the rest of the model reads, where that is not `out`: in the input's dtype."""
+
+    @property
+    def handed(self) -> Tensor:
+        """The value that the rest of the model reads."""
+        return self.out if self.widened is None else self.widened
 
     @property
     def x(self) -> Tensor:

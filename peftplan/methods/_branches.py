@@ -17,7 +17,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
 from peftplan.graph.ops import Linear, MatMul
-from peftplan.methods._linears import Plan, adapt, packed, plan, sees_autocast, train_biases
+from peftplan.methods._linears import Plan, adapt, narrowed, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
@@ -42,6 +42,8 @@ class OnLinears(Method):
     in_place: ClassVar[bool] = False
     """Whether PEFT adds its branch to the layer's output in place. What bitsandbytes' 8-bit function returns is a view
     of its own making (autograd/_functions.py, MatMul8bitLt; MatMul8bitFp, a CPU's, where there is a bias)."""
+    returns_input: ClassVar[bool] = False
+    """Whether PEFT casts what comes out to the dtype of what came in, whatever autocast computed in."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Knobs of other methods that PEFT's config does not have."""
     defaults: ClassVar[dict[str, tuple[str, ...]]] = DEFAULTS
@@ -99,6 +101,11 @@ class OnLinears(Method):
         )
         return self.plan(graph, choice)
 
+    def widens(self, graph: Graph, host: Host) -> dict[int | str, frozenset[str]]:
+        if not self.returns_input:
+            return {}
+        return {key: frozenset(paths) for key, paths in self.planned(graph, host).items()}
+
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check_lacks()
         self.check()
@@ -108,7 +115,7 @@ class OnLinears(Method):
             if module.site == "embed":
                 return self.embedding(module, size, host)
             self._check_packed(module, host)
-            ops = self.branch(module, size, host)
+            ops = self.branch(narrowed(module), size, host)
             self._check_products(ops, module)
             return ops
 

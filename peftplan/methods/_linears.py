@@ -10,7 +10,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import Cast, PackedLinear
+from peftplan.graph.ops import Cast, Hold, PackedLinear
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 from peftplan.units import DType
@@ -67,6 +67,15 @@ def packed(module: Module) -> PackedLinear | None:
     return next((op for op in module.ops if isinstance(op, PackedLinear)), None)
 
 
+def narrowed(module: Module) -> Module:
+    """The module without the cast that stands for its adapter's (`WeightTypes.widened`)."""
+    last = next(i for i in reversed(range(len(module.ops))) if not isinstance(module.ops[i], Hold))
+    op = module.ops[last]
+    if not op.name.endswith("_widened"):
+        return module
+    return replace(module, ops=(*module.ops[:last], *module.ops[last + 1 :]), widened=op.out)
+
+
 def fed(module: Module, given: Tensor) -> tuple[tuple[Op, ...], Tensor]:
     """The module's own ops on `given` in place of its input, and what they make: a packed layer hands on the dtype
     that it is given (bitsandbytes nn/modules.py, Linear4bit.forward; autograd/_functions.py, MatMul8bitLt)."""
@@ -99,14 +108,13 @@ def unpacked(b: Builder, module: Module) -> Tensor:
 
 def ended(b: Builder, out: Tensor, module: Module, *, name: str) -> tuple[Op, ...]:
     """The ops of `b` with `out` as the module's own output. Raises Unsupported where its dtype would be another."""
-    if out.dtype is not module.out.dtype:
-        found = (
-            f"PEFT's {name} makes the output of {module.path} {out.dtype.label} in place of {module.out.dtype.label}"
-        )
+    if out.dtype is not module.handed.dtype:
+        dtypes = f"{out.dtype.label} in place of {module.handed.dtype.label}"
+        found = f"PEFT's {name} makes the output of {module.path} {dtypes}"
         if packed(module) is not None and module.x.dtype.is_half and b.numerics.autocast is None:
             raise RequestError(f"{found} here, and the rest of the model refuses that; set format.prepare=true")
         raise Unsupported(f"{found} here, which is not modelled; leave autocast out, or use a half-precision base")
-    return writing(b.ops, out, module.out)
+    return writing(b.ops, out, module.handed)
 
 
 def train_biases(graph: Graph, planned: Plan[S], which: str) -> Graph:

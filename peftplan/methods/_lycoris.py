@@ -27,6 +27,7 @@ class Lycoris(OnLinears):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
+    returns_input: ClassVar[bool] = True
 
     def check(self) -> None:
         check_rank(self.r)

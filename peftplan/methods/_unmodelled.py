@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_BY_VALUE = "it picks elements by their values, so no trace without values holds an estimate of it"
 UNMODELLED: Mapping[str, str] = {
-    "shadow": "it trains a second model beside the first, with a loss of its own",
+    "shadow": "a second hidden state, from a network and to a loss of its own, goes through the layers with the first",
 }
 """Lower-case PeftType -> why."""
 NO_METHOD: Mapping[str, str] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -129,6 +129,11 @@ class Method(ABC):
         """What the answer should say besides, of the graph that it made."""
         del graph
         return ()
+
+    def widens(self, graph: Graph, host: Host) -> Mapping[int | str, frozenset[str]]:
+        """The linear layers (paths, by layer or region) that hand on their input's dtype under autocast."""
+        del graph, host
+        return {}
 
     @abstractmethod
     def apply(self, graph: Graph, host: Host) -> Graph:

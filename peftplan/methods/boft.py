@@ -40,6 +40,7 @@ class Boft(OnLinears):
     boft_dropout: float = 0.0
     bias: Literal["none", "all", "boft_only"] = "none"
     title: ClassVar[str] = "BOFT"
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias

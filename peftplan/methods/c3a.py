@@ -68,6 +68,7 @@ class C3a(OnLinears):
     block_size_pattern: dict[str, int] = field(default_factory=dict)
     bias: Literal["none", "all", "c3a_only"] = "none"
     title: ClassVar[str] = "C3A"
+    returns_input: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 

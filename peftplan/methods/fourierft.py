@@ -34,6 +34,7 @@ class Fourierft(OnLinears):
     n_frequency_pattern: dict[str, int] = field(default_factory=dict)
     bias: Literal["none", "all", "fourier_only"] = "none"
     title: ClassVar[str] = "FourierFT"
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias

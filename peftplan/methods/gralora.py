@@ -34,6 +34,7 @@ class Gralora(OnLinears):
     gralora_dropout: float = 0.0
     bias: Literal["none", "all", "gralora_only"] = "none"
     title: ClassVar[str] = "GraLoRA"
+    returns_input: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 

@@ -34,6 +34,7 @@ class Hra(OnLinears):
     apply_GS: bool = False  # noqa: N815 (PEFT's name)
     bias: Literal["none", "all", "hra_only"] = "none"
     title: ClassVar[str] = "HRA"
+    returns_input: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT turns the weight, which is not in the shape of one"
     no_8bit: ClassVar[str] = "PEFT turns the packed integers without their scales: its output is not the layer's"
 

@@ -37,6 +37,7 @@ class Miss(OnLinears):
     miss_dropout: float = 0.0
     bias: Literal["none", "all", "MiSS_only"] = "none"
     title: ClassVar[str] = "MiSS"
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias

@@ -41,6 +41,7 @@ class Oft(OnLinears):
     coft: bool = False
     bias: Literal["none", "all", "oft_only"] = "none"
     title: ClassVar[str] = "OFT"
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias
@@ -84,7 +85,7 @@ class Oft(OnLinears):
             b.hold(turned, x)
         inner = writing(writing(module.ops, x, given), module.out, base)
         if out is base:
-            return (*ahead, *writing(inner, base, module.out), *b.ops)
+            return (*ahead, *writing(inner, base, module.handed), *b.ops)
         return (*ahead, *inner, *ended(b, out, module, name=self.title))
 
     def _rotate(self, b: Builder, x: Tensor, width: int, dtype: DType) -> Tensor:

@@ -34,6 +34,7 @@ class Pvera(OnLinears):
     pvera_dropout: float = 0.0
     bias: Literal["none", "all", "pvera_only"] = "none"
     title: ClassVar[str] = "PVeRA"
+    returns_input: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:

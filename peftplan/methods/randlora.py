@@ -60,6 +60,7 @@ class Randlora(OnLinears):
     randlora_dropout: float = 0.0
     bias: Literal["none", "all", "randlora_only"] = "none"
     title: ClassVar[str] = "RandLoRA"
+    returns_input: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:

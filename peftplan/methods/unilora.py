@@ -34,6 +34,7 @@ class Unilora(OnLinears):
     unilora_dropout: float = 0.0
     bias: Literal["none", "all", "unilora_only"] = "none"
     title: ClassVar[str] = "Uni-LoRA"
+    returns_input: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT holds its scales in the packed weight's integers: they are 0, and nothing trains"
     no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)

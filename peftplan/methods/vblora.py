@@ -39,6 +39,7 @@ class Vblora(OnLinears):
     vblora_dropout: float = 0.0
     bias: Literal["none", "all", "vblora_only"] = "none"
     title: ClassVar[str] = "VB-LoRA"
+    returns_input: ClassVar[bool] = True
     defaults: ClassVar[dict[str, tuple[str, ...]]] = {k: v for k, v in DEFAULTS.items() if k != "mistral"}
 
     def trained_biases(self) -> str:

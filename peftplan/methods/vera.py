@@ -3,7 +3,7 @@ equation 2).
 
 Trains: r + out per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: A x and B (d A x), in the adapter's dtype, and a mask where there is dropout; not the input.
-Not modelled: outputs whose dtype the adapter changes (autocast over an fp32 base); embeddings.
+Not modelled: the head under autocast over an fp32 base; embeddings.
 Mirrors peft/tuners/vera/layer.py Linear.forward and model.py _init_vera_A_vera_B, peft 0.21.2. A (r, widest in) and
 B (widest out, r) are one pair of buffers for the model, in the adapter's dtype.
 """
@@ -32,6 +32,7 @@ class Vera(OnLinears):
     bias: Literal["none", "all", "vera_only"] = "none"
     title: ClassVar[str] = "VeRA"
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias

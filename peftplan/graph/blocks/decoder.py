@@ -59,6 +59,8 @@ class WeightTypes:
     bias: DType
     opaque: bool = False
     """Whether the blocks' linear layers run in kernels that autocast does not reach (they return the input's dtype)."""
+    widened: frozenset[str] = frozenset()
+    """Linear layers (by path) whose adapters cast what autocast computes back to the input's dtype."""
 
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
@@ -221,7 +223,9 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
+        y = b.linear(x, weight, bias, label=label, autocast=not types.opaque)
+        wide = weight.name.removesuffix(".weight") in types.widened
+        return b.cast(y, x.dtype, label=f"{label}_widened") if wide else y
 
 
 def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType, index: int, count: int) -> Region:
