@@ -61,11 +61,12 @@ HARMLESS = frozenset(
         "megatron_core", "qalora_group_size",
     }
 )  # fmt: skip
-_UNMODELLED = (
-    "alora_invocation_tokens", "monteclora_config", "arrow_config",
-)  # fmt: skip
-
-
+_UNMODELLED = {
+    "alora_invocation_tokens": "it adapts the tokens from an invocation on, and where that is lies in the data",
+    "monteclora_config": "the noise that it draws for A is a chain of small operators not written down yet",
+    "arrow_config": "it routes between adapters that were trained before",
+}
+"""Setting -> why."""
 MICA = "init_lora_weights=mica"
 
 
@@ -165,9 +166,9 @@ class Lora(OnLinears):
         self._check_bias()
         self._check_variants()
         self._counts.check(bias=self.bias, saved=bool(self.modules_to_save or self.trainable_token_indices))
-        for name in _UNMODELLED:
+        for name, why in _UNMODELLED.items():
             if getattr(self, name):
-                raise Unsupported(f"method.{name} is not modelled yet; leave it out for plain LoRA")
+                raise Unsupported(f"method.{name} is not modelled: {why}; leave it out for plain LoRA")
 
     def _check_bias(self) -> None:
         if self.lora_bias and self.use_dora:
