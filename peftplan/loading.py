@@ -43,7 +43,7 @@ def _placed(graph: Graph, *, adapters: bool) -> Iterator[Placed]:
     """Every weight, or every adapter weight, with its place; what all layers share once."""
     seen: set[str] = set()
     for number, region in enumerate(graph.regions):
-        mine = [t for t in region.params() if (t.kind == ADAPTER) is adapters and t.name not in seen]
+        mine = [t for t in region.owned() if (t.kind == ADAPTER) is adapters and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
         for layer in range(region.count):
             yield from (((_room(region, number), (region.first_index or 0) + layer), t) for t in mine)

@@ -174,6 +174,8 @@ class Region:
     leaf: str | None = None
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
+    borrows: bool = False
+    """Whether its base weights are those of other layers, and counted there."""
     penalty: Region | None = None
 
     @property
@@ -189,6 +191,10 @@ class Region:
     def params(self) -> Iterable[Tensor]:
         """Every parameter once, in order of use."""
         return self._params
+
+    def owned(self) -> Iterable[Tensor]:
+        """Those that are counted here."""
+        return (t for t in self._params if t.kind == ADAPTER) if self.borrows else self._params
 
     @cached_property
     def _params(self) -> tuple[Tensor, ...]:
@@ -226,7 +232,7 @@ class Graph:
         found: list[tuple[Tensor, int]] = []
         seen: set[str] = set()
         for region in self.regions:
-            for t in region.params():
+            for t in region.owned():
                 if not is_global(t.name):
                     found.append((t, region.count))
                 elif t.name not in seen:

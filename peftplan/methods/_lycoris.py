@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Grad, Op, Tensor

@@ -85,7 +85,8 @@ def _with_copies(region: Region, wanted: tuple[str, ...], originals: list[Tensor
         return region
     _check(region, copied, wanted)
     before = {t.name: t for own, t in _parameters(region) if own in copied}
-    originals.extend(t._replace(trainable=False) for t in before.values() for _ in range(region.count))
+    owned = 0 if region.borrows else region.count
+    originals.extend(t._replace(trainable=False) for t in before.values() for _ in range(owned))
 
     def copy(op: Op, t: Tensor) -> Tensor:
         if not t.is_param or t.kind == ADAPTER or _owner(op, t) not in copied:

@@ -1,14 +1,14 @@
 """LoRA: y = Wx + (alpha/r) B(Ax), W frozen, A and B train (Hu 2021, arXiv:2106.09685, equation 3).
 
-Trains: r (in + out) per adapted linear layer or embedding, with `use_dora` out more, with `kasa_config` r more, with
-MiCA's initialisation r in alone, with `use_bdlora` A or B divided by its blocks; plus `bias`, `lora_bias`, copies of
-`modules_to_save` and rows of `trainable_token_indices`.
-Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base),
-the output of A (but where B is frozen), and a mask where there is dropout.
-Not modelled: aLoRA, VeLoRA, QA-LoRA (PEFT has it on GPTQ alone), Monte-CLoRA, Arrow, `layer_replication`,
-`target_parameters`, DoRA on embeddings.
+Trains: r (in + out) per adapted linear layer, embedding or weight, with `use_dora` out more, with `kasa_config` r
+more, with MiCA's initialisation r in alone, with `use_bdlora` A or B divided by its blocks; plus `bias`, `lora_bias`,
+copies of `modules_to_save` and rows of `trainable_token_indices`. With `adapters`, those of `trained_adapters`.
+Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base;
+with `velora_config` a number per group of its features), the output of A (but where B is frozen), and a mask where
+there is dropout; for `target_parameters` the module's input and the changed weight.
+Not modelled: aLoRA, QA-LoRA (PEFT has it on GPTQ alone), Monte-CLoRA, Arrow, DoRA on embeddings, VeLoRA under autocast.
 Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2; variants
-in `_dora` and `_lora`.
+in `_dora`, `_lora` and `_velora`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from peftplan.graph.core import BUFFER, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
-from peftplan.methods._branches import OnLinears, builder, by_pattern, check_rank, check_share
+from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
 from peftplan.methods._linears import packed, sees_autocast
 from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
 from peftplan.methods._parameters import OnWeights, adapt_weights
+from peftplan.methods._replication import check_stacking, replicate
 from peftplan.methods._saved import save_modules
 from peftplan.methods._tied import EMBEDDING, saves_ends, share_copy, tied_copies, tied_targets
 from peftplan.methods._tokens import train_rows
+from peftplan.methods._velora import Velora
 from peftplan.methods.base import Host
 from peftplan.methods.targets import check_pattern
 
@@ -45,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mica": {"init_lora_weights": "mica"},
     "dora": {"use_dora": True},
     "kasa": {"kasa_config": {}},
+    "velora": {"velora_config": {}},
     "qlora": {},
     "qdora": {"use_dora": True},
 }
@@ -58,11 +61,12 @@ HARMLESS = frozenset(
         "megatron_core", "qalora_group_size",
     }
 )  # fmt: skip
-_UNMODELLED = (
-    "alora_invocation_tokens", "velora_config", "monteclora_config", "arrow_config", "layer_replication",
-)  # fmt: skip
-
-
+_UNMODELLED = {
+    "alora_invocation_tokens": "it adapts the tokens from an invocation on, and where that is lies in the data",
+    "monteclora_config": "the noise that it draws for A is a chain of small operators not written down yet",
+    "arrow_config": "it routes between adapters that were trained before",
+}
+"""Setting -> why."""
 MICA = "init_lora_weights=mica"
 
 
@@ -85,11 +89,13 @@ class Lora(OnLinears):
     use_bdlora: BdLora | None = None
     """A or B block-diagonal."""
     alora_invocation_tokens: Any = None
-    velora_config: Any = None
+    velora_config: Velora | None = None
+    """With A's input compressed; see `_velora`."""
     use_qalora: bool = False
     monteclora_config: Any = None
     arrow_config: Any = None
-    layer_replication: Any = None
+    layer_replication: tuple[tuple[int, int], ...] | None = None
+    """Layers stacked anew over shared weights; see `_replication`."""
     target_parameters: tuple[str, ...] | None = None
     """Weights adapted themselves, by the ends of their names; see `_parameters`."""
     trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
@@ -112,6 +118,9 @@ class Lora(OnLinears):
         return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
+        if self.layer_replication:
+            check_stacking(graph, bias=self.bias, adapters=self.adapters)
+            graph = replicate(graph, self.layer_replication, host.arch)
         if self.ensure_weight_tying and host.arch.tied:
             return self._tied()._applied(graph, host)
         return self._applied(graph, host)
@@ -158,9 +167,9 @@ class Lora(OnLinears):
         self._check_bias()
         self._check_variants()
         self._counts.check(bias=self.bias, saved=bool(self.modules_to_save or self.trainable_token_indices))
-        for name in _UNMODELLED:
+        for name, why in _UNMODELLED.items():
             if getattr(self, name):
-                raise Unsupported(f"method.{name} is not modelled yet; leave it out for plain LoRA")
+                raise Unsupported(f"method.{name} is not modelled: {why}; leave it out for plain LoRA")
 
     def _check_bias(self) -> None:
         if self.lora_bias and self.use_dora:
@@ -171,6 +180,8 @@ class Lora(OnLinears):
             )
 
     def _check_variants(self) -> None:
+        if self.velora_config is not None:
+            self.velora_config.check()
         asked = list(self._variants())
         if len(asked) > 1:
             raise RequestError(f"PEFT does not combine {' and '.join(asked)} in one LoRA; leave one out")
@@ -191,9 +202,15 @@ class Lora(OnLinears):
             yield "use_dora"
         if self.init_lora_weights == "mica":
             yield MICA
-        yield from (name for name in ("kasa_config", "use_bdlora") if getattr(self, name) is not None)
+        yield from (name for name in ("kasa_config", "use_bdlora", "velora_config") if getattr(self, name) is not None)
 
     # -- the branch ---------------------------------------------------------------------------------------------
+
+    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        if self.velora_config is None:
+            return ()
+        size = sum(self.velora_config.group(c.module.in_features) for c in chosen)
+        return tuple(Tensor("@velora_embed", (size,), host.new_dtype, BUFFER) for _ in range(self.adapters))
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """The base and its low-rank side branches, ending in the module's own output."""
@@ -244,6 +261,8 @@ class Lora(OnLinears):
     def _variant(self) -> Variant:
         if self.use_dora:
             return dora
+        if self.velora_config is not None:
+            return self.velora_config
         if self.kasa_config is not None:
             return kasa
         return plain if self.use_bdlora is None else block_diagonal

@@ -37,6 +37,18 @@ def test_a_variant_is_what_peft_does(variant: str, family: str, base: dict[str, 
     assert_equal(family, _lora(base, ["q_proj", "o_proj"], **settings))
 
 
+COMPRESSED = [{"num_groups": 4}, {"num_groups": 5, "init_type": "batch_average_once"}]
+
+
+@pytest.mark.parametrize(
+    ("family", "base"), [BASES[0], BASES[3], ("qwen2", {**PLAIN, "adapter_dtype": "bf16"})], ids=name
+)
+@pytest.mark.parametrize("config", COMPRESSED, ids=str)
+def test_a_compressed_input(config: dict[str, Any], family: str, base: dict[str, Any]) -> None:
+    settings = {"method.velora_config": config, "method.lora_dropout": 0.1}
+    assert_equal(family, _lora(base, ["q_proj", "down_proj"], **settings))
+
+
 ENDS = [*BASES, ("qwen2", PACKED), ("gemma", PACKED)]
 
 
@@ -96,6 +108,9 @@ def test_several_with_other_settings(settings: dict[str, Any]) -> None:
         ({"set": {"method.use_bdlora": {**BLOCKS, "nblocks": 3}}}, "does not divide"),
         ({"set": {"method.init_lora_weights": "mica", "method.lora_bias": True}}, "no bias with init_lora_weights"),
         ({"set": {"method.use_qalora": True}}, "GPTQ weights only"),
+        ({"precision": "bf16-mixed", "set": {"method.velora_config": {}}}, "VeLoRA under autocast"),
+        ({"set": {"method.velora_config": {"num_groups": 0}}}, "give positive numbers"),
+        ({"format": "nf4", "set": {"method.velora_config": {}}}, "no LoRA with velora_config on packed"),
         ({"format": "nf4", "set": {"method.kasa_config": {}}}, "no LoRA with kasa_config on packed"),
         ({"set": {"method.adapters": 2, "method.bias": "all"}}, "without biases only"),
         ({"set": {"method.adapters": 2, "method.active_adapters": 3}}, "active_adapters=3"),

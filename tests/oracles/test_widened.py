@@ -35,7 +35,7 @@ def knobs(method: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", widening())
 def test_a_method_hands_on_its_inputs_dtype(method: str) -> None:
     fields = {**OVER, "method": method, "target_modules": ("q_proj", "v_proj", "down_proj"), "set": knobs(method)}
-    assert_equal("llama", fields, mode="real" if method == "frod" else "fake")
+    assert_equal("llama", fields)
 
 
 @pytest.mark.parametrize(
