@@ -27,6 +27,8 @@ class Bottleneck(OnLinears):
 
     family: ClassVar[Family] = "additive"
     libraries: ClassVar[tuple[str, ...]] = ("LLM-Adapters",)
+    no_4bit: ClassVar[str] = "LLM-Adapters has them on 8-bit weights only"
+    no_8bit: ClassVar[str] = "not modelled"
 
     bottleneck_size: int = 256
     non_linearity: str = "tanh"
