@@ -13,6 +13,7 @@ from peftplan.graph.core import Graph, Tensor, is_global
 from peftplan.graph.edit import train
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
+from peftplan.training_loop import clipping_bytes
 from peftplan.units import DType
 
 Size = Callable[[int], int]
@@ -73,16 +74,24 @@ def state_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: s
     return states + sum(size(w.bytes) * w.copies for w in trainees.copied)
 
 
-def step_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda") -> int:
-    """The most that the optimizer's step takes at once beyond weights, gradients and states.
+def step_bytes(
+    optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda", *, clips: bool = False
+) -> int:
+    """The most that the optimizer's step takes at once beyond weights, gradients and states; where gradients are
+    clipped, the norms before it too.
 
     Where it steps over copies, each gradient becomes one of its weight's copy, and goes when that is there; afterwards
     each copy is cast back, one at a time.
     """
-    own = max(optimizer.step_bytes(trainees.stepped, backend), sum(map(size, trainees.aside)))
+    own = max(_stepping(optimizer, trainees.stepped, backend), sum(map(size, trainees.aside)))
+    own = max(own, clipping_bytes(trainees.weights) if clips else 0)
     cast = [(copy, w) for copy, w in zip(trainees.copied, trainees.weights, strict=False) if copy.dtype is not w.dtype]
     grown = sum((size(copy.bytes) - size(w.bytes)) * w.copies for copy, w in cast)
     return grown + max(own, max((size(w.bytes) for _, w in cast), default=0))
+
+
+def _stepping(optimizer: Optimizer, weights: list[Trained], backend: str) -> int:
+    return 0 if optimizer.frees_gradients else optimizer.step_bytes(weights, backend)
 
 
 def trained(graph: Graph) -> list[Trained]:

@@ -70,6 +70,7 @@ def _states(reading: Reading) -> Iterator[Term]:
     for kind, formula, source in (
         ("state", f"{optimizer}: states of {_remembered(reading):,} trained parameters",
          "the optimizer's init_state"),
+        ("average", "moving average of weights", "loop.ema"),
         ("buffer", "rotary frequencies and scales", "non-persistent buffers of the model"),
         ("workspace", "cuBLAS handles of the forward and the autograd thread", "torch, CUDABlas workspaces"),
     ):  # fmt: skip
@@ -80,7 +81,12 @@ def _remembered(reading: Reading) -> int:
     return sum(t.numel * count for t, count in reading.case.method.remembered(reading.graph).params() if t.trainable)
 
 
-_NAMES = {"state": "optimizer states", "buffer": "buffers", "workspace": "library workspaces"}
+_NAMES = {
+    "state": "optimizer states",
+    "average": "average of weights",
+    "buffer": "buffers",
+    "workspace": "library workspaces",
+}
 
 
 # -- what the step adds -----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
+from peftplan.training_loop import average_sizes
 
 VERSION = "0.1.0"
 
@@ -160,6 +161,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
+    kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds
@@ -182,19 +184,18 @@ def has_biased_linears(graph: Graph) -> bool:
 
 def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
-    wholes = (
-        (rules.size(op.out.nbytes) - rules.size(t.logical_bytes)) * region.count
-        for region in graph.regions
-        for op in region.ops
-        if op.narrows
-        for t in op.ins
-        if t.trainable and t.dtype is op.out.dtype
-    )
-    return sum(rules.size(w.bytes) * w.copies for w in weights) + sum(wholes)
+    wholes = 0
+    for region in graph.regions:
+        for op in region.ops:
+            parts = [t for t in op.ins if t.trainable and t.dtype is op.out.dtype] if op.narrows else []
+            if parts:
+                apart = sum(rules.size(t.logical_bytes) for t in parts)
+                wholes += (rules.size(op.out.nbytes) - apart) * region.count
+    return sum(rules.size(w.bytes) * w.copies for w in weights) + wholes
 
 
 def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:
-    transient = step_bytes(case.optimizer, train, rules.size, case.job.backend)
+    transient = step_bytes(case.optimizer, train, rules.size, case.job.backend, clips=case.loop.clips)
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )

@@ -14,6 +14,7 @@ from peftplan.resolve import Case
 from peftplan.step.allocator import AllocatorSettings, Usage
 from peftplan.step.replay import Around, replay
 from peftplan.step.walk import exact
+from peftplan.training_loop import average_sizes
 
 
 def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None) -> Usage:
@@ -49,7 +50,8 @@ def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     each = [w.bytes for w in train.weights for _ in range(w.copies)]
     copies = [w.bytes for w in train.copied for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(train.remembered, "cuda") for _ in range(s.copies) if not s.host]
-    step = step_bytes(case.optimizer, train, exact)
+    states += average_sizes(case.loop, graph, train.weights)
+    step = step_bytes(case.optimizer, train, exact, clips=case.loop.clips)
     product = cublas_workspace(case.setup.numerics.capability).bytes
     biased = (workspace_bytes - HANDLES * product) // cublaslt_workspace().bytes
     return Around(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from peftplan import formats, methods, optimizers
+from peftplan import formats, methods
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
@@ -17,17 +17,16 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
-from peftplan.graph.core import Graph, Op, Region, Tensor
+from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
-from peftplan.optimizers.base import Trained
 from peftplan.plugins import canonical
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.step.memory import Loop, Recompute
-from peftplan.step.walk import InBackward
+from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType, parse_dtype
 
 ATTENTION = {
@@ -111,9 +110,11 @@ def resolve(job: Job) -> Case:
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
     method = methods.make(method_name, _method_knobs(job))
-    optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
+    optimizer = optimizer_of(job)
+    optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
     rank, targets = _adapter_shape(job, arch, method, notes)
-    optimizer = optimizers.make(optimizer_name, job.knobs("optimizer"))
+    if projection(job) is not None:
+        rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
@@ -124,7 +125,7 @@ def resolve(job: Job) -> Case:
         types=replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
         numerics=numerics,
         attention=_attention(job, notes),
-        use_cache=_use_cache(job, arch, recompute, notes),
+        use_cache=method.caches and _use_cache(job, arch, recompute, notes),
         loss=_loss(job),
         modeling=method.modeling(arch.family),
     )
@@ -163,7 +164,7 @@ def resolve(job: Job) -> Case:
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=_loop(job, optimizer, method),
+        loop=loop_of(job, optimizer, method),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -248,8 +249,8 @@ def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
             "nf4",
             {"double_quant": True} if job.format is None or formats.canonical(job.format) in ("nf4", "fp4") else {},
         )
-    methods.resolve_name(name)
-    return name, None, {}
+    file, _ = methods.resolve_name(name)
+    return name if methods.optimizer_of(name) is None else file, None, {}
 
 
 def _format_reason(implied: str | None) -> str:
@@ -258,6 +259,8 @@ def _format_reason(implied: str | None) -> str:
 
 def _method_knobs(job: Job) -> dict[str, Any]:
     knobs = job.knobs("method")
+    if projection(job) is not None:
+        return knobs
     known = methods.get(job.method).__dataclass_fields__
     for option, key, value in (("--rank", "r", job.rank), ("--target-modules", "target_modules", job.target_modules)):
         if value is None:
@@ -387,27 +390,3 @@ def _loss(job: Job) -> LossStyle:
         if asked == style:
             return style
     raise UnknownName("loss.style", str(asked), STYLES)
-
-
-def _loop(job: Job, optimizer: Optimizer, method: Method) -> Loop:
-    knobs = job.knobs("loop")
-    unknown = [k for k in knobs if k != "outputs_until"]
-    if unknown:
-        raise UnknownName("setting of loop", unknown[0], ["outputs_until"])
-    until = knobs.get("outputs_until", "step")
-    if until not in ("loss", "step", "next"):
-        raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
-    if not method.backward:
-        if job.grad_accum > 1:
-            raise RequestError(f"--grad-accum {job.grad_accum}: method {job.method} takes one batch a step; use "
-                               "--micro-batch")  # fmt: skip
-        return Loop(outputs_until="loss", again=method.forwards > 1)
-    if not optimizer.frees_gradients:
-        return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)
-    if job.grad_accum > 1 and not optimizer.late:
-        raise RequestError(f"{job.optimizer} lets gradients go in backward, so none accumulate; use --grad-accum 1")
-
-    def scratch_bytes(weight: Tensor, region: Region) -> int | None:
-        return optimizer.update_bytes(Trained.of(weight, region), job.backend)
-
-    return Loop(outputs_until=until, in_backward=InBackward(scratch_bytes=scratch_bytes, late=optimizer.late))

@@ -51,8 +51,10 @@ def test_targets_are_pefts_where_the_job_names_none() -> None:
     }
     for name in sorted(theirs.keys() & set(methods.names())):
         method = methods.make(name, methods.example(name))
-        own = {family: found for family in families() if (found := method.default_targets(family))}
-        assert own == {family: tuple(names) for family, names in theirs[name].items() if family in families()}, name
+        own = {family: method.default_targets(family) for family in families()}
+        elsewhere = {found for family, found in own.items() if family not in theirs[name]}
+        assert elsewhere <= {"all-linear" if name == "osf" else None}, name  # osf/model.py, _prepare_adapter_config
+        assert all(own[family] == tuple(theirs[name][family]) for family in own.keys() & theirs[name]), name
 
 
 @pytest.mark.parametrize("name", sorted(UNMODELLED))

@@ -18,6 +18,7 @@ from peftplan.graph.ops import (
     DetachedLinear,
     Div,
     Dropout,
+    Flattened,
     Formula,
     Hold,
     Hooked,
@@ -106,7 +107,8 @@ class Builder:
         self._prefix, self._site, self._part = prefix, site, part
 
     def name(self, label: str) -> str:
-        full = self._prefix + label
+        """A new value's name: one per region, even where the module's weights are the whole model's."""
+        full = self._prefix.removeprefix("@") + label
         seen = self._names.get(full, 0)
         self._names[full] = seen + 1
         return f"{full}#{seen}" if seen else full
@@ -272,6 +274,13 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
+
+    def flattened(self, weights: tuple[Tensor, ...], label: str = "flat") -> Tensor:
+        """Parameters of one dtype that lie one after the other in one buffer, as one."""
+        n = self.name(label)
+        first = weights[0]
+        out = Tensor(n, (sum(w.numel for w in weights),), first.dtype, BUFFER, base=first.name)
+        return self._emit(Flattened(name=n, ins=weights, out=out, site=self._site, part=self._part))
 
     # -- in place -----------------------------------------------------------------------------------------------
 

@@ -204,13 +204,15 @@ class Region:
 class Graph:
     """The forward of a model as regions in order; the loss is the last op's output of the last region.
 
-    `inputs` are batch tensors, alive through the whole step; `unused` are parameters no op reads.
+    `inputs` are batch tensors, alive through the whole step; `unused` are parameters no op reads. `prelude` is a pass
+    without gradient that runs before, on the weights of `regions`, and whose caller holds every layer's input.
     """
 
     regions: tuple[Region, ...]
     inputs: tuple[Tensor, ...] = ()
     buffers: tuple[Tensor, ...] = ()
     unused: tuple[Tensor, ...] = field(default=())
+    prelude: tuple[Region, ...] = ()
 
     def params(self) -> Iterable[tuple[Tensor, int]]:
         """Each distinct parameter with how many equal copies of it exist (one per layer of a run).
@@ -243,9 +245,16 @@ def verify(graph: Graph) -> Iterator[str]:
 
     Nothing for a well-formed graph. Methods and formats are checked with it; no estimate pays for it.
     """
-    known = {t.name for t in (*graph.inputs, *graph.buffers)}
+    given = {t.name for t in (*graph.inputs, *graph.buffers)}
+    yield from _misruns(graph.prelude, given)
+    yield from _misruns(graph.regions, given)
+
+
+def _misruns(regions: tuple[Region, ...], given: set[str]) -> Iterator[str]:
+    """What is malformed in one pass over regions, for which what is `given` exists."""
+    known = set(given)
     before: Tensor | None = None
-    for region in graph.regions:
+    for region in regions:
         yield from _misfits(region, before)
         yield from _misorders(region, known)
         if region.penalty is not None:

@@ -70,7 +70,24 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
     if not done:
         return region
     new.extend(region.ops[done:])
-    return replace(region, ops=tuple(new))
+    return _settled(replace(region, ops=tuple(new)))
+
+
+def _settled(region: Region) -> Region:
+    """The region with every value in the storage it is in: a module that now writes its output in place, into its base
+    layer's, moves whoever reads or views that output."""
+    homes: dict[str, str] = {}
+
+    def moved(t: Tensor) -> Tensor:
+        home = homes.get(t.storage)
+        return t if home is None else t._replace(base=home)
+
+    ops: list[Op] = []
+    for op in region.ops:
+        ops.append(op.over(tuple(map(moved, op.ins)), moved(op.out)))
+        if ops[-1].out.base:
+            homes[op.out.name] = ops[-1].out.base
+    return replace(region, ops=tuple(ops), returned=tuple(homes.get(name, name) for name in region.returned))
 
 
 def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ...]:

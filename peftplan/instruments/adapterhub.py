@@ -16,24 +16,13 @@ import torch
 from peftplan import methods
 from peftplan.errors import UnknownName
 from peftplan.job import Job
-from peftplan.methods._adapterhub import AdapterHub
-from peftplan.plugins import canonical
 
 _NAME = "trained"
 
 
-def _class(method: str) -> type[AdapterHub] | None:
-    """The method's class where it is one of `adapters`' and not PEFT's."""
-    name = canonical(method)
-    if name not in {*methods.names(), *methods.aliases()}:
-        return None
-    found = methods.get(name)
-    return found if issubclass(found, AdapterHub) else None
-
-
 def belongs(method: str) -> bool:
     """Whether a method is one of `adapters`'."""
-    return _class(method) is not None
+    return methods.adapterhub(method) is not None
 
 
 def adapt(model: torch.nn.Module, job: Job, dtype: torch.dtype | None) -> torch.nn.Module:
@@ -54,7 +43,7 @@ def _train(model: Any, job: Job) -> None:
     """With adapters' own config objects: the one that the method's name stands for, the settings laid over it."""
     from adapters import AdapterConfig
 
-    cls = _class(job.method)
+    cls = methods.adapterhub(job.method)
     if cls is None:
         raise UnknownName("method", job.method, ())
     knobs = {**methods.resolve_name(job.method)[1], **job.knobs("method")}

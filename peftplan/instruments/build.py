@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from peftplan import methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.instruments import adapterhub, quantize
 from peftplan.instruments.clusters import dealt
@@ -29,8 +32,9 @@ DTYPES = {
 QUANTIZED = ("nf4", "fp4", "int8")
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
-WITH_VALUES = ("shira",)
-"""Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts."""
+WITH_VALUES = ("shira", "cpt", "frod")
+"""Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
+shapes of CPT's loss and of FRoD's sparse factors depend on values."""
 LATE = ("_psoft_A_cache", "_psoft_B_cache")
 """Buffers that PEFT makes after it has moved a layer's others to the weight's dtype; they stay float32."""
 
@@ -79,7 +83,7 @@ def decide(job: Job) -> Choices:
     fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
     return Choices(
         job=job,
-        method="lora" if method == "qlora" else method,
+        method=_traced(method),
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
         autocast=_dtype("--precision", pure) if precision != pure else None,
@@ -90,6 +94,14 @@ def decide(job: Job) -> Choices:
         attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa", "sdpa_math", "sdpa_flash")),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
+
+
+def _traced(method: str) -> str:
+    """The method that a name stands for, without its format or optimizer."""
+    if method == "qlora":
+        return "lora"
+    known = method in methods.aliases() and methods.optimizer_of(method) is not None
+    return methods.resolve_name(method)[0] if known else method
 
 
 def _batching(job: Job) -> str:
@@ -174,6 +186,8 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         return model
     if choices.method == "adalora":
         return _adalora(model, choices)
+    if choices.method == "xlora":
+        return _xlora(model, choices)
     return _adapt(model, choices)
 
 
@@ -186,16 +200,37 @@ def _hub_dtype(model: torch.nn.Module, choices: Choices) -> torch.dtype | None:
 
 
 def _adalora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
-    """Two settings are not of PEFT's config: `update_and_allocate` is the loop's call (see `step`), `trains_ranknum`
-    what PEFT's releases differ in."""
-    job, own = choices.job, {"method.update_and_allocate", "method.trains_ranknum"}
-    settings = {key: value for key, value in job.settings.items() if key not in own}
-    model = _adapt(model, dataclasses.replace(choices, job=job.model_copy(update={"settings": settings})))
-    if not job.knobs("method").get("trains_ranknum", True):  # before peft 0.21.0, _mark_only_adapters_as_trainable
+    """`update_and_allocate` is the loop's call (see `step`), `trains_ranknum` what PEFT's releases differ in."""
+    model = _adapt(model, choices)
+    if not choices.job.knobs("method").get(
+        "trains_ranknum", True
+    ):  # before peft 0.21.0, _mark_only_adapters_as_trainable
         for name, param in model.named_parameters():
             if ".ranknum." in name:
                 param.requires_grad_(False)
     return model
+
+
+def _xlora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
+    """X-LoRA over `method.adapters` LoRAs of the job's rank and modules. It loads them from files, which need not hold
+    a weight: what is missing stays as it was drawn. It applies only those that are named by their number."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    job = choices.job
+    adapters = job.knobs("method").get("adapters", 2)
+    count = adapters if isinstance(adapters, int) else len(adapters)
+    model.config.use_cache = False  # it refuses a model that builds a cache
+    with tempfile.TemporaryDirectory() as folder:
+        targets = _as_peft_has_it(job.target_modules) if job.target_modules is not None else None
+        LoraConfig(r=job.rank or 8, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder)
+        save_file({}, str(Path(folder, "adapter_model.safetensors")))
+        own = {
+            "method.hidden_size": model.config.hidden_size,
+            "method.adapters": {str(i): folder for i in range(count)},
+        }
+        given = job.model_copy(update={"settings": {**job.settings, **own}, "rank": None, "target_modules": None})
+        return _adapt(model, dataclasses.replace(choices, job=given))
 
 
 def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
@@ -231,6 +266,7 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
         config = peft_config(choices)
         adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
         _add_adapters(adapted, choices)
+        _untie_upcast(adapted)
     for module in adapted.modules():  # KaSA decomposes weights when it is put on, on `meta` at the first forward
         vars(module).get("_lora_kasa_truncation_deferred", set()).clear()
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
@@ -238,8 +274,15 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     return adapted
 
 
-SEVERAL = ("adapters", "active_adapters", "trained_adapters")
-"""Settings of a method that are not its config's: how many adapters are loaded, run and train."""
+def _untie_upcast(model: torch.nn.Module) -> None:
+    """A tied head's adapter views the embedding's; PEFT's upcast from half precision, which `meta` does not need,
+    makes it a tensor of its own."""
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear) and module.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16):
+            for param in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+                param.data = param.data.clone()
 
 
 def _add_adapters(model: Any, choices: Choices) -> None:
@@ -267,14 +310,13 @@ def peft_config(choices: Choices) -> Any:
         raise UnknownName("method", choices.method, [*UNWRAPPED, "lora_fa", "qlora", *known])
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known[choices.method]]
     fields = {field.name for field in dataclasses.fields(cls)}
-    given = {name: _as_peft_has_it(value) for name, value in choices.job.knobs("method").items()}
-    knobs = {"task_type": "CAUSAL_LM", **given}
+    loops = methods.get(choices.method).loop_knobs if choices.method in methods.names() else frozenset[str]()
+    asked = choices.job.knobs("method").items()
+    knobs = {"task_type": "CAUSAL_LM", **{name: _as_peft_has_it(value) for name, value in asked if name not in loops}}
     if choices.job.rank is not None:
         knobs["r"] = choices.job.rank
     if choices.job.target_modules is not None:
         knobs["target_modules"] = _as_peft_has_it(choices.job.target_modules)
-    for name in SEVERAL:
-        knobs.pop(name, None)
     for name in knobs:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from peftplan import optimizers
+from peftplan import methods, optimizers
 from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.optimizers import Optimizer
@@ -93,7 +93,7 @@ class Fused(InBackward):
 def make(job: Job, model: torch.nn.Module) -> Plain:
     """The real optimizer that `job` asks for, of all weights of `model` that train. Raises Unsupported for others."""
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    name = job.optimizer or "adamw"
+    name = job.optimizer or (methods.aliases().get(job.method) and methods.optimizer_of(job.method)) or "adamw"
     asked = optimizers.make(name, job.knobs("optimizer"))
     if isinstance(asked, (Lomo, AdaLomo)):
         return Fused(type(asked).__name__, model)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from peftplan.instruments.engine import adds_bias, sums_in_place
 from peftplan.instruments.flops import flops_of, looks_heavy
@@ -262,13 +262,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self._place_of_node[number] = Place(self._stack[-1] if self._stack else "", _source_line())
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Pack hook: remember the storage, keep the tensor as it is."""
+        """Pack hook: remember the storage, keep the tensor as it is; a node's own output without the node, which would
+        otherwise keep itself alive where nobody runs it backward."""
+        node = torch._C._autograd._get_sequence_nr() - 1
         for part in _parts(tensor):
             number = self.id_of(part)
             if number is not None and number not in self.packed:
-                node = torch._C._autograd._get_sequence_nr() - 1
                 place = Place(self._stack[-1] if self._stack else "", _source_line())
                 self.packed[number] = (node, place, part.shape)
+        if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() == node:
+            with _disable_current_modes():
+                return tensor.detach()
         return tensor
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -156,6 +156,8 @@ class Step:
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
         with keeps, nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
             outputs = self.model(**batch)
+        for name, param in self.model.named_parameters():
+            self.recorder.relabel(param, "parameter", name)  # CPT gives its parameter new data in every forward
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
         self.held = outputs if self.choices.outputs_until == "next" else None
         return outputs

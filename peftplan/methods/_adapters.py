@@ -40,7 +40,7 @@ class Counts:
             return graph
         idle = self.loaded - self.active
         firsts = [(t, n) for t, n in graph.params() if t.kind == ADAPTER and not _further(t)]
-        tokens = tuple(t for t in graph.buffers if t.name.startswith("@trainable_tokens") for _ in range(idle))
+        tokens = tuple(t for t in graph.buffers if "trainable_tokens" in t.name for _ in range(idle))
         unused = tuple(t._replace(trainable=False) for t, n in firsts for _ in range(n * idle))
         return replace(graph, unused=(*graph.unused, *unused), buffers=(*graph.buffers, *tokens))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from peftplan.errors import RequestError, Unsupported
@@ -18,6 +18,7 @@ from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, writing
 from peftplan.methods._adapterhub import AdapterHub, hooked
 from peftplan.methods._branches import check_share
+from peftplan.methods._invertible import Coupling
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
@@ -58,7 +59,9 @@ class Bottleneck(AdapterHub, ABC):
     scaling: float | Literal["learned", "channel"] = 1.0
     is_parallel: bool = False
     dropout: float = 0.0
-    leave_out: tuple[int, ...] = field(default=())
+    leave_out: tuple[int, ...] = ()
+    inv_adapter: Literal["nice", "glow"] | None = None
+    inv_adapter_reduction_factor: float | None = None
     trains: ClassVar[bool] = True
     """Whether the adapters themselves train."""
 
@@ -109,7 +112,19 @@ class Bottleneck(AdapterHub, ABC):
             return None if index in self.leave_out else self.width(hidden, index)
 
         split = split_runs(graph, width)
-        return replace(split, regions=tuple(self._region(r, width, host, dtype) for r in split.regions))
+        adapted = replace(split, regions=tuple(self._region(r, width, host, dtype) for r in split.regions))
+        coupling = self._coupling(dtype)
+        return adapted if coupling is None else coupling.put(adapted, host)
+
+    def _coupling(self, dtype: DType) -> Coupling | None:
+        """The invertible adapter after the embedding."""
+        if self.inv_adapter is None:
+            return None
+        if self.inv_adapter != "nice":
+            raise Unsupported(f"method.inv_adapter={self.inv_adapter} is not modelled; use nice")
+        if self.inv_adapter_reduction_factor is None:
+            raise RequestError("method.inv_adapter needs method.inv_adapter_reduction_factor; 2 is adapters' own")
+        return Coupling(factor=self.inv_adapter_reduction_factor, activation=self._squeezed, dtype=dtype)
 
     def _region(self, region: Region, width: Callable[[int], int | None], host: Host, dtype: DType) -> Region:
         size = None if region.first_index is None else width(region.first_index)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.blocks.decoder import module_order
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
@@ -19,7 +20,7 @@ from peftplan.graph.ops import Linear, MatMul
 from peftplan.methods._linears import Plan, adapt, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Family, Host, Method
-from peftplan.methods.targets import DEFAULTS, Names, targets
+from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class OnLinears(Method):
         del path
         return 0
 
+    def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
+        """What each adapted module of each layer is given."""
+        return plan(graph, choice, self.size)
+
     @abstractmethod
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """What runs in place of a chosen module, ending in its output."""
@@ -72,6 +77,11 @@ class OnLinears(Method):
 
     def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
         """Tensors beside the parameters, given every adapted module."""
+        del chosen, host
+        return ()
+
+    def unread(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        """The adapted layers' own weights, where nothing reads them any more."""
         del chosen, host
         return ()
 
@@ -87,7 +97,7 @@ class OnLinears(Method):
             pattern=self.layers_pattern,
             saved=self.modules_to_save,
         )
-        return plan(graph, choice, self.size)
+        return self.plan(graph, choice)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check_lacks()
@@ -103,8 +113,10 @@ class OnLinears(Method):
             return ops
 
         adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
-        buffers = (*adapted.buffers, *self.buffers(list(chosen_modules(graph, planned)), host))
-        return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)
+        chosen = list(chosen_modules(graph, planned))
+        buffers = (*adapted.buffers, *self.buffers(chosen, host))
+        unused = (*adapted.unused, *self.unread(chosen, host))
+        return save_modules(replace(adapted, buffers=buffers, unused=unused), self.modules_to_save)
 
     def _check_packed(self, module: Module, host: Host) -> None:
         kernel = packed(module)
@@ -130,6 +142,15 @@ class OnLinears(Method):
         for knob in self.lacks:
             if getattr(self, knob) or (knob == "layers_to_transform" and self.layers_pattern):
                 raise RequestError(f"method.{knob}: PEFT's {self.title} has no such setting; leave it out")
+
+
+def in_order(graph: Graph, planned: Plan[int]) -> Iterator[tuple[int | str, Module]]:
+    """Every adapted module with its layer (or region), as `named_modules()` meets them."""
+    for region in graph.regions:
+        first = region.first_index
+        keys: Iterable[int | str] = [region.name] if first is None else range(first, first + region.count)
+        found = sorted((m for _, _, m in modules(region)), key=lambda m: module_order(m.path))
+        yield from ((key, m) for key in keys for m in found if m.path in planned[key])
 
 
 class Chosen(NamedTuple):

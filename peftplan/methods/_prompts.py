@@ -64,9 +64,11 @@ def prompt_ids(b: Builder, tokens: int, rows: int) -> tuple[Tensor, tuple[Tensor
     return b.plain("prompt_tokens", rows, tokens, dtype=INT64), ()
 
 
-def lookup(b: Builder, ids: Tensor, rows: int, width: int, *, copies: int = 1) -> Tensor:
+def lookup(
+    b: Builder, ids: Tensor, rows: int, width: int, *, copies: int = 1, path: str = "embedding"
+) -> Tensor:  # fmt: skip
     """The prompt encoder's nn.Embedding: (rows, width) weights as (copies, rows, width)."""
-    weight = Tensor("@prompt_encoder.embedding.weight", (rows, width), FP32, ADAPTER, True)
+    weight = Tensor(f"@prompt_encoder.{path}.weight", (rows, width), FP32, ADAPTER, True)
     name = b.name("prompt_embedding")
     out = Tensor(name, (copies, rows, width), FP32)
     b.ops.append(Embedding(name=name, ins=(ids, weight), out=out))

@@ -9,10 +9,7 @@ from collections.abc import Mapping
 
 _BY_VALUE = "it picks elements by their values, so no trace without values holds an estimate of it"
 UNMODELLED: Mapping[str, str] = {
-    "cpt": f"it computes a loss of its own; {_BY_VALUE}",
-    "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
     "shadow": "it trains a second model beside the first, with a loss of its own",
-    "xlora": "it runs the whole model twice, over adapters that were trained before",
 }
 """Lower-case PeftType -> why."""
 NO_METHOD: Mapping[str, str] = {

@@ -60,11 +60,7 @@ class VirtualTokens(Method):
         hidden = host.arch.hidden
         tokens = _prompts.checked_tokens(self.num_virtual_tokens)
         self.check()
-        if any("model.embed_tokens".endswith(name) for name in self.modules_to_save or ()):
-            raise Unsupported(
-                "method.modules_to_save: PEFT puts virtual tokens beside the original embedding's, so a copy of "
-                "embed_tokens would never train; leave it out"
-            )
+        check_saved(self.modules_to_save)
         _prompts.check_shape(
             token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
         )
@@ -72,6 +68,15 @@ class VirtualTokens(Method):
         longer = _prompts.prepend(graph, host, tokens, lambda b, ids: self.encode(b, ids, prompt))
         longer = replace(longer, inputs=(*longer.inputs, *self.inputs(prompt.size)))
         return save_modules(longer, self.modules_to_save)
+
+
+def check_saved(wanted: tuple[str, ...] | None) -> None:
+    """Raises Unsupported for a copy that PEFT would not train."""
+    if any("model.embed_tokens".endswith(name) for name in wanted or ()):
+        raise Unsupported(
+            "method.modules_to_save: PEFT puts virtual tokens beside the original embedding's, so a copy of "
+            "embed_tokens would never train; leave it out"
+        )
 
 
 def repeated(b: Builder, prompts: Tensor, prompt: Prompt) -> Tensor:

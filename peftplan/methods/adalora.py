@@ -53,6 +53,7 @@ class Adalora(OnLinears):
     """Whether the training loop calls it, as PEFT says it should."""
     trains_ranknum: bool = True
     """Whether what the result is divided by trains: false for PEFT before 0.21.0."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset({"update_and_allocate", "trains_ranknum"})
     title: ClassVar[str] = "AdaLoRA"
     packs: ClassVar[bool] = True
     on_packed: ClassVar[bool] = True

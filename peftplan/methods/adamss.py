@@ -3,9 +3,9 @@
 Trains: per adapted linear layer and cluster of its rows, subspace_rank (r + rows); plus copies of `modules_to_save`.
 Keeps for backward: r numbers a token, subspace_rank for each cluster, and what is cast of the weights, in the model's
 dtype; not the input. Beside the weights lie r leading directions of each, in the adapter's dtype.
-Not modelled: use_dynamic_rank, embeddings, packed bases (PEFT has none); the importance that ASA keeps while it prunes,
-two numbers for each that trains. Clusters are taken to be equally large: k-means decides by the weights' values. A
-cluster of fewer rows than subspace_rank trains less, so this errs high.
+Not modelled: use_dynamic_rank, embeddings, packed bases (PEFT fails on them); the importance that ASA keeps while it
+prunes, two numbers for each that trains. Clusters are taken to be equally large: k-means decides by the weights'
+values. A cluster of fewer rows than subspace_rank trains less, so this errs high.
 Mirrors peft/tuners/adamss/layer.py Linear.forward and update_layer, peft 0.21.2. A bias counts as one more column of
 the weight. The rows' places stay on the CPU and are copied in every forward.
 """
@@ -28,6 +28,8 @@ HARMLESS = COMMON | {
     "svd_threshold", "random_seed", "init_weights", "use_asa", "asa_target_subspaces", "init_warmup", "final_warmup",
     "mask_interval", "asa_importance_beta", "asa_uncertainty_beta", "asa_schedule_exponent",
 }  # fmt: skip
+PACKAGES = ("scikit-learn==1.9.1",)
+"""Its k-means."""
 
 
 @final
@@ -40,6 +42,8 @@ class Adamss(OnLinears):
     subspace_rank: int = 1
     use_dynamic_rank: bool = False
     title: ClassVar[str] = "AdaMSS"
+    no_4bit: ClassVar[str] = "PEFT gives its factors the packed weight's dtype, and integers cannot train"
+    no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def check(self) -> None:

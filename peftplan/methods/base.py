@@ -60,8 +60,12 @@ class Method(ABC):
     family: ClassVar[Family]
     libraries: ClassVar[tuple[str, ...]] = ("PEFT",)
     """Whose implementation is mirrored, first, and others that have it; none: the paper's."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset()
+    """Settings that its library's config does not have: what the training loop does with it."""
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
+    caches: ClassVar[bool] = True
+    """Whether they can run it while the model builds a KV cache."""
     masters: ClassVar[DType | None] = None
     """The dtype of the copies of trained weights that the optimizer steps over in their place, where it has some."""
 

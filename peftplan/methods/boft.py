@@ -4,7 +4,8 @@ Trains: in x block + out per adapted linear layer, blocks of boft_block_size (or
 copies of `modules_to_save`.
 Keeps for backward: the layer's input and output, and per layer three square matrices of the input's width: the
 permutation, the identity and the rotation.
-Not modelled: boft_n_butterfly_factor above 1 (it needs PEFT's CUDA extension), boft_dropout, embeddings.
+Not modelled: boft_n_butterfly_factor above 1 (without its CUDA extension, as on a CPU, PEFT makes it 1),
+boft_dropout, embeddings.
 Mirrors peft/tuners/boft/layer.py Linear.forward and cayley_batch without that extension, peft 0.21.2. The permutation
 is a buffer on the CPU, whatever the model's device.
 """
@@ -20,6 +21,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
 from peftplan.methods._linears import COMMON, ended, fed
+from peftplan.methods._solve import cayley
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
@@ -48,10 +50,8 @@ class Boft(OnLinears):
             raise RequestError(
                 f"method.boft_block_size={size}, boft_block_num={count}: set one of them, the other to 0"
             )
-        if self.boft_n_butterfly_factor != 1 or self.boft_dropout:
-            raise Unsupported(
-                "method.boft_n_butterfly_factor above 1 and boft_dropout are not modelled; leave them out"
-            )
+        if self.boft_dropout:
+            raise Unsupported(f"method.boft_dropout={self.boft_dropout} is not modelled; leave it out")
 
     def _blocks(self, module: Module) -> tuple[int, int]:
         """(how many, how large)."""
@@ -67,6 +67,8 @@ class Boft(OnLinears):
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
+        if self.boft_n_butterfly_factor != 1 and host.numerics.backend == "cuda":
+            raise Unsupported("method.boft_n_butterfly_factor above 1 needs PEFT's CUDA extension, not modelled; use 1")
         b, base = builder(module, host)
         x, wide = module.x, module.in_features
         with b.marked(module.site, "down"):
@@ -108,12 +110,7 @@ class Boft(OnLinears):
     def _cayley(self, b: Builder, r: Tensor) -> Tensor:
         """cayley_batch: (I - S)(I + S)^-1 with S the skew-symmetric part."""
         skew = b.scale(b.minus(r, r, label="skew"), label="half_skew")
-        eye = b.plain("identity", *r.shape[-2:], dtype=FP32)
-        plus = b.add(eye, skew, label="plus")
-        minus = b.minus(eye, skew, label="minus")
-        out = b.solve(plus, minus)
-        b.hold(skew, eye)
-        return b.cast(out, r.dtype, label="Q")
+        return b.cast(cayley(b, skew), r.dtype, label="Q")
 
 
 METHOD = Boft

@@ -14,7 +14,7 @@ from typing import final
 
 from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Grad, Tensor
+from peftplan.graph.core import ADAPTER, Tensor
 from peftplan.methods import _prompts
 from peftplan.methods._prefixes import Cache, Prefix
 
@@ -36,14 +36,15 @@ class Cartridge(Prefix):
             raise RequestError(
                 f"method.num_frozen_tokens={frozen}: leave at least one of {cache.tokens} virtual tokens to train"
             )
-        whole = (cache.tokens, cache.values)
-        weight = Tensor("@prompt_encoder.trainable_embedding", whole, _prompts.FP32, ADAPTER, True)
-        trained = weight._replace(shape=(cache.tokens - frozen, cache.values))
+
+        def part(name: str, tokens: int, *, trains: bool) -> Tensor:
+            return Tensor(f"@prompt_encoder.{name}", (tokens, cache.values), _prompts.FP32, ADAPTER, trains)
+
+        weight = part("trainable_embedding", cache.tokens - frozen, trains=True)
         if frozen:
-            kept = Tensor("@prompt_encoder.frozen_embedding", (frozen, cache.values), _prompts.FP32, ADAPTER)
-            # torch.cat hands on a part of its gradient: the parameter's own is that view, and keeps all of it alive.
-            trained = b.formula("embedding", weight, kept, trained, grads=(Grad(weight, 0),))
-        return b.view(trained, cache.size, cache.tokens, cache.values, label="expanded", grad_copied=cache.size > 1)
+            kept = part("frozen_embedding", frozen, trains=False)
+            weight = b.concat((kept, weight), cache.tokens, cache.values, label="embedding")
+        return b.view(weight, cache.size, cache.tokens, cache.values, label="expanded", grad_copied=cache.size > 1)
 
 
 METHOD = Cartridge

@@ -17,7 +17,10 @@ from peftplan.methods._adapterhub import COMMON
 from peftplan.methods._bottleneck import Bottleneck
 
 HARMLESS = COMMON
-VARIANTS: dict[str, dict[str, Any]] = {"houlsby": {}}
+_INVERTIBLE: dict[str, Any] = {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "houlsby": {}, "double_seq_bn_inv": _INVERTIBLE, "houlsby+inv": _INVERTIBLE,
+}  # fmt: skip
 
 
 @final

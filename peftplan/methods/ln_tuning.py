@@ -21,13 +21,8 @@ from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targets
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-DEFAULTS: dict[str, tuple[str, ...]] = {
-    "llama": _NORMS,
-    "mistral": _NORMS,
-    "gemma": _NORMS,
-    "qwen2": ("post_attention_layernorm",),
-    "qwen3": ("post_attention_layernorm",),
-}
+_ONE = ("post_attention_layernorm",)
+DEFAULTS = {"llama": _NORMS, "mistral": _NORMS, "gemma": _NORMS, "qwen2": _ONE, "qwen3": _ONE}
 """TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING."""
 HARMLESS = COMMON
 

@@ -2,7 +2,8 @@
 
 Trains: 2 r (in + out) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype and the whole change of its weight.
-Not modelled: rank_dropout, module_dropout, embeddings, 4-bit bases (PEFT fails on them).
+Not modelled: module_dropout skips a layer's branch at random: a step that skips none is meant, which errs high;
+embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/loha/layer.py Linear.forward and HadaWeight, peft 0.21.2.
 """
 

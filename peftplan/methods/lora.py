@@ -2,11 +2,11 @@
 
 Trains: r (in + out) per adapted linear layer or embedding, with `use_dora` out more, with `kasa_config` r more, with
 MiCA's initialisation r in alone, with `use_bdlora` A or B divided by its blocks; plus `bias`, `lora_bias`, copies of
-`modules_to_save`.
+`modules_to_save` and rows of `trainable_token_indices`.
 Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base),
 the output of A (but where B is frozen), and a mask where there is dropout.
 Not modelled: aLoRA, VeLoRA, QA-LoRA (PEFT has it on GPTQ alone), Monte-CLoRA, Arrow, `layer_replication`,
-`target_parameters`, `trainable_token_indices`, DoRA on embeddings.
+`target_parameters`, DoRA on embeddings.
 Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2; variants
 in `_dora` and `_lora`.
 """
@@ -14,7 +14,7 @@ in `_dora` and `_lora`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
@@ -27,6 +27,10 @@ from peftplan.methods._branches import OnLinears, builder, by_pattern, check_ran
 from peftplan.methods._dora import dora
 from peftplan.methods._linears import packed, sees_autocast
 from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
+from peftplan.methods._parameters import OnWeights, adapt_weights
+from peftplan.methods._saved import save_modules
+from peftplan.methods._tied import EMBEDDING, saves_ends, share_copy, tied_copies, tied_targets
+from peftplan.methods._tokens import train_rows
 from peftplan.methods.base import Host
 from peftplan.methods.targets import check_pattern
 
@@ -56,7 +60,6 @@ HARMLESS = frozenset(
 )  # fmt: skip
 _UNMODELLED = (
     "alora_invocation_tokens", "velora_config", "monteclora_config", "arrow_config", "layer_replication",
-    "target_parameters", "trainable_token_indices",
 )  # fmt: skip
 
 
@@ -87,14 +90,19 @@ class Lora(OnLinears):
     monteclora_config: Any = None
     arrow_config: Any = None
     layer_replication: Any = None
-    target_parameters: Any = None
-    trainable_token_indices: Any = None
+    target_parameters: tuple[str, ...] | None = None
+    """Weights adapted themselves, by the ends of their names; see `_parameters`."""
+    trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
+    """Rows of the embedding, or of modules by name, that train beside the adapters; see `_tokens`."""
+    ensure_weight_tying: bool = False
+    """Where embedding and head are one weight: the same adapter, copy or rows for both."""
     adapters: int = 1
     """How many adapters of this shape are loaded (PEFT's add_adapter)."""
     active_adapters: int = 1
     """How many of them run (set_adapter with a list)."""
     trained_adapters: int | None = None
     """How many of those train (set_requires_grad for the rest); None: all."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset({"adapters", "active_adapters", "trained_adapters"})
     title: ClassVar[str] = "LoRA"
     on_packed: ClassVar[bool] = True
 
@@ -104,7 +112,34 @@ class Lora(OnLinears):
         return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
-        return self._counts.beside(super().apply(graph, host))
+        if self.ensure_weight_tying and host.arch.tied:
+            return self._tied()._applied(graph, host)
+        return self._applied(graph, host)
+
+    def _tied(self) -> Lora:
+        """The same for embedding and head: a copy if one of them is copied, or else adapters."""
+        if self.adapters > 1:
+            raise Unsupported(
+                "method.ensure_weight_tying with several adapters is not modelled; PEFT ties the first alone"
+            )
+        if saves_ends(self.modules_to_save):
+            return replace(self, modules_to_save=tied_copies(self.modules_to_save))
+        return replace(self, target_modules=tied_targets(self.target_modules))
+
+    def _applied(self, graph: Graph, host: Host) -> Graph:
+        out = super().apply(graph, host) if self.target_modules != () else save_modules(graph, self.modules_to_save)
+        if self.target_parameters:
+            self._check_on_weights()
+            counts = self._counts
+            on = OnWeights(self.target_parameters, self.size, counts.active, counts.trained, host)
+            out = adapt_weights(out, on)
+        if self.ensure_weight_tying and host.arch.tied and saves_ends(self.modules_to_save):
+            out = share_copy(out)
+        rows = self.trainable_token_indices
+        if rows is not None:
+            named = rows if isinstance(rows, dict) else {"embed_tokens": rows}
+            out = train_rows(out, named, host, tie=self.ensure_weight_tying)
+        return self._counts.beside(out)
 
     def trained_biases(self) -> str:
         return self.bias
@@ -122,7 +157,7 @@ class Lora(OnLinears):
         check_share("lora_dropout", self.lora_dropout)
         self._check_bias()
         self._check_variants()
-        self._counts.check(bias=self.bias, saved=bool(self.modules_to_save))
+        self._counts.check(bias=self.bias, saved=bool(self.modules_to_save or self.trainable_token_indices))
         for name in _UNMODELLED:
             if getattr(self, name):
                 raise Unsupported(f"method.{name} is not modelled yet; leave it out for plain LoRA")
@@ -144,6 +179,11 @@ class Lora(OnLinears):
                 "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
                 "it out"
             )
+
+    def _check_on_weights(self) -> None:
+        asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
+        if asked:
+            raise RequestError(f"method.target_parameters: PEFT has no {asked[0]} on weights; leave one of them out")
 
     def _variants(self) -> Iterable[str]:
         """The settings that ask for a variant."""
@@ -212,6 +252,8 @@ class Lora(OnLinears):
         """The weights of one adapter."""
         embeds = module.site == "embed"
         wide, out = module.weight.shape if embeds else reversed(module.weight.shape)
+        tied = module.site == "head" and self.ensure_weight_tying and host.arch.tied
+        rank = self.size(EMBEDDING) if tied else rank
         a_shape, up_shape = (rank, wide), (out, rank)
         if self.use_bdlora is not None:
             a_shape = self.use_bdlora.shape(module.path, "a", *a_shape)
@@ -219,9 +261,12 @@ class Lora(OnLinears):
         blank = Branch(module=module, base=module.out, x=module.x, number=number, trains=number < self._counts.trained,
                        dropout=self.lora_dropout)  # fmt: skip
         kind = "lora_embedding" if embeds else "lora"
+        a = blank.weight(b, f"{kind}_A.weight", *a_shape, dtype=host.new_dtype)
         up = blank.weight(b, f"{kind}_B.weight", *up_shape, dtype=host.new_dtype)
+        if tied and host.new_dtype is module.weight.dtype:  # parameters of their own, which view the embedding's
+            a, up = a._replace(stored_bytes=0), up._replace(stored_bytes=0)
         return blank._replace(
-            a=blank.weight(b, f"{kind}_A.weight", *a_shape, dtype=host.new_dtype),
+            a=a,
             up=up._replace(trainable=False) if self.init_lora_weights == "mica" else up,
             bias=blank.weight(b, "lora_B.bias", up_shape[0], dtype=host.new_dtype) if self.lora_bias else None,
         )

@@ -3,7 +3,7 @@
 Trains: (min(in, out) - effective_rank) (in + out + 1) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, twice the trained rank a token, and both factors of the
 change. Beside the weights lie the factors as they began, and the larger directions of the longer side.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/osf/layer.py Linear.forward and _attach_hooks, peft 0.21.2. Hooks take out of the
 gradients of both factors, as they arrive, what lies in the larger directions; where PEFT raises half-precision adapters
 to float32 it makes new parameters, and the hooks are gone. Of a float32 weight, the singular values and V are each one
@@ -48,6 +48,8 @@ class Osf(OnLinears):
     rank_pattern: Mapping[str, int | float] = field(default_factory=dict)
     family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "OSF"
+    no_4bit: ClassVar[str] = "PEFT factors the packed integers themselves, and integers cannot train"
+    no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
     defaults: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
         ("llama", "mistral", "gemma", "qwen2", "qwen3"), SEVEN

@@ -4,7 +4,7 @@ Trains: r (r - 1) / 2 for the rotation and r for each of two vectors, per adapte
 `modules_to_save`.
 Keeps for backward: r numbers a token, in float32, and some r x r matrices; not the input. Beside the weights lie A
 (r, in) and B (out, r) in float32; with `psoft_svd` full, A is a view that keeps all right singular vectors alive.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings, packed bases (PEFT refuses them).
 Mirrors peft/tuners/psoft/layer.py Linear.forward and OrthLayer.forward, peft 0.21.2. A's storage is as CUDA's solver
 leaves it; LAPACK's on a CPU is cut to r rows.
 """
@@ -43,6 +43,8 @@ class Psoft(OnLinears):
     num_cayley_neumann_terms: int = 5
     cayley_neumann_eps: float | None = None
     title: ClassVar[str] = "PSOFT"
+    no_4bit: ClassVar[str] = "PEFT takes singular vectors of floating-point weights only"
+    no_8bit: ClassVar[str] = no_4bit
 
     def check(self) -> None:
         check_rank(self.r)

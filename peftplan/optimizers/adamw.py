@@ -25,7 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw_fused": {"impl": "fused"},
     "adamw_foreach": {"impl": "foreach"},
     "adamw_for_loop": {"impl": "for-loop"},
-    "adam": {},
     "adamw_apex_fused": {"impl": "fused"},
     "adamw_master_weights": {"master_weights": True},
 }

@@ -43,4 +43,4 @@ class AdamWAnyPrecision(Optimizer):
 
 OPTIMIZER = AdamWAnyPrecision
 EXAMPLES = (AdamWAnyPrecision(), AdamWAnyPrecision(use_kahan_summation=True, momentum_dtype="bfloat16"))
-UNVERIFIED: dict[str, str] = {"everything": "torchdistx needs a torch of 2022; the counts are read off its code"}
+UNVERIFIED: dict[str, str] = {"costs": "torchdistx needs a torch of 2022; the counts are read off its code"}

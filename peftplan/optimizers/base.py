@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from peftplan.graph.core import Region, Tensor, is_global
 from peftplan.units import DType
@@ -102,6 +102,10 @@ class Optimizer(ABC):
 
     in_backward: bool = False
     """Each weight is updated as soon as its gradient is there, which then dies (register_post_accumulate_grad_hook)."""
+
+    def knob(self, name: str) -> Any:
+        """The value of one of its settings."""
+        return getattr(self, name)
 
     late: ClassVar[bool] = False
     """In backward, a gradient is used when the next one arrives; every micro-batch is a step."""

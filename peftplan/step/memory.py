@@ -41,7 +41,8 @@ class Loop:
     `outputs_until`: when the model's output (logits, KV cache) dies: `loss` (before backward: transformers' Trainer),
     `step` (after the optimizer step: a function per step), `next` (when the next forward has returned: a plain
     loop that rebinds the name). `grads_exist`: not the first micro-batch of an accumulation. `in_backward`: weights
-    are updated in backward.
+    are updated in backward. `clips`: gradients are clipped by their norm before the step. `ema`: what a moving average
+    of weights copies: `none`, `trained` or `model`.
     """
 
     outputs_until: str = "step"
@@ -49,6 +50,8 @@ class Loop:
     again: bool = False
     """Whether the step has run the model forward before, and holds the loss of that."""
     in_backward: InBackward | None = None
+    clips: bool = False
+    ema: str = "none"
 
 
 @dataclass(slots=True)
@@ -61,10 +64,11 @@ class Segment:
     forward_delta: int = 0
     forward_saved: int = 0
     entry_bytes: int = 0
+    has_backward: bool = True
 
     @property
     def checkpointed(self) -> bool:
-        return self.walk.checkpointed
+        return self.walk.checkpointed and self.has_backward
 
 
 class PhasePeak(NamedTuple):
@@ -111,16 +115,19 @@ def segments(
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     updates = _updates(graph, loop)
+    made: set[str] = set()
+    """Values of the whole model that require a gradient."""
     for region in graph.regions:
         left = region.count
         plan = Plan(region, rules.size)
         is_layer = region.first_index is not None
         shares = any(t.trainable and is_global(t.name) for t in region.params())
+        shares |= bool(made) and any(t.name in made for op in region.ops for t in op.ins)
         splits = shares or (updates is not None and updates.policy.late)
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
-            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken))
+            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken, *made))
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
@@ -138,6 +145,7 @@ def segments(
             yield Segment(region=region, count=count, walk=walk)
             left -= count
             needs = leaves or (entry_requires_grad and region.entry is None)
+            made.update(name for name in plan.made_globals if name in need)
     for region in graph.regions:
         if region.penalty is not None:
             plan, need = Plan(region.penalty, rules.size), propagate_need(region.penalty, entry_needs=True)
@@ -149,6 +157,16 @@ def _updates(graph: Graph, loop: Loop) -> Updates | None:
     if loop.in_backward is None:
         return None
     return Updates(policy=loop.in_backward, waiting=Waiting(), shared=shared_weights(graph.regions))
+
+
+def prelude(graph: Graph, rules: Rules) -> list[Segment]:
+    """The pass without gradient that runs before: nothing is kept, and every layer's input lives to its end."""
+
+    def segment(region: Region) -> Segment:
+        walk = RegionWalk(Plan(region, rules.size), set(), checkpointed=region.first_index is not None)
+        return Segment(region=region, count=region.count, walk=walk, has_backward=False)
+
+    return [segment(region) for region in graph.prelude]
 
 
 class _Account:
@@ -199,6 +217,10 @@ def run_step(
     elif loop.again:
         previous_outputs = loss_bytes
     account.total += previous_outputs
+    before, ahead = account.total, prelude(graph, rules)
+    for part in ahead:
+        _forward(part, account, reads_embedding=False)
+    account.total = before
     for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)
@@ -228,7 +250,7 @@ def run_step(
     result.grad_bytes = account.grads
     result.end_bytes = account.total
     result.phases = account.peaks
-    result.segments = parts
+    result.segments = [*ahead, *parts]
     return result
 
 

@@ -3,7 +3,8 @@
 The walk of each region is recorded once and played for every equal region. About 1 us per event (2026-11), 10
 to 25 thousand events a step at 28 to 32 layers: too slow for every estimate, meant for the one that is asked
 for. Temporaries of a few KiB (masks' indices, position ids) are left out, and those of rotary tables come as one
-tensor each, so reserved bytes are right to a few MiB at best. Not replayed: other work in the process.
+tensor each, so reserved bytes are right to a few MiB at best. Not replayed: other work in the process, and a pass
+without gradient before the forward (`Graph.prelude`), which the forward exceeds.
 """
 
 from __future__ import annotations

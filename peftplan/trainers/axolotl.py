@@ -18,7 +18,7 @@ from typing import Any, ClassVar, final
 import yaml
 
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _axolotl as own
 from peftplan.trainers import _axolotl_step as step
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable, write_recompute
@@ -199,7 +199,7 @@ class Axolotl(Trainer):
             write=write_recompute,
             stand_ins=step.recompute_stand_ins,
         ),
-        _huggingface.optimizer("optimizer", others=step.OPTIMIZERS),
+        _optimizers.optimizer("optimizer", others=step.OPTIMIZERS, also=step.MODELLED),
         custom(step.KERNELS, (), read=lambda _: {}, write=step.write_kernels, stand_ins=step.kernels_stand_ins),
         custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=step.plugins_stand_ins),
         custom(

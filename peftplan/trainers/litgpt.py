@@ -296,7 +296,7 @@ class LitGpt(Trainer):
     def settled(self, full: Job, *, asked: Job) -> Job:
         """`full`, with LitGPT's optimizer for quantized bases and its checkpointing where the job leaves them open."""
         update: dict[str, Any] = {}
-        if asked.optimizer is None and full.format in ("nf4", "fp4", "int8"):
+        if asked.optimizer is None and full.optimizer == "adamw" and full.format in ("nf4", "fp4", "int8"):
             update["optimizer"] = "paged_adamw_32bit"
         if asked.recompute is None:
             update["recompute"] = "full" if full.gpus * full.nodes > 1 else "none"

@@ -19,7 +19,7 @@ from typing import ClassVar, final
 import yaml
 
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _llamafactory as own
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, spread, startable
 from peftplan.trainers.base import Folder, Run, Trainer
@@ -166,7 +166,7 @@ class LlamaFactory(Trainer):
             read=own.read_recompute,
             write=own.write_recompute,
         ),
-        _huggingface.optimizer(),
+        _optimizers.optimizer(),
         custom(("stage",), (), read=lambda _: {}, write=lambda _: {"stage": "sft"}, stand_ins=own.stage_stand_ins),
         does("format.prepare", False, when=own.is_packed),
         custom((), (), read=lambda _: {}, write=spread),

@@ -15,7 +15,7 @@ from typing import ClassVar, final
 import yaml
 
 from peftplan.job import Job
-from peftplan.trainers import _huggingface
+from peftplan.trainers import _huggingface, _optimizers
 from peftplan.trainers import _swift as own
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable, write_recompute
 from peftplan.trainers.base import Folder, Run, Trainer
@@ -186,7 +186,7 @@ class Swift(Trainer):
             read=own.read_recompute,
             write=write_recompute,
         ),
-        _huggingface.optimizer(),
+        _optimizers.optimizer(),
         custom(
             ("use_logits_to_keep",),
             (),

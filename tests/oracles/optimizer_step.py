@@ -62,7 +62,7 @@ def predicted(name: str, knobs: dict[str, Any], dtype: str) -> Bytes:
 def measured(make: Make, dtype: str, *, steps: int = 2) -> Bytes:
     """What the real optimizer holds after some steps, and the most that one more adds while it runs."""
     torch.manual_seed(0)
-    weights = _weights(dtype)
+    weights = named_weights(dtype)
     optimizer = make(weights)
     for _ in range(steps):
         _give_gradients(weights.values())
@@ -72,7 +72,7 @@ def measured(make: Make, dtype: str, *, steps: int = 2) -> Bytes:
     return Bytes(sum(held.values()), _recorded(optimizer, weights.values()))
 
 
-def _weights(dtype: str) -> Named:
+def named_weights(dtype: str) -> Named:
     """The same weights as the model's parameters: layer by layer."""
     names: dict[str, tuple[int, ...]] = {}
     for w in as_listed(trained(dtype)):

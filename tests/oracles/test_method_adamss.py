@@ -55,7 +55,7 @@ def test_dealing_rows_leaves_peft_as_it_was() -> None:
         ({"set": {COUNT: 0}}, "num_subspaces=0"),
         ({"set": {"method.use_dynamic_rank": True}}, "goes by the weights' values"),
         ({"set": {"method.exclude_modules": "q_proj"}}, "has no such setting"),
-        ({"format": "nf4"}, "no AdaMSS on packed weights"),
+        ({"format": "nf4"}, "AdaMSS on 4-bit weights: PEFT gives"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -25,6 +25,7 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE}),
     ("qwen2", {**PLAIN, "adapter_dtype": "bf16"}),
     ("phi3", {**PLAIN, "set": {"method.boft_block_size": 0, "method.boft_block_num": 4}}),
+    ("llama", {**PLAIN, "set": {"method.boft_n_butterfly_factor": 2}}),
 ]
 
 
@@ -39,7 +40,8 @@ def test_boft_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.boft_block_size": 7}}, "do not fit the input"),
         ({"set": {"method.boft_block_num": 7}}, "set one of them"),
-        ({"set": {"method.boft_n_butterfly_factor": 2}}, "are not modelled"),
+        ({"set": {"method.boft_n_butterfly_factor": 2}}, "needs PEFT's CUDA extension"),
+        ({"set": {"method.boft_dropout": 0.1}}, "boft_dropout=0.1 is not modelled"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -25,6 +25,9 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 2, "set": {"method.num_B": 3}}),
     ("qwen2", {**PLAIN, "rank": 4, "adapter_dtype": "bf16"}),
     ("phi3", {**PLAIN, "rank": 5}),
+    ("llama", {**PLAIN, "rank": 4, "set": {"method.stride_A": 2}}),
+    ("qwen2", {**AGAIN, "rank": 3, "target_modules": ".*[qkv]_proj", "set": {"method.stride_A": 2}}),
+    ("phi3", {**WIDE, "rank": 3, "target_modules": "all-linear", "set": {"method.stride_A": 3}}),
 ]
 
 
@@ -42,7 +45,7 @@ def test_a_pattern_shares_by_shape(targets: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"set": {"method.stride_A": 2}}, "stride_A=2 is not modelled"),
+        ({"set": {"method.stride_A": 0}}, "stride_A=0"),
         ({"set": {"method.num_B": 0}}, "num_B=0"),
     ],
 )

@@ -45,7 +45,7 @@ def test_osf_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
         ({"set": {RANK: 4096}}, "1 to 4095 directions"),
         ({"set": {PATTERN: {"(": 3}}}, "not a regular expression"),
         ({"set": {"method.layers_to_transform": [0]}}, "has no such setting"),
-        ({"format": "nf4"}, "no OSF on packed weights"),
+        ({"format": "nf4"}, "OSF on 4-bit weights: PEFT factors"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

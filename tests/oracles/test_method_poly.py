@@ -25,6 +25,8 @@ ROWS: list[Row] = [
     ("qwen2", {**PLAIN, "rank": 6, "adapter_dtype": "bf16", "set": SPLIT}),
     ("gemma", {**WIDE, "rank": 5}),
     ("phi3", {**PLAIN, "rank": 9, "set": SPLIT}),
+    ("phi3", {**PLAIN, "rank": 4, "set": {"model.use_cache": False}}),
+    ("llama", {**PLAIN, "rank": 4, "target_modules": ("q_proj", "lm_head")}),
     ("llama", {**PACKED, "rank": 4}),
     ("llama", {**PACKED, "format": "int8", "rank": 4}),
 ]

@@ -47,7 +47,7 @@ def test_psoft_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
         ({"set": {"method.psoft_dropout": 1.0}}, "psoft_dropout=1.0"),
         ({"set": {SERIES: True, TERMS: 1}}, "at least 2"),
         ({"set": {SERIES: True, EPS: 1.5}}, "cayley_neumann_eps=1.5"),
-        ({"format": "nf4"}, "no PSOFT on packed weights"),
+        ({"format": "nf4"}, "PSOFT on 4-bit weights: PEFT takes"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
@@ -24,6 +24,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 3}),
     ("qwen2", {**PLAIN, "adapter_dtype": "bf16", "rank": 2}),
     ("phi3", {**PLAIN, "rank": 5}),
+    ("llama", {**PACKED, "rank": 3, "set": {"format.prepare": False}}),
+    ("llama", {**PACKED, "format": "int8", "rank": 3}),
 ]
 
 
@@ -38,7 +40,7 @@ def test_shira_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"rank": 2049}, "are more than self_attn.q_proj has"),
         ({"set": {"method.exclude_modules": "q_proj"}}, "has no such setting"),
-        ({"format": "nf4"}, "SHiRA on packed weights is not modelled"),
+        ({"format": "nf4"}, "float32 by float16 in .* set format.prepare=false"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

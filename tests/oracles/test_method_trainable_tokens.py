@@ -16,7 +16,6 @@ from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_e
 pytestmark = pytest.mark.trace
 
 ROWS: list[Row] = [
-    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "set": {"method.token_indices": [1, 2, 5]}}),
     ("llama", {**PLAIN, "set": {"method.token_indices": [1, 2, 5]}}),
     ("llama", {**AGAIN, "set": {"method.token_indices": [1, 2, 5]}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.token_indices": [3, 4]}}),
@@ -25,6 +24,16 @@ ROWS: list[Row] = [
     ("gemma", {**PLAIN, "set": {"method.token_indices": [1], "model.tie_word_embeddings": True}}),
     ("llama", {**AGAIN, "set": {"method.token_indices": [1, 7], "model.tie_word_embeddings": True}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.token_indices": [1, 7], "model.tie_word_embeddings": True}}),
+    ("qwen2", {**PACKED, "set": {"method.token_indices": [1, 7], "model.tie_word_embeddings": True}}),
+    ("llama", {**PLAIN, "target_modules": ["lm_head"], "set": {"method.token_indices": [1]}}),
+    (
+        "gemma",
+        {
+            **AGAIN,
+            "target_modules": ["embed_tokens", "lm_head"],
+            "set": {"method.token_indices": [1], "model.tie_word_embeddings": False},
+        },
+    ),
 ]
 
 
@@ -37,7 +46,14 @@ def test_trainable_tokens_is_what_peft_does(family: str, fields: dict[str, Any])
     ("fields", "said"),
     [
         ({}, "say which rows"),
-        ({"target_modules": "q_proj", "set": {"method.token_indices": [1]}}, "are not modelled"),
+        ({"target_modules": "q_proj", "set": {"method.token_indices": [1]}}, "no rows of tokens"),
+        (
+            {
+                "target_modules": ["embed_tokens", "lm_head"],
+                "set": {"method.token_indices": [1], "model.tie_word_embeddings": True},
+            },
+            "one of two tied modules",
+        ),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

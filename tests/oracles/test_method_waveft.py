@@ -12,7 +12,7 @@ from peftplan.errors import OutsideError, RequestError
 from peftplan.instruments.trace import trace
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, COMMON, MIXED, PLAIN, SIZES, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, COMMON, MIXED, PACKED, PLAIN, SIZES, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
@@ -30,6 +30,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "set": {COUNT: 30, SHARED: True}}),
     ("qwen2", {**PLAIN, "adapter_dtype": "bf16", "set": {COUNT: 30, WAVES: False}}),
     ("phi3", {**PLAIN, "set": {COUNT: 30, FAMILY: "db3"}}),
+    ("llama", {**PACKED, "set": {COUNT: 30}}),
+    ("llama", {**PACKED, "format": "int8", "set": {COUNT: 30}}),
 ]
 
 
@@ -67,7 +69,6 @@ def test_wavelets_that_peft_cannot_run_are_refused() -> None:
     [
         ({"set": {COUNT: 0}}, "has room for"),
         ({"set": {FAMILY: "db11"}}, "works with db1, db2"),
-        ({"format": "nf4"}, "no WaveFT on packed weights"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -26,6 +26,7 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 SMALL: dict[str, dict[str, Any]] = {
     "c3a": {"block_size": 8},
     "fourierft": {"n_frequency": 50},
+    "frod": {"progressbar": False},
     "oft": {"oft_block_size": 8},
     "road": {"group_size": 8},
     "supertuning": {"sparsity": 0.9},

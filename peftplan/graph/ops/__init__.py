@@ -23,7 +23,7 @@ from peftplan.graph.ops.elementwise import (
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.formula import Formula, Hooked
-from peftplan.graph.ops.layout import Cast, Concat, Copy, RotateHalf, Slice, View, WeightCast
+from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import DetachedLinear, Linear, MatMul, PackedLinear, Solve
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
@@ -38,6 +38,7 @@ __all__ = [
     "Div",
     "Dropout",
     "Embedding",
+    "Flattened",
     "Formula",
     "FusedAttention",
     "Hold",

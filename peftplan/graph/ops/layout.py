@@ -76,6 +76,18 @@ class Concat(HandsOn):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Flattened(HandsOn):
+    """Parameters in one buffer, seen as one (nn.LSTM.flatten_parameters): no bytes forward; their gradients are views
+    of one."""
+
+    narrows = True
+
+    def moved_bytes(self) -> int:
+        return 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RotateHalf(Unary):
     """cat(-x2, x1) over the last dimension: half of x as a temporary, keeps nothing.
 

@@ -108,9 +108,14 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
-            if final != gradient.request_bytes and not (op.narrows and to.dtype is op.out.dtype):
-                made[j] = (to, self.make(final, where))
-                self._release(gradient)
+            if op.narrows and to.dtype is op.out.dtype:
+                continue
+            reduced = to.numel * op.out.dtype.size
+            for step in (reduced, final) if final < reduced < gradient.request_bytes else (final,):
+                if step != gradient.request_bytes:
+                    whole, gradient = gradient, self.make(step, where)
+                    self._release(whole)
+            made[j] = (to, gradient)
         self._release(incoming)
         if saves and not recomputed:
             self.kept.release(saves)
@@ -119,7 +124,7 @@ class Gradients:
                 gradient.viewed |= to is op.ins[0]
         for to, gradient in made:
             if to.kind in PARAMS:
-                self._accumulate(to, gradient, where)
+                self._accumulate(to, gradient, op)
             else:
                 self._hand_on(to, gradient, where)
         if self._arrived:
@@ -130,6 +135,8 @@ class Gradients:
         old = flowing.get(to.name)
         if to.name not in self.need:
             self._release(gradient)
+        elif self._is_foreign(to):
+            self._meet(to, gradient)
         elif old is None:
             flowing[to.name] = gradient
         elif old.refs == 1 and not old.viewed:  # input_buffer.cpp, accumulate: in place where nobody else holds it
@@ -139,7 +146,25 @@ class Gradients:
             self._release(old)
             self._release(gradient)
 
-    def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
+    def _is_foreign(self, to: Tensor) -> bool:
+        """Whether it is a value of the whole model that another region made."""
+        return is_global(to.storage) and to.storage not in self.kept.plan.made_globals and to.name == to.storage
+
+    def _meet(self, to: Tensor, gradient: Gradient) -> None:
+        """The regions that read a value add their gradients of it into one, which the region that made it is given."""
+        if to.name in self.global_grads:
+            self._release(gradient)
+        self.global_grads.setdefault(to.name, gradient.bytes)
+
+    def take_met(self) -> None:
+        """What other regions left for the values that this one made."""
+        for name in self.kept.plan.made_globals:
+            if name in self.need and name in self.global_grads:
+                self._made += 1
+                request = self.kept.plan.request_bytes[name]
+                self.flowing[name] = Gradient(request, self.global_grads.pop(name), self._made)
+
+    def _accumulate(self, to: Tensor, gradient: Gradient, op: Op) -> None:
         """AccumulateGrad: the gradient is added to what is there, or stays. It runs once, when every part has come: a
         penalty's waits for the layer's even where there is a gradient to add it to."""
         size = self._size(to.logical_bytes)
@@ -152,14 +177,15 @@ class Gradients:
         if (self.grads_exist and not self._waits) or to.name in self.global_grads:
             self._release(gradient)
             return
-        if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
+        if gradient.refs > 1 and not op.narrows:  # an incoming gradient itself cannot be stolen: it is cloned
             self._release(gradient)
-            gradient = self.make(to.logical_bytes, where)
+            gradient = self.make(to.logical_bytes, op.name)
+        held = gradient.bytes if gradient.refs == 1 else size  # of several parts each counts for itself
         alone = self._updates is not None and self._updates.alone(to)
         if is_global(to.name) and not alone:
-            self.global_grads[to.name] = gradient.bytes
+            self.global_grads[to.name] = held
         self.of_params.append(gradient)
-        self.account.grad_bytes += gradient.bytes
+        self.account.grad_bytes += held
         if alone:
             self._arrived.append((to, gradient))
 
@@ -205,6 +231,13 @@ class Gradients:
     def _use(self, gradient: Gradient) -> None:
         self.account.grad_bytes -= gradient.bytes
         self._release(gradient)
+
+    def settle(self, leaf: Tensor, gradient: Gradient) -> None:
+        """A leaf that is no parameter takes its gradient as it is, but clones a part of a larger one whose rows do not
+        follow each other (accumulate_grad.h, obeys_layout_contract)."""
+        if gradient.request_bytes != leaf.logical_bytes and leaf.shape[0] > 1:
+            self.make(leaf.logical_bytes, leaf.name)
+            self._release(gradient)
 
     def _release(self, gradient: Gradient) -> None:
         gradient.refs -= 1

@@ -219,6 +219,7 @@ class RegionWalk:
         flowing = gradients.flowing
         if region.exit.name in self.need:
             gradients.enter(region.exit, root=root)
+        gradients.take_met()
         for name in region.handed:  # its parts' gradients meet in one
             if name in self.need:
                 flowing[name] = gradients.make(self.plan.request_bytes[name], name)
@@ -226,7 +227,10 @@ class RegionWalk:
         for i in range(len(region.ops) - 1, -1, -1):
             op = region.ops[i]
             incoming = flowing.pop(op.out.name, None)
-            if incoming is None or op.out.name == self._leaf:
+            if incoming is None:
+                continue
+            if op.out.name == self._leaf:
+                gradients.settle(op.out, incoming)
                 continue
             if recompute and not recomputed and saves[i]:
                 recomputed = True
