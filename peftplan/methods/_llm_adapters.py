@@ -34,7 +34,6 @@ class Bottleneck(OnLinears):
     non_linearity: str = "tanh"
     adapter_dropout: float = 0.0
     scaling: float = 1.0
-    packs: ClassVar[bool] = True
 
     def check(self) -> None:
         check_rank(self.bottleneck_size, "method.bottleneck_size")
