@@ -13,6 +13,7 @@ from peftplan.arch.families import families
 from peftplan.errors import Unsupported
 from peftplan.job import make_job
 from peftplan.methods import UNMODELLED
+from peftplan.methods._unmodelled import OF_PAPERS
 from peftplan.pipeline import estimate
 
 
@@ -62,6 +63,13 @@ def test_asking_for_one_says_why(name: str) -> None:
     with pytest.raises(Unsupported, match="not modelled") as caught:
         estimate(make_job(model="llama-7b", method=name))
     assert UNMODELLED[name] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(OF_PAPERS))
+def test_a_method_of_a_paper_says_why_not(name: str) -> None:
+    with pytest.raises(Unsupported, match="not modelled"):
+        estimate(make_job(model="llama-7b", method=name))
+    assert name not in modelled()
 
 
 def test_what_is_no_method_says_what_it_is() -> None:

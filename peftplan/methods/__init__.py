@@ -9,7 +9,7 @@ from typing import Any
 from peftplan import plugins
 from peftplan.errors import Unsupported
 from peftplan.methods._adapterhub import AdapterHub
-from peftplan.methods._unmodelled import NO_METHOD, UNMODELLED
+from peftplan.methods._unmodelled import NO_METHOD, OF_PAPERS, UNMODELLED
 from peftplan.methods.base import Host, Method
 
 __all__ = [
@@ -46,6 +46,8 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     key = plugins.canonical(name)
     if key in UNMODELLED and key not in names():
         raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
+    if key in OF_PAPERS:
+        raise Unsupported(f"method {key} is not modelled: {OF_PAPERS[key]}")
     if key in NO_METHOD:
         raise Unsupported(f"{key} is no method: {NO_METHOD[key]}")
     return plugins.resolve(__name__, "method", name)

@@ -27,12 +27,13 @@ class Bottleneck(OnLinears):
 
     family: ClassVar[Family] = "additive"
     libraries: ClassVar[tuple[str, ...]] = ("LLM-Adapters",)
+    no_4bit: ClassVar[str] = "LLM-Adapters has them on 8-bit weights only"
+    no_8bit: ClassVar[str] = "not modelled"
 
     bottleneck_size: int = 256
     non_linearity: str = "tanh"
     adapter_dropout: float = 0.0
     scaling: float = 1.0
-    packs: ClassVar[bool] = True
 
     def check(self) -> None:
         check_rank(self.bottleneck_size, "method.bottleneck_size")

@@ -36,7 +36,6 @@ class Ssf(OnLinears):
     norms: tuple[str, ...] = NORMS
     """Which norms; none where it is empty."""
     title: ClassVar[str] = "SSF"
-    on_packed: ClassVar[bool] = True
 
     def default_targets(self, family: str) -> str:
         del family

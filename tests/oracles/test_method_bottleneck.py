@@ -107,7 +107,7 @@ def test_llama_7b_trains_what_was_published(
     ("fields", "said"),
     [
         ({"method": "series_adapter", "target_modules": ("q_proj",)}, "go on gate_proj, up_proj, down_proj"),
-        ({"method": "series_adapter", "format": "nf4"}, "series adapters on packed weights is not modelled"),
+        ({"method": "series_adapter", "format": "nf4"}, "LLM-Adapters has them on 8-bit weights only"),
         ({"method": "llm_adapters_parallel", "adapter_dtype": "bf16"}, "leave --adapter-dtype out"),
         ({"method": "adapter_h", "set": {"method.non_linearity": "prelu"}}, "non_linearity=prelu is not modelled"),
         ({"method": "adapter_p", "set": {"method.bottleneck_size": 0}}, "must be at least 1"),
