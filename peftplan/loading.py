@@ -32,6 +32,7 @@ def loading(case: Case, graph: Graph) -> Load:
         weights=[_weight(case, placed[i][1]) for i in order],
         modules=modules,
         adapters=[t.nbytes for _, t in sorted(_placed(graph, adapters=True), key=_module_rank)],
+        buffers=[t.nbytes for t in graph.buffers],
         warmed=not moved and knobs.warm_up,
         threads=0 if moved else knobs.threads,
         empties=knobs.empty_cache if knobs.empty_cache is not None else prepared,

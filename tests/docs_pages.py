@@ -148,8 +148,12 @@ Configs are data: YAML is loaded without tags or anchors, scripts are parsed and
 
 def accuracy_page() -> str:
     """docs/accuracy.md."""
+    from peftplan.accuracy import compare
+    from peftplan.records import load
     from peftplan.report.accuracy_page import page
+    from peftplan.report.accuracy_plot import draw
 
+    draw(compare(load(ROOT / "profiles"), estimate, every_value=True), ROOT / "docs" / "accuracy.svg")
     return page(ROOT / "profiles")
 
 
@@ -221,7 +225,7 @@ def _optimizers() -> Iterator[Row]:
 
 
 def _per_parameter(name: str, dtype: DType) -> tuple[str, str]:
-    made, weights = optimizers.make(name, {}), [Trained(4096 * 4096, dtype, 4)]
+    made, weights = optimizers.make(name, {}), [Trained((4096, 4096), dtype, 4, "mlp.up_proj.weight")]
     elements = sum(w.numel * w.copies for w in weights)
     states = sum(s.bytes * s.copies for s in made.states(weights, "cuda") if not s.host)
     return f"{states / elements:.4g}", f"{made.step_bytes(weights, 'cuda') / elements:.4g}"

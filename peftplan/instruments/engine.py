@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peftplan.errors import OutsideError
 
 _ADD = torch.ops.aten.add.Tensor
+_LINEAR = "torch/nn/modules/linear.py"
 _WRAPPERS = ("torch/_compile.py", "torch/_dynamo/eval_frame.py", "torch/utils/_python_dispatch.py")
 
 
@@ -29,16 +31,31 @@ def sums_in_place(func: Any, args: Any) -> bool:
     return owners(held) == sole_owner() and bool(is_non_overlapping_and_dense_or_false(held))
 
 
+def adds_bias(func: Any, args: Any) -> bool:
+    """Whether this call, in a `__torch_dispatch__`, is a linear layer's sum with its bias that unwatched is in place:
+    of an input that is not contiguous (aten/src/ATen/native/Linear.cpp, linear), for the same reason."""
+    return func is _ADD and isinstance(args[1], torch.Tensor) and args[1].dim() == 1 and _caller().endswith(_LINEAR)
+
+
 def owners(tensor: torch.Tensor) -> tuple[int, int]:
     """References to a tensor and to its storage, those of the current call included."""
     return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 def _called_by_engine() -> bool:
-    frame = sys._getframe(3)
+    return _frame(4).f_code.co_name == "_engine_run_backward"
+
+
+def _caller() -> str:
+    return _frame(4).f_code.co_filename
+
+
+def _frame(depth: int) -> FrameType:
+    """Who called the operator, torch's wrappers of modes left out."""
+    frame = sys._getframe(depth)
     while frame.f_code.co_filename.endswith(_WRAPPERS):
         frame = frame.f_back  # type: ignore[assignment]
-    return frame.f_code.co_name == "_engine_run_backward"
+    return frame
 
 
 class _Probe(TorchDispatchMode):  # type: ignore[misc]

@@ -13,7 +13,7 @@ import torch
 
 from peftplan.instruments.recorder import Recorder
 
-NOISY = ("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor")
+NOISY = ("bitsandbytes", "transformers", "peft", "adapters", "torch._subclasses.fake_tensor")
 
 
 @contextmanager
@@ -82,11 +82,16 @@ def node_names(loss: torch.Tensor) -> dict[int, str]:
 def as_if_real(recorder: Recorder, *, padded: bool) -> Iterator[None]:
     """Let transformers make masks on fake tensors as it does on real ones.
 
-    It takes fake tensors for a compiler's and then never leaves a mask out; whether a batch holds padding is
-    in the data that fakes lack.
+    Whether a batch holds padding is in the data that fakes lack. transformers 5 takes fake tensors for a compiler's
+    besides and then never leaves a mask out.
     """
+    import transformers
     import transformers.masking_utils as masks
 
+    if int(transformers.__version__.partition(".")[0]) < 5:  # all it reads is whether no token is padding
+        recorder.answers["transformers/masking_utils.py"] = not padded
+        yield
+        return
     originals = (masks.is_tracing, masks.fast_all)
 
     def not_tracing(_tensor: Any = None) -> bool:

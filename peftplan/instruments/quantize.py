@@ -71,6 +71,12 @@ def _pack(module: Any, source: Any, job: Job) -> None:
     module.weight = weight._quantize(rows.device)
 
 
+def numel(param: torch.nn.Parameter) -> int:
+    """How many weights a parameter stands for: 4-bit ones are packed two to a byte of their storage dtype."""
+    count: int = param.numel()
+    return 2 * count * int(param.element_size()) if type(param).__name__ == "Params4bit" else count
+
+
 def _blocksize(job: Job, default: int) -> int:
     size = int(job.knobs("format").get("blocksize", default))
     if size not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
@@ -164,8 +170,10 @@ def _dequantized(weight: Any, scale: Any = None) -> torch.Tensor | None:
 @contextmanager
 def recognised() -> Iterator[None]:
     """Let PEFT dequantize fake packed weights, which it knows by their class name only (DoRA and others)."""
-    from peft.utils import integrations
-
+    integrations: Any = sys.modules.get("peft.utils.integrations")
+    if integrations is None:  # nothing of PEFT is in this model
+        yield
+        return
     of_weight, of_module = integrations.dequantize_bnb_weight, integrations.dequantize_module_weight
 
     def from_weight(weight: Any, state: Any = None) -> Any:

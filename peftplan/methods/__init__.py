@@ -8,10 +8,25 @@ from typing import Any
 
 from peftplan import plugins
 from peftplan.errors import Unsupported
-from peftplan.methods._unmodelled import UNMODELLED
+from peftplan.methods._adapterhub import AdapterHub
+from peftplan.methods._unmodelled import NO_METHOD, UNMODELLED
 from peftplan.methods.base import Host, Method
 
-__all__ = ["UNMODELLED", "Host", "Method", "aliases", "get", "make", "names", "resolve_name", "settings_of"]
+__all__ = [
+    "UNMODELLED",
+    "AdapterHub",
+    "Host",
+    "Method",
+    "adapterhub",
+    "aliases",
+    "get",
+    "make",
+    "names",
+    "optimizer_of",
+    "packages_of",
+    "resolve_name",
+    "settings_of",
+]
 
 
 def names() -> tuple[str, ...]:
@@ -31,7 +46,16 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     key = plugins.canonical(name)
     if key in UNMODELLED and key not in names():
         raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
+    if key in NO_METHOD:
+        raise Unsupported(f"{key} is no method: {NO_METHOD[key]}")
     return plugins.resolve(__name__, "method", name)
+
+
+def optimizer_of(name: str) -> str | None:
+    """The optimizer that a name means besides a method: `galore` is `full` with it."""
+    file, _ = resolve_name(name)
+    named: dict[str, str] = getattr(plugins.load(__name__, "method", file), "OPTIMIZERS", {})
+    return named.get(plugins.canonical(name))
 
 
 def get(name: str) -> type[Method]:
@@ -40,11 +64,25 @@ def get(name: str) -> type[Method]:
     return cls
 
 
+def adapterhub(name: str) -> type[AdapterHub] | None:
+    """The class of a method of AdapterHub's `adapters`; None for PEFT's and for names that are no method's."""
+    if plugins.canonical(name) not in {*names(), *aliases()}:
+        return None
+    found = get(name)
+    return found if issubclass(found, AdapterHub) else None
+
+
 def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
     """(settings that move memory, settings the libraries have besides) of a method."""
     module = plugins.load(__name__, "method", resolve_name(name)[0])
     modelled = frozenset(field.name for field in dataclasses.fields(module.METHOD))
     return modelled, getattr(module, "HARMLESS", frozenset())
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """What the libraries import for a method without requiring it themselves."""
+    packages: tuple[str, ...] = getattr(plugins.load(__name__, "method", resolve_name(name)[0]), "PACKAGES", ())
+    return packages
 
 
 def example(name: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
+from peftplan.methods._linears import unpacked
 from peftplan.methods._lora import Branch
-from peftplan.units import DType
 
 
 def dora(b: Builder, branch: Branch) -> Tensor:
@@ -56,21 +56,9 @@ def _norm(b: Builder, branch: Branch, x: Tensor, a: Tensor, up: Tensor) -> tuple
     product = b.detached_linear(down, up, label="eye_BA")
     b.hold(eye)
     product = b.cast(product.view(out, wide), x.dtype, label="lora_weight")
-    weight = b.cast(_weight(b, branch), x.dtype, label="dora_weight")
+    weight = b.cast(unpacked(b, branch.module), x.dtype, label="dora_weight")
     scaled = b.plain("scaled_weight", out, wide, dtype=x.dtype, ins=(product,))
     total = b.plain("weight_sum", out, wide, dtype=x.dtype, ins=(weight, scaled))
     norm = b.plain("weight_norm", out, dtype=x.dtype, ins=(total,))
     kept = (given, down) if branch.trains else ()  # by the graph of BA
     return norm, (*kept, product, weight)
-
-
-def _weight(b: Builder, branch: Branch) -> Tensor:
-    """dequantize_module_weight: the weight itself, or a whole copy of a packed one."""
-    weight, kernel = branch.module.weight, branch.kernel
-    if kernel is None:
-        return weight._replace(trainable=False)
-    packed = kernel.ins[1]
-    if kernel.adapters_clone:
-        return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(packed,))
-    half = b.plain("dequantizing", *weight.shape, dtype=DType.float32, ins=(packed,))
-    return b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(half,))

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from peftplan.errors import Unsupported
+from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import PackedLinear
+from peftplan.graph.ops import Cast, PackedLinear
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
+from peftplan.units import DType
 
 S = TypeVar("S")
 COMMON = frozenset(
@@ -66,13 +67,45 @@ def packed(module: Module) -> PackedLinear | None:
     return next((op for op in module.ops if isinstance(op, PackedLinear)), None)
 
 
+def fed(module: Module, given: Tensor) -> tuple[tuple[Op, ...], Tensor]:
+    """The module's own ops on `given` in place of its input, and what they make: a packed layer hands on the dtype
+    that it is given (bitsandbytes nn/modules.py, Linear4bit.forward; autograd/_functions.py, MatMul8bitLt)."""
+    x, values, ops = module.x, {module.x.name: given}, []
+    for op in module.ops:
+        ins = tuple(values.get(t.name, t) for t in op.ins)
+        dtype = op.out.dtype
+        leaves = op.out.name == module.out.name
+        if (leaves or isinstance(op, PackedLinear)) and dtype is x.dtype and packed(module) is not None:
+            dtype = given.dtype
+        if isinstance(op, Cast) and ins[0].dtype is dtype:
+            values[op.out.name] = ins[0]
+            continue
+        out = values[op.out.name] = op.out._replace(dtype=dtype)
+        ops.append(op.over(ins, out))
+    return tuple(ops), values[module.out.name]
+
+
+def unpacked(b: Builder, module: Module) -> Tensor:
+    """dequantize_module_weight: the weight itself, or a whole copy of a packed one (of int8, always in fp32)."""
+    weight, kernel = module.weight, packed(module)
+    if kernel is None:
+        return weight._replace(trainable=False)
+    given = kernel.ins[1]
+    if kernel.adapters_clone:
+        return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(given,))
+    half = b.plain("dequantizing", *weight.shape, dtype=DType.float32, ins=(given,))
+    return b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(half,))
+
+
 def ended(b: Builder, out: Tensor, module: Module, *, name: str) -> tuple[Op, ...]:
     """The ops of `b` with `out` as the module's own output. Raises Unsupported where its dtype would be another."""
     if out.dtype is not module.out.dtype:
-        raise Unsupported(
-            f"PEFT's {name} makes the output of {module.path} {out.dtype.label} in place of {module.out.dtype.label} "
-            "here, which is not modelled; leave autocast out, or use a half-precision base"
+        found = (
+            f"PEFT's {name} makes the output of {module.path} {out.dtype.label} in place of {module.out.dtype.label}"
         )
+        if packed(module) is not None and module.x.dtype.is_half and b.numerics.autocast is None:
+            raise RequestError(f"{found} here, and the rest of the model refuses that; set format.prepare=true")
+        raise Unsupported(f"{found} here, which is not modelled; leave autocast out, or use a half-precision base")
     return writing(b.ops, out, module.out)
 
 

@@ -2,7 +2,7 @@
 
 Trains: out per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: nothing.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/beft/layer.py Linear.forward, peft 0.21.2; default targets from peft/utils/constants.py.
 """
 

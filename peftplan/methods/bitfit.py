@@ -13,7 +13,7 @@ from typing import ClassVar, final
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 
 
 @final
@@ -23,6 +23,7 @@ class BitFit(Method):
     """Names of the modules whose bias trains (`q_proj`); None: all."""
     family: ClassVar[Family] = "selective"
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
+    trains: ClassVar[Trains] = "base"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         biases = {_module(t) for t, _ in graph.params() if t.name.endswith(".bias")}

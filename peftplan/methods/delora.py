@@ -2,7 +2,7 @@
 
 Trains: r (in + out) + 1 per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the input times the weight's norms, in their dtype, and r numbers a token twice.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/delora/layer.py DeloraLinear.forward, peft 0.21.2. The norms of the weight's columns are a buffer
 of the adapter's dtype.
 """
@@ -33,6 +33,8 @@ class Delora(OnLinears):
     module_dropout: float = 0.0
     bias: Literal["none", "all", "delora_only"] = "none"
     title: ClassVar[str] = "DeLoRA"
+    no_4bit: ClassVar[str] = "PEFT takes the norm of the weight, and torch has none of packed integers"
+    no_8bit: ClassVar[str] = no_4bit
 
     def trained_biases(self) -> str:
         return self.bias

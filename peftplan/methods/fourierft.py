@@ -2,7 +2,7 @@
 
 Trains: n_frequency numbers per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype and the whole change of its weight.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/fourierft/layer.py FourierFTLinear.forward and get_delta_weight, peft 0.21.2. The coefficients'
 places are two rows of int64 per layer; the transforms are complex64, eight bytes an element of the weight.
 """

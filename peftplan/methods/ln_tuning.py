@@ -17,17 +17,12 @@ from peftplan.graph.core import ADAPTER, Graph, Region, Tensor
 from peftplan.graph.edit import modules, split_runs
 from peftplan.methods._linears import COMMON
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targets
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-DEFAULTS: dict[str, tuple[str, ...]] = {
-    "llama": _NORMS,
-    "mistral": _NORMS,
-    "gemma": _NORMS,
-    "qwen2": ("post_attention_layernorm",),
-    "qwen3": ("post_attention_layernorm",),
-}
+_ONE = ("post_attention_layernorm",)
+DEFAULTS = {"llama": _NORMS, "mistral": _NORMS, "gemma": _NORMS, "qwen2": _ONE, "qwen3": _ONE}
 """TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING."""
 HARMLESS = COMMON
 
@@ -41,6 +36,7 @@ class LnTuning(Method):
     exclude_modules: Names = None
     modules_to_save: tuple[str, ...] | None = None
     family: ClassVar[Family] = "selective"
+    trains: ClassVar[Trains] = "like base"
 
     def default_targets(self, family: str) -> Names:
         return DEFAULTS.get(family)

@@ -108,6 +108,7 @@ class Lora(OnLinears):
     """How many of them run (set_adapter with a list)."""
     trained_adapters: int | None = None
     """How many of those train (set_requires_grad for the rest); None: all."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset({"adapters", "active_adapters", "trained_adapters"})
     title: ClassVar[str] = "LoRA"
     on_packed: ClassVar[bool] = True
 

@@ -75,7 +75,9 @@ def _methods() -> list[Row]:
     writers = trainers.support()
     files = [_method(name, _about(methods.get(name)), methods.get(name)) for name in methods.names()]
     variants = [
-        _method(name, f"a variant of {method}{_settings(settings)}", methods.get(method))
+        _method(
+            name, f"a variant of {method}{_settings(settings)}{_with(methods.optimizer_of(name))}", methods.get(method)
+        )
         for name, (method, settings) in methods.aliases().items()
     ]
     found: list[Row] = [
@@ -102,6 +104,10 @@ def section(text: str, title: str) -> str | None:
     """A labelled paragraph of a docstring on one line, without its full stop."""
     found = re.search(rf"^{title}: (.*?)(?:\n\n|\n(?=[A-Z][\w ]*: )|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()).rstrip(".") if found else None
+
+
+def _with(optimizer: str | None) -> str:
+    return f", with optimizer {optimizer}" if optimizer is not None else ""
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

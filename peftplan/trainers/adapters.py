@@ -2,15 +2,18 @@
 
 Reads: scripts that peftplan wrote, whose choices are one literal (`CONFIG = {...}`); nothing in them is run.
 Writes: the script and the command; one GPU.
-Not expressed: everything but LoRA on queries, keys, values, `up_proj` and `down_proj`, IA3 whose vectors scale what
-the layers give (PEFT's with `feedforward_modules` empty), and prefix tuning without a projection. adapters has no place
-for LoRA at `o_proj` and `gate_proj`, no prompt tuning of decoders, and projects prefixes as wide as the model.
+Not expressed: of PEFT's methods everything but LoRA on queries, keys, values, `up_proj` and `down_proj`, IA3 whose
+vectors scale what the layers give (PEFT's with `feedforward_modules` empty), and prefix tuning without a projection.
+adapters has no place for LoRA at `o_proj` and `gate_proj`, no prompt tuning of decoders, and projects prefixes as wide
+as the model.
 Half-precision weights train under autocast only: adapters are float32 and are not cast (1.3.0, methods/lora.py).
+Its own methods (bottleneck adapters and their fusion) are written with every knob; what is fused are folders that
+`save_adapter` wrote, whose adapters are taken to be like the job's.
 Defaults: none; everything that moves memory is in CONFIG. A key of `arguments` that is taken out falls back to
 transformers 4.57.6 (training_args.py).
 Does: `intermediate_lora` adapts `down_proj` and `output_lora` adapts `up_proj` of Llama's kind of feed-forward.
-Priced are PEFT's modules and transformers 5.23's models; adapters 1.3.0 runs transformers 4.57.6, which could err
-either way.
+Of LoRA, IA3 and prefix tuning PEFT's modules and transformers 5.23's models are priced; adapters 1.3.0 runs
+transformers 4.57.6, which could err either way. Its own methods are priced as it runs them.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, final
 
+from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _adapterhub, _huggingface, _optimizers
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.hf_script import literal
 from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, does, same, under, words
@@ -33,15 +37,17 @@ _IA3_PLACES = ("k_proj", "v_proj", "down_proj")
 _KINDS = ("lora", "ia3", "prefix_tuning")
 _FIELDS = (
     "method", "rank", "target_modules", "method.lora_alpha", "method.lora_dropout", "method.feedforward_modules",
-    "method.num_virtual_tokens", "method.prefix_projection",
+    "method.num_virtual_tokens", "method.prefix_projection", *_adapterhub.fields(),
 )  # fmt: skip
-_ORDER = ("model", "adapter", "adapter_config", "quantization", "data", "arguments")
+_ORDER = ("model", "adapter", "base", "adapter_config", "fusion", "quantization", "data", "arguments")
 
 
 def _read_adapter(config: Config) -> Fields:
     kind = config.get("adapter")
+    if isinstance(kind, str) and methods.adapterhub(kind) is not None:
+        return _adapterhub.read(config)
     if kind not in _KINDS:
-        raise RequestError(f"adapter: {kind!r} is not one of {', '.join(_KINDS)}")
+        raise RequestError(f"adapter: {kind!r} is not one of {', '.join((*_KINDS, *_adapterhub.names()))}")
     said = {key.partition(".")[2]: value for key, value in config.items() if key.startswith("adapter_config.")}
     if kind == "prefix_tuning":
         return {"method": kind, "method.num_virtual_tokens": said["prefix_length"]}
@@ -58,11 +64,17 @@ def _read_adapter(config: Config) -> Fields:
 
 
 def _write_adapter(fields: Fields) -> Config:
+    cls = methods.adapterhub(fields["method"])
+    if cls is not None:
+        return _adapterhub.write(fields, cls)
+    if "variant" in fields:
+        raise Inexpressible("method", fields["variant"])
     writers = {"lora": _write_lora, "ia3": _write_ia3, "prefix_tuning": _write_prefix}
     if fields["method"] not in writers:
         raise Inexpressible("method", fields["method"])
     written = writers[fields["method"]](fields)
-    return {"adapter": fields["method"], **{f"adapter_config.{key}": value for key, value in written.items()}}
+    kind = fields["method"]
+    return {"adapter": kind, "base": kind, **{f"adapter_config.{key}": value for key, value in written.items()}}
 
 
 def _write_lora(fields: Fields) -> dict[str, Any]:
@@ -124,16 +136,27 @@ class Adapters(Trainer):
     title = "AdapterHub's adapters"
     homepage = "https://docs.adapterhub.ml"
     requirements = ("adapters==1.3.0", "transformers==4.57.6", "accelerate==1.15.0", "datasets==5.0.1")
-    signature = frozenset({"adapter", "adapter_config.r", "adapter_config.attn_matrices", "model.name"})
+    signature = frozenset(
+        {
+            "adapter",
+            "base",
+            "adapter_config.r",
+            "adapter_config.attn_matrices",
+            "adapter_config.reduction_factor",
+            "model.name",
+        }
+    )
+    whole = _adapterhub.WHOLE
     dataset_keys = ("data.dataset",)
     proved = (
         "Trained three steps of a tiny Llama on the CPU, from the written script with another model and other rows:"
-        " LoRA, IA3, prefix tuning and LoRA on NF4; trained counts as predicted, the adapter saved. No GPU."
+        " LoRA, IA3, prefix tuning, LoRA on NF4, bottleneck adapters of each kind and a fusion; trained counts as"
+        " predicted, the adapter saved. No GPU."
     )
     harmless = frozenset({f"arguments.{pattern}" for pattern in _huggingface.HARMLESS} | {"data.dataset"})
     rules = (
         same("model.name", "model"),
-        custom(("adapter", "adapter_config.*"), _FIELDS, read=_read_adapter, write=_write_adapter),
+        custom(("adapter", "base", "adapter_config.*", "fusion.*"), _FIELDS, read=_read_adapter, write=_write_adapter),
         custom(
             ("model.dtype", *_MIXED.keys), ("dtype", "precision", "adapter_dtype"),
             read=_read_precision, write=_write_precision,
@@ -147,7 +170,7 @@ class Adapters(Trainer):
         *(under("arguments.", rule) for rule in (
             *_huggingface.batches(),
             *_huggingface.checkpointing(default=False),
-            _huggingface.optimizer(),
+            _optimizers.optimizer(),
             *_huggingface.compiled_and_fused(),
         )),
         always("loop.outputs_until", "loss"),

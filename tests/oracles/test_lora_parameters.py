@@ -144,7 +144,8 @@ def _predicted() -> dict[str, int]:
     with b.marked("experts"):
         out = b.matmul(x, weight, EXPERTS, TOKENS, OUT, inner=WIDE_IN, label="experts")
     region = Region(name="layers", ops=tuple(b.ops), entry=x, exit=out, first_index=0)
-    host = Host(arch=load_arch("llama-7b"), numerics=b.numerics, adapter_dtype=None, base_dtype=DType.bfloat16)
+    arch = load_arch("llama-7b")
+    host = Host(arch=arch, numerics=b.numerics, adapter_dtype=None, base_dtype=DType.bfloat16, packs=lambda ops: ops)
     on = OnWeights(("experts.weight",), lambda _: RANK, 1, 1, host)
     (adapted,) = adapt_weights(Graph(regions=(region,)), on).regions
     need = propagate_need(adapted, entry_needs=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ IA3: dict[str, Any] = {
     "method": "ia3", "target_modules": ("k_proj", "v_proj", "down_proj"), "set": {"method.feedforward_modules": ()},
 }  # fmt: skip
 PREFIX: dict[str, Any] = {"method": "prefix_tuning", "set": {"method.num_virtual_tokens": 8}}
+OWN: dict[str, dict[str, Any]] = {
+    "seq_bn": {"method": "seq_bn", "set": {"method.reduction_factor": {"0": 4, "default": 8}}},
+    "pfeiffer": {"method": "pfeiffer", "set": {"method.init_weights": "mam_adapter"}},
+    "houlsby": {"method": "houlsby", "set": {"method.non_linearity": "gelu", "method.dropout": 0.1}},
+    "parallel": {"method": "scaled_parallel"},
+    "compacter": {"method": "compacter++", "set": {"method.reduction_factor": 8}},
+    "adapterdrop": {"method": "adapterdrop", "set": {"method.leave_out": [0]}},
+}
+FUSED: dict[str, Any] = {"method": "adapterfusion", "set": {"method.num_adapters": 2, "method.value": False}}
 NF4: dict[str, Any] = {**LORA, "format": "nf4", "set": {"format.double_quant": True, "format.prepare": False}}
 
 
@@ -44,6 +54,11 @@ def job(**fields: Any) -> Job:
 @pytest.mark.parametrize("fields", [LORA, WIDE, IA3, NF4, {**LORA, "dtype": "float32", "precision": "fp32"}], ids=str)
 def test_what_is_written_says_the_same(fields: dict[str, Any], recompute: str) -> None:
     trips.there_and_back("adapters", job(recompute=recompute, **fields))
+
+
+@pytest.mark.parametrize("fields", [*OWN.values(), FUSED], ids=str)
+def test_its_own_methods_say_the_same(fields: dict[str, Any]) -> None:
+    trips.there_and_back("adapters", job(recompute="full", **fields))
 
 
 def test_prefixes_are_written_without_checkpoints() -> None:
@@ -88,21 +103,51 @@ def test_who_can_is_named() -> None:
 
 
 @pytest.mark.trainers
-@pytest.mark.parametrize("fields", [LORA, WIDE, IA3, PREFIX, NF4], ids=["lora", "wide", "ia3", "prefix", "nf4"])
+@pytest.mark.parametrize(
+    "fields", [LORA, WIDE, IA3, PREFIX, NF4, *OWN.values()], ids=["lora", "wide", "ia3", "prefix", "nf4", *OWN]
+)
 def test_it_trains(fields: dict[str, Any], assets: Callable[[Path], Path], tmp_path: Path) -> None:
-    python = venv("adapters")
-    tiny = assets(python)
-    asked = job(**{**fields, "dtype": "float32", "precision": "fp32", "seq_len": 64})
-    run = Run(dataset="rows.jsonl", max_steps=3, on_cpu=True)
-    written = trainers.get("adapters").config(asked, run)
-    changes = {"model.name": str(tiny / "tiny-llama"), "data.dataset": str(tiny / "messages.jsonl")}
-    proof = overlaid(written, changes, may=set(changes))
-    (tmp_path / "train.py").write_text(script(proof))
-    (facts,) = runs.train(tmp_path, "python train.py", python=python)
-    config = json.loads((tiny / "tiny-llama" / "config.json").read_text())
-    predicted = estimate(asked.model_copy(update={"config": config})).parameters.trainable
-    runs.assert_trained(facts, trainable=predicted)
-    assert set(facts.trainable_dtypes) == {"float32"}
+    facts = _trained(fields, assets, tmp_path, {})
     assert os.path.exists(tmp_path / "out" / "adapter_config.json")
     if fields is NF4:
         assert facts.classes["Params4bit"] == 14
+
+
+@pytest.mark.trainers
+def test_it_fuses(assets: Callable[[Path], Path], tmp_path: Path) -> None:
+    python = venv("adapters")
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    model = str(assets(python) / "tiny-llama")
+    subprocess.run([str(python), "-c", BEFORE, model, *folders], check=True)
+    _trained(FUSED, assets, tmp_path, {"fusion.adapters": folders})
+    assert (tmp_path / "out" / "adapter_fusion_config.json").is_file()
+
+
+BEFORE = """
+import sys, adapters
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+adapters.init(model)
+for folder in sys.argv[2:]:
+    model.add_adapter(folder.rpartition("/")[2], config="seq_bn")
+    model.save_adapter(folder, folder.rpartition("/")[2])
+"""
+"""Adapters for a fusion to start from."""
+
+
+def _trained(
+    fields: dict[str, Any], assets: Callable[[Path], Path], folder: Path, changes: dict[str, Any]
+) -> runs.Facts:
+    """Three steps of the tiny model, which train what is predicted."""
+    python = venv("adapters")
+    tiny = assets(python)
+    asked = job(**{**fields, "dtype": "float32", "precision": "fp32", "seq_len": 64})
+    config = json.loads((tiny / "tiny-llama" / "config.json").read_text())
+    asked = asked.model_copy(update={"config": config})
+    written = trainers.get("adapters").config(asked, Run(dataset="rows.jsonl", max_steps=3, on_cpu=True))
+    laid = {"model.name": str(tiny / "tiny-llama"), "data.dataset": str(tiny / "messages.jsonl"), **changes}
+    (folder / "train.py").write_text(script(overlaid(written, laid, may=set(laid))))
+    (facts,) = runs.train(folder, "python train.py", python=python)
+    runs.assert_trained(facts, trainable=estimate(asked).parameters.trainable)
+    assert set(facts.trainable_dtypes) == {"float32"}
+    return facts

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from peftplan.arch.core import Attention
 from peftplan.errors import RequestError
+from peftplan.graph.blocks.groups import shifted
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
 from peftplan.graph.ops import FusedAttention, internal
@@ -34,11 +35,17 @@ class Site:
     padded: bool
     """Whether the batch has a padding mask, which flash attention turns into ragged sequences."""
     use_cache: bool
+    by_head: bool
+    """Whether queries and keys lie in memory as (B, N, S, D), not as projected."""
+    values_by_head: bool
+    """Whether values do."""
     past: int
     """Tokens whose keys and values come as a cache."""
     past_dtype: DType
     half: DType
     """What flash attention casts fp32 queries to outside autocast: the dtype of the linear layers."""
+    groups: int = 1
+    """Parts of a row that are attended to alone."""
 
     @property
     def keys(self) -> int:
@@ -69,6 +76,8 @@ def attend(
         k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
         if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
             b.plain("cache_length", dtype=DType.int64)
+    if site.groups > 1:
+        return shifted(b, site, attend, q, k, v, mask), ()
     if site.implementation.startswith("flash_attention"):
         return _flash_package(b, site, q, k, v), ()
     if not _takes_groups(site, mask):
@@ -159,7 +168,7 @@ def _sdpa(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, v: Tensor, 
     # The output has the query's strides: (B, S, N, D) as projected, or (B, N, S, D) where rotary
     # concatenated;
     # the memory-efficient kernel always writes (B, S, N, D).
-    copied = site.attention.rotary_concat and kernel != "efficient"
+    copied = site.by_head and kernel != "efficient"
     return b.copy(out, label="attn_output") if copied else out
 
 
@@ -285,9 +294,9 @@ def _eager(
     """
     a = site.attention
     single = site.size == 1
-    dense = single or site.use_cache or site.past > 0 or site.repeats > 1
-    q_flat = q if single or a.rotary_concat else b.copy(q, label="q_flat")
-    k_flat = k if dense or a.rotary_concat else b.copy(k, label="k_flat")
+    dense = single or site.values_by_head or site.use_cache or site.past > 0 or site.repeats > 1
+    q_flat = q if single or site.by_head else b.copy(q, label="q_flat")
+    k_flat = k if dense or site.by_head else b.copy(k, label="k_flat")
     scores = b.matmul(q_flat, k_flat, site.size, a.heads, site.seq, site.keys, inner=a.head_dim, label="scores")
     scores = b.scale(scores, label="scaled")
     if mask is not None:
@@ -318,8 +327,8 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
                       for t, n in ((k32, "k_repeat"), (v32, "v_repeat")))  # fmt: skip
         key = b.scale(expanded, label="k_scaled")
         single = site.size == 1  # batch and heads are one dimension then, whatever their order
-        q_flat = q_scaled if a.rotary_concat or single else b.copy(q_scaled, label="q_flat")
-        dense = site.use_cache or site.past > 0 or site.repeats > 1 or single
+        q_flat = q_scaled if site.by_head or single else b.copy(q_scaled, label="q_flat")
+        dense = single or site.values_by_head or site.use_cache or site.past > 0 or site.repeats > 1
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores", autocast=False)
         if b.numerics.backend == "cpu":  # in place but under the modes that trace

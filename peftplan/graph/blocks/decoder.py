@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from peftplan.arch.core import Arch, Attention, Layer, Mlp
 from peftplan.graph.blocks.attention import Site, attend
 from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, fused_head_loss, returned_logits
+from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import INPUT, Graph, Region, Tensor
 from peftplan.graph.ops import Embedding
@@ -31,6 +32,8 @@ class Batch:
     documents: int = 1
     past: int = 0
     """Tokens before the first whose keys and values come with the batch, as a cache."""
+    groups: int = 1
+    """Parts of a row that attention looks at alone, half of the heads at parts that lie half a part further on."""
 
     @property
     def keys(self) -> int:
@@ -74,6 +77,13 @@ class Setup:
     """Whether transformers builds a KV cache during the forward."""
     loss: LossStyle = "shifted_labels"
     """Which releases of transformers the loss is computed as (`blocks/loss.py`)."""
+    modeling: Modeling = TRANSFORMERS_5
+    """Whose modelling code runs."""
+
+    @property
+    def caches(self) -> bool:
+        """Whether layers put their keys and values into a cache."""
+        return self.use_cache and not self.modeling.drops_cache
 
 
 def decoder(arch: Arch, setup: Setup) -> Graph:
@@ -82,7 +92,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
     ids = Tensor("@input_ids", (b, s), DType.int64, INPUT)
     labels = Tensor("@labels", (b, s), DType.int64, INPUT)
     inputs: tuple[Tensor, ...] = (ids, labels)
-    if setup.batch.masked:
+    if setup.batch.masked or setup.modeling.mask_given:
         inputs = (*inputs, Tensor("@attention_mask", (b, s), DType.int64, INPUT))
     if setup.batch.documents > 1:
         inputs = (*inputs, Tensor("@positions", (b, s), DType.int64, INPUT))
@@ -100,7 +110,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
             index, left = index + region.count, left - region.count
     regions.append(_final_norm(arch, setup, regions[-1].exit.dtype))
     regions.append(_head(arch, setup, labels, regions[-1].exit))
-    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup.types.linear))
+    return Graph(regions=tuple(regions), inputs=inputs, buffers=_buffers(arch, setup))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,11 +123,15 @@ class _Shared:
     window_mask: Tensor | None
 
 
-def _buffers(arch: Arch, dtype: DType) -> tuple[Tensor, ...]:
+def _buffers(arch: Arch, setup: Setup) -> tuple[Tensor, ...]:
     """Non-persistent buffers: rotary inverse frequencies (twice), Gemma's embedding scale."""
-    dims = max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
-    tables = tuple(Tensor(f"@{n}", (dims // 2,), FP32, "buffer") for n in ("inv_freq", "original_inv_freq"))
-    return (*tables, Tensor("@embed_scale", (), dtype, "buffer")) if arch.embed_scale else tables
+    names = ("inv_freq", "original_inv_freq")[: setup.modeling.frequency_tables]
+    tables = tuple(Tensor(f"@{n}", (_rotary_width(arch) // 2,), FP32, "buffer") for n in names)
+    return (*tables, Tensor("@embed_scale", (), setup.types.linear, "buffer")) if arch.embed_scale else tables
+
+
+def _rotary_width(arch: Arch) -> int:
+    return max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
 
 
 def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
@@ -130,14 +144,25 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     with b.marked("embed"):  # part of the embedding's module
         hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
     position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
+    if setup.modeling.repeats_positions and batch.size > 1:
+        b.make("row_positions", batch.size, batch.seq, dtype=DType.int64, ins=(position,))
     mask, window_mask = _masks(arch, setup, b)
-    dims = max((layer.attention.rotary_dim or 0 for layer, _ in arch.layers), default=0)
-    table = 4 * batch.seq * dims
-    dtype = hidden.dtype
-    cos = b.make("cos", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
-    sin = b.make("sin", 1, batch.seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
+    cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
     shared = _Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
     return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden), shared
+
+
+def _rotary_tables(b: Builder, dims: int, setup: Setup, position: Tensor, dtype: DType) -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward."""
+    seq = setup.batch.seq
+    table = 4 * seq * dims
+    if setup.modeling.rotary_product and dims:
+        rows = b.plain("positions_fp32", seq, 1, dtype=FP32, ins=(position,))
+        frequencies = Tensor("@inv_freq", (1, dims // 2, 1), FP32, "buffer")
+        position = b.detached_linear(frequencies, rows, label="freqs")
+    cos = b.make("cos", 1, seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
+    sin = b.make("sin", 1, seq, dims, dtype=dtype, ins=(position,), temporary_bytes=3 * table)
+    return cos, sin
 
 
 def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor | None]:
@@ -148,7 +173,8 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
     """
     batch = setup.batch
     windows = {layer.attention.window for layer, _ in arch.layers}
-    rows = batch.size if batch.masked else 1  # without padding the mask is one square, seen B times
+    whole = batch.masked or setup.modeling.mask_given
+    rows = batch.size if whole else 1  # without padding the mask is one square, seen B times
     square = rows * batch.seq * batch.keys
 
     def one(label: str, *, needed: bool) -> Tensor | None:
@@ -216,7 +242,7 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType
     out = b.add(mid, d, label="residual_mlp")
     b.hold(x, mid, *weights)
     cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
-    lasts = setup.use_cache or arch.returns_cache
+    lasts = setup.caches or arch.returns_cache
     cache = tuple(op.out.name for op in b.ops if op.out.name in cached)
     past = {t.name: t for op in b.ops for t in op.ins if t.name in ("self_attn.past_key", "self_attn.past_value")}
     return Region(
@@ -269,6 +295,10 @@ def _attention(
         k = split(_head_norm(b, arch, a, setup, k, a.kv_heads, "k_norm"), a.kv_heads)
         v = project(b, h, kv_width, label="v_proj", site="v", types=types, biased=a.qkv_bias)
         v = split(v, a.kv_heads, copied=eager)
+    if setup.modeling.copies_heads:
+        views = q, k, v
+        q, k, v = (b.copy(t, label=n) for t, n in ((q, "q_heads"), (k, "k_heads"), (v, "v_heads")))
+        b.hold(*views)
     if a.rotary_dim is not None:
         q_pre, k_pre = q, k
         q = _rotary(b, q, a, shared, "q_rope")
@@ -282,14 +312,17 @@ def _attention(
         implementation=setup.attention,
         documents=batch.documents,
         padded=batch.masked,
-        use_cache=setup.use_cache,
+        use_cache=setup.caches,
+        by_head=a.rotary_concat or setup.modeling.copies_heads,
+        values_by_head=setup.modeling.copies_heads,
         past=batch.past,
         past_dtype=types.embedding,
         half=types.linear,
+        groups=batch.groups,
     )
     out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
-    rebound = () if setup.use_cache else (k, v)  # the cache hands back keys and values of its own
+    rebound = () if setup.caches else (k, v)  # the cache hands back keys and values of its own
     b.hold(*fused, q, *rebound, out)
     return y, weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from peftplan.graph.core import Tensor
+from peftplan.graph.core import Need, Tensor
 from peftplan.graph.ops.shapes import Detached
 from peftplan.units import DType
 
@@ -25,6 +25,21 @@ class Make(Detached):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hold(Detached):
     """Not a computation: Python names that keep values alive up to this point."""
+
+    def moved_bytes(self) -> int:
+        return 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keep(Detached):
+    """Not a computation: a closure that lives as long as the graph keeps values alive."""
+
+    stashes = True
+
+    def stashed(self, need: Need) -> tuple[Tensor, ...]:
+        del need
+        return self.ins
 
     def moved_bytes(self) -> int:
         return 0

@@ -68,7 +68,10 @@ class Kept:
         return entry is not None and storage == entry.storage
 
     def _note(self, op: str, t: Tensor, storage: str) -> None:
+        entry = self.plan.region.entry
         request = self.plan.request_bytes.get(storage)
+        if request is None and entry is not None and storage == entry.storage:  # all of it, where t is a part
+            request = entry.nbytes
         self.saved.append(Saved(op, t, request if request is not None else t.nbytes))
 
     def release(self, saves: tuple[Tensor, ...]) -> None:

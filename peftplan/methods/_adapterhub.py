@@ -1,0 +1,91 @@
+"""What every method of AdapterHub's `adapters` library has in common: its models, and the dtype of its weights.
+
+Mirrors adapters/wrappers/model.py init and adapters/wrappers/interfaces.py, adapters 1.3.0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.blocks.modeling import ADAPTERS_LLAMA, ADAPTERS_MISTRAL, TRANSFORMERS_4, Modeling
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import Graph
+from peftplan.methods.base import Family, Host, Method
+from peftplan.units import DType
+
+MODELS = {"llama": ADAPTERS_LLAMA, "mistral": ADAPTERS_MISTRAL, "qwen2": TRANSFORMERS_4, "qwen3": TRANSFORMERS_4}
+HOOKED = ("qwen2", "qwen3")
+"""Families whose layers, transformers' own, it hooks into; it replaces the others' with its own."""
+COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
+"""Settings of its configs that memory does not feel."""
+
+
+@dataclass(frozen=True)
+class AdapterHub(Method, ABC):
+    """A method of `adapters`; knobs are named as in its configs."""
+
+    family: ClassVar[Family] = "additive"
+    libraries: ClassVar[tuple[str, ...]] = ("adapters",)
+    base_config: ClassVar[str]
+    """What `add_adapter` knows it as."""
+    fused: ClassVar[tuple[str, ...]] = ()
+    """Knobs of a fusion of adapters, beside those of the adapters; `num_adapters` says how many."""
+
+    @final
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        return _with_context(self.adapt(graph, host, new_dtype(host, graph)), host)
+
+    @abstractmethod
+    def adapt(self, graph: Graph, host: Host, dtype: DType) -> Graph:
+        """The graph with the method's parameters, of `dtype`, in it."""
+
+    @final
+    def new_dtype_note(self, host: Host) -> tuple[DType, str]:
+        if host.numerics.autocast is not None:
+            return DType.float32, "adapters makes its modules in fp32"
+        return host.base_dtype, "its fp32 modules run on a half-precision model under autocast only: cast to its dtype"
+
+    @final
+    def modeling(self, family: str) -> Modeling:
+        if family in MODELS:
+            return MODELS[family]
+        names = ", ".join(MODELS)
+        raise Unsupported(f"adapters 1.3.0 has no interface for {family} that is modelled; it has for {names}")
+
+
+def hooked(host: Host) -> bool:
+    """Whether adapters sit in hooks of transformers' own layers."""
+    return host.arch.family in HOOKED
+
+
+def new_dtype(host: Host, graph: Graph) -> DType:
+    """The dtype of new weights: float32 as they are made, or the hidden states' outside autocast, where no other runs.
+
+    Raises RequestError for a dtype that its linear layers would refuse.
+    """
+    stream = graph.regions[0].exit.dtype
+    autocast = host.numerics.autocast is not None
+    asked = host.adapter_dtype or (DType.float32 if autocast else stream)
+    if not autocast and asked is not stream:
+        raise RequestError(
+            f"--adapter-dtype {asked.label} on {stream.label} hidden states: adapters' linear layers do not cast; "
+            f"use --precision bf16-mixed, or --adapter-dtype {stream.label}"
+        )
+    return asked
+
+
+def _with_context(graph: Graph, host: Host) -> Graph:
+    """ForwardContext, which holds where each row's tokens begin and how many they are; a checkpoint's function holds
+    the context (adapters/model_mixin.py, forward_context and gradient_checkpointing_enable)."""
+    first, *rest = graph.regions
+    mask = next(t for t in graph.inputs if t.name == "@attention_mask")
+    b = Builder(host.numerics, "context.")
+    rows = tuple(b.plain(label, mask.shape[0], dtype=DType.int64, ins=(mask,)) for label in ("seqlens", "offsets"))
+    if host.recomputes:
+        b.keep(*rows)
+    held = () if host.recomputes else tuple(t.name for t in rows)
+    front = replace(first, ops=(*b.ops, *first.ops), held=(*first.held, *held))
+    return replace(graph, regions=(front, *rest))
