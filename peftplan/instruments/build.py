@@ -287,7 +287,7 @@ def _untie_upcast(model: torch.nn.Module) -> None:
 
 def _add_adapters(model: Any, choices: Choices) -> None:
     """Load more adapters like the first, and activate and train as many as the job says."""
-    knobs = choices.job.knobs("method")
+    knobs = choices.job.knobs("method") if choices.method == "lora" else {}
     names = ["default", *(f"adapter_{i}" for i in range(1, int(knobs.get("adapters", 1))))]
     if len(names) == 1:
         return
