@@ -45,6 +45,9 @@ class Method(ABC):
     checkpoints: ClassVar[bool] = True
     """Whether the libraries can run it with gradient checkpointing."""
 
+    reentrant: ClassVar[bool] = True
+    """Whether they can run it with `use_reentrant` checkpoints."""
+
     def seen(self, batch: Batch) -> Batch:
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
         return batch
