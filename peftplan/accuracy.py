@@ -1,26 +1,22 @@
 """Predicted against measured, record by record, each number with the kind of memory it counts.
 
-`python -m peftplan.accuracy profiles/published` prints the table of every record there.
+`peftplan accuracy` prints it (`report/accuracy_text.py` says how).
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from peftplan.errors import PeftplanError
 from peftplan.job import Job
-from peftplan.records import Measured, Record, load
+from peftplan.records import Measured, Record
 from peftplan.result import Estimate
-from peftplan.units import GIB
 
 Predict = Callable[[Job], Estimate]
-Style = Literal["text", "markdown"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +30,10 @@ class Row:
     note: str = ""
     source: str = ""
     """Who measured it."""
+    gpu: str = ""
+    method: str = ""
+    format: str = ""
+    layout: str = "none"
     why_off: str = ""
 
     @property
@@ -51,6 +51,8 @@ class Summary:
     rows: int
     judged: int
     median_abs: float | None
+    p90_abs: float | None
+    """Nine in ten absolute errors are at most this."""
     worst_under: float | None
     worst_over: float | None
     under_5_percent: int
@@ -85,9 +87,10 @@ def _record_rows(record: Record, values: Iterable[Measured], predict: Predict) -
 
 def _judge(record: Record, value: Measured, estimate: Estimate) -> Row:
     predicted = predicted_bytes(estimate, value)
-    if predicted is None:
-        return _row(record, value, None, "the estimate leaves this open")
-    return _row(record, value, predicted, value.beyond_model_why or "")
+    note = "the estimate leaves this open" if predicted is None else value.beyond_model_why or ""
+    job = estimate.job
+    row = _row(record, value, predicted, note)
+    return replace(row, method=job.method, format=job.format or job.dtype or "", layout=job.layout or "none")
 
 
 def _row(record: Record, value: Measured, predicted: int | None, note: str) -> Row:
@@ -98,6 +101,8 @@ def _row(record: Record, value: Measured, predicted: int | None, note: str) -> R
         predicted_bytes=predicted,
         note=note,
         source=_publisher(record.source),
+        gpu=record.gpu,
+        method=str(record.job.get("method", "")),
         why_off=value.why_off or "",
     )
 
@@ -133,81 +138,58 @@ def summarize(rows: Iterable[Row]) -> Summary:
         rows=len(rows),
         judged=len(errors),
         median_abs=statistics.median(map(abs, errors)) if errors else None,
+        p90_abs=_p90(list(map(abs, errors))) if errors else None,
         worst_under=min(errors) if errors else None,
         worst_over=max(errors) if errors else None,
         under_5_percent=sum(error < -0.05 for error in errors),
     )
 
 
-_HEADS = ("record", "memory", "measured GiB", "predicted GiB", "error", "note")
+def _p90(values: list[float]) -> float:
+    """The smallest value that nine in ten do not exceed."""
+    return sorted(values)[math.ceil(0.9 * len(values)) - 1]
 
 
-def table(rows: Iterable[Row], *, style: Style = "text") -> str:
-    """The rows as an aligned text table or a markdown table, with the summary below."""
-    rows = list(rows)
-    cells = [_cells(row) for row in rows]
-    lines = _markdown(cells) if style == "markdown" else _text(cells)
-    return "\n".join([*lines, "", summary_line(summarize(rows))])
+GROUPS = ("kind", "method", "format", "layout", "gpu", "source")
+"""What rows can be told apart by."""
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    predicted = "-" if row.predicted_bytes is None else f"{row.predicted_bytes / GIB:.3f}"
-    error = "-" if row.error is None else f"{row.error:+.1%}"
-    return row.id, row.kind, f"{row.measured_bytes / GIB:.3f}", predicted, error, row.note
+def grouped(rows: Iterable[Row], by: str) -> dict[str, list[Row]]:
+    """The rows by one of GROUPS, most rows first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(getattr(row, by), []).append(row)
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def _text(cells: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(line[i]) for line in [_HEADS, *cells]) for i in range(5)]
-    return [_aligned(line, widths).rstrip() for line in [_HEADS, *cells]]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdicts:
+    """What was said of runs whose card is known, against what became of them."""
+
+    ran: int
+    ran_but_does_not_fit: tuple[str, ...]
+    out_of_memory: int
+    out_of_memory_but_fits: tuple[str, ...]
+    """False fits: ids of records."""
 
 
-def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
-    left = (line[i].ljust(widths[i]) for i in (0, 1))
-    right = (line[i].rjust(widths[i]) for i in (2, 3, 4))
-    return "  ".join([*left, *right, line[5]])
-
-
-def _markdown(cells: list[tuple[str, ...]]) -> list[str]:
-    rule = "|---|---|---:|---:|---:|---|"
-    body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in cells]
-    return ["| " + " | ".join(_HEADS) + " |", rule, *body]
-
-
-def summary_line(summary: Summary) -> str:
-    """The summary in one sentence."""
-    if summary.median_abs is None or summary.worst_under is None or summary.worst_over is None:
-        return f"{summary.rows} values, none of them judged"
-    return (
-        f"{summary.judged} of {summary.rows} values judged: median absolute error {summary.median_abs:.2%}, "
-        f"lowest {summary.worst_under:+.1%}, highest {summary.worst_over:+.1%}, "
-        f"{summary.under_5_percent} under by more than 5%"
+def verdicts(records: Iterable[Record], predict: Predict) -> Verdicts:
+    """Every record with a card and a verdict, by what became of it."""
+    judged = [(record, verdict) for record in records if (verdict := _verdict(record, predict)) is not None]
+    failed = [(record, verdict) for record, verdict in judged if record.out_of_memory]
+    ran = [(record, verdict) for record, verdict in judged if not record.out_of_memory]
+    return Verdicts(
+        ran=len(ran),
+        ran_but_does_not_fit=tuple(record.id for record, verdict in ran if verdict == "does_not_fit"),
+        out_of_memory=len(failed),
+        out_of_memory_but_fits=tuple(record.id for record, verdict in failed if verdict == "fits"),
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns 0, or 2 when the folder cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m peftplan.accuracy", description=__doc__)
-    parser.add_argument("folder")
-    parser.add_argument("--match", default="", help="only records whose id contains this")
-    parser.add_argument("--every-value", action="store_true", help="all measured values, not only the first")
-    parser.add_argument("--judged", action="store_true", help="leave out what is not modelled or refused")
-    parser.add_argument("--style", choices=["text", "markdown"], default="text")
-    args = parser.parse_args(argv)
-    from peftplan.pipeline import estimate
-
+def _verdict(record: Record, predict: Predict) -> str | None:
+    if record.gaps:
+        return None
     try:
-        loaded = load(args.folder)
-    except PeftplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    chosen = [record for record in loaded if args.match in record.id]
-    rows = compare(chosen, estimate, every_value=args.every_value)
-    shown = [row for row in rows if row.error is not None] if args.judged else rows
-    print(table(shown, style=args.style))
-    for problem in loaded.problems:
-        print(f"problem: {problem}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        return predict(record.to_job()).fit.verdict
+    except PeftplanError:
+        return None

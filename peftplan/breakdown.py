@@ -68,15 +68,25 @@ def _held_as(t: Tensor) -> str:
 def _states(reading: Reading) -> Iterator[Term]:
     optimizer = reading.case.job.optimizer
     for kind, formula, source in (
-        ("state", f"{optimizer}: states of {reading.estimate.parameters.trainable:,} trained parameters",
+        ("state", f"{optimizer}: states of {_remembered(reading):,} trained parameters",
          "the optimizer's init_state"),
+        ("average", "moving average of weights", "loop.ema"),
         ("buffer", "rotary frequencies and scales", "non-persistent buffers of the model"),
         ("workspace", "cuBLAS handles of the forward and the autograd thread", "torch, CUDABlas workspaces"),
     ):  # fmt: skip
         yield Term(name=_NAMES[kind], bytes=reading.static.get(kind, 0), kind=kind, formula=formula, source=source)
 
 
-_NAMES = {"state": "optimizer states", "buffer": "buffers", "workspace": "library workspaces"}
+def _remembered(reading: Reading) -> int:
+    return sum(t.numel * count for t, count in reading.case.method.remembered(reading.graph).params() if t.trainable)
+
+
+_NAMES = {
+    "state": "optimizer states",
+    "average": "average of weights",
+    "buffer": "buffers",
+    "workspace": "library workspaces",
+}
 
 
 # -- what the step adds -----------------------------------------------------------------------------------------
@@ -118,12 +128,13 @@ def _source(op: Op | None, name: str) -> str:
 
 def _moment(reading: Reading) -> Iterator[Term]:
     memory = reading.estimate.memory
-    where = reading.step.peak.where
+    where, stage = reading.step.peak.where, reading.case.method.stage
     yield Term(
         name="gradients of trained parameters",
         bytes=memory.at_peak.get("gradient", 0),
         kind="gradient",
-        formula="one of each trained parameter's dtype and shape, as far as backward has come",
+        formula="one of each trained parameter's dtype and shape, as far as backward has come"
+        + (f", while {stage} train" if stage else ""),
         source="torch autograd, AccumulateGrad",
     )
     yield Term(

@@ -32,6 +32,7 @@ def loading(case: Case, graph: Graph) -> Load:
         weights=[_weight(case, placed[i][1]) for i in order],
         modules=modules,
         adapters=[t.nbytes for _, t in sorted(_placed(graph, adapters=True), key=_module_rank)],
+        buffers=[t.nbytes for t in graph.buffers],
         warmed=not moved and knobs.warm_up,
         threads=0 if moved else knobs.threads,
         empties=knobs.empty_cache if knobs.empty_cache is not None else prepared,
@@ -42,7 +43,7 @@ def _placed(graph: Graph, *, adapters: bool) -> Iterator[Placed]:
     """Every weight, or every adapter weight, with its place; what all layers share once."""
     seen: set[str] = set()
     for number, region in enumerate(graph.regions):
-        mine = [t for t in region.params() if (t.kind == ADAPTER) is adapters and t.name not in seen]
+        mine = [t for t in region.owned() if (t.kind == ADAPTER) is adapters and t.name not in seen]
         seen.update(t.name for t in mine if is_global(t.name))
         for layer in range(region.count):
             yield from (((_room(region, number), (region.first_index or 0) + layer), t) for t in mine)

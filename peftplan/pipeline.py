@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import build_graph, trained
+from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -16,7 +16,7 @@ from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
-from peftplan.optimizers.base import Optimizer, Trained
+from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
@@ -33,6 +33,7 @@ from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
+from peftplan.training_loop import average_sizes
 
 VERSION = "0.1.0"
 
@@ -43,7 +44,7 @@ class Walked:
 
     case: Case
     graph: Graph
-    weights: list[Trained]
+    trainees: Trainees
     rules: Rules
     static: dict[str, int]
     """What lives between steps, by kind."""
@@ -75,14 +76,31 @@ def estimate(job: Job | None = None, **fields: Any) -> Estimate:
 
 
 def walk(case: Case) -> Walked:
-    """The graph of a case and one step over it."""
+    """The graph of a case and one step over it; of a method that goes through stages, the one with the highest peak."""
+    stages = case.method.stages(case.arch)
+    if stages == (case.method,):
+        return _walk(case)
+    walked = [_walk(replace(case, method=stage)) for stage in stages]
+    worst = max(walked, key=lambda one: one.step.peak.bytes)
+    lowest = min(walked, key=lambda one: one.step.peak.bytes)
+    why = f"what trains changes; this is when the peak is highest, the lowest of {len(stages)} stages looked at is"
+    note = Assumption(
+        what="stage",
+        value=worst.case.method.stage,
+        why=f"{why} {lowest.step.peak.bytes:,} bytes, with {lowest.case.method.stage}" if len(stages) > 1
+        else "the only one it has, or sure to be the one with the highest peak",
+    )  # fmt: skip
+    return replace(worst, case=replace(worst.case, assumptions=(*case.assumptions, note)))
+
+
+def _walk(case: Case) -> Walked:
     graph = build_graph(case)
     rules = _rules(case)
-    weights = trained(graph)
-    static = _static(case, graph, weights, rules)
-    existing = sum(rules.size(w.bytes) * w.copies for w in weights) if case.loop.grads_exist else 0
+    train = trainees(case, graph)
+    static = _static(case, graph, train, rules)
+    existing = _gradients(graph, train.weights, rules) if case.loop.grads_exist else 0
     step = run_step(
-        graph,
+        as_run(case, graph),
         static_bytes=sum(static.values()),
         recompute=case.recompute,
         rules=rules,
@@ -90,22 +108,24 @@ def walk(case: Case) -> Walked:
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers,
     )
-    _optimizer_phase(case, step, weights)
+    _optimizer_phase(case, step, train, rules)
+    _between(case, step, graph, rules)
     return Walked(
-        case=case, graph=graph, weights=weights, rules=rules, static=static, step=step, existing_grad_bytes=existing
+        case=case, graph=graph, trainees=train, rules=rules, static=static, step=step, existing_grad_bytes=existing
     )
 
 
 def read(job: Job) -> Reading:
     """The estimate of a job with its workings."""
-    case = resolve(job)
-    walked = walk(case)
-    graph, static, step = walked.graph, walked.static, walked.step
+    walked = walk(resolve(job))
+    case, graph, static, step = walked.case, walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
     memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
-    runs = passes(step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None)
+    runs = passes(
+        step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None, forwards=case.method.forwards
+    )
     flops = _flops(runs)
-    paced = pace(case, runs, flops, gpu, trained=walked.weights, state_bytes=static["state"])
+    paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"])
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -117,12 +137,13 @@ def read(job: Job) -> Reading:
         cost=priced.cost,
         assumptions=(
             *case.assumptions,
+            *(Assumption(what=what, value=value, why=why) for what, value, why in case.method.remarks(graph)),
             *device_notes,
             *paced.notes,
             *priced.notes,
             *fit_reasons(gpu, on_device=_has_device(case, gpu)),
         ),
-    ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes)))
+    ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes, packed=case.format.packed)))
     return Reading(case=case, graph=graph, step=step, rules=walked.rules, static=static, estimate=answer)
 
 
@@ -132,22 +153,18 @@ def _rules(case: Case) -> Rules:
     return Rules()
 
 
-def _static(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> dict[str, int]:
+def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str, int]:
     """What lives between steps, by kind."""
     size = rules.size
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
-    kinds["state"] = state_bytes(case.optimizer, weights, rules, case.job.backend)
+    kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
+    kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
         kinds["workspace"] = _workspaces(case, graph)
     return kinds
-
-
-def state_bytes(optimizer: Optimizer, weights: list[Trained], rules: Rules, backend: str = "cuda") -> int:
-    """Optimizer states that live on the device between steps."""
-    return sum(rules.size(s.bytes) * s.copies for s in optimizer.states(weights, backend) if not s.host)
 
 
 def _workspaces(case: Case, graph: Graph) -> int:
@@ -165,11 +182,31 @@ def has_biased_linears(graph: Graph) -> bool:
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
-def _optimizer_phase(case: Case, step: StepMemory, weights: list[Trained]) -> None:
-    transient = case.optimizer.step_bytes(weights, case.job.backend)
+def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+    """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    wholes = 0
+    for region in graph.regions:
+        for op in region.ops:
+            parts = [t for t in op.ins if t.trainable and t.dtype is op.out.dtype] if op.narrows else []
+            if parts:
+                apart = sum(rules.size(t.logical_bytes) for t in parts)
+                wholes += (rules.size(op.out.nbytes) - apart) * region.count
+    return sum(rules.size(w.bytes) * w.copies for w in weights) + wholes
+
+
+def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:
+    transient = step_bytes(case.optimizer, train, rules.size, case.job.backend, clips=case.loop.clips)
     step.phases["optimizer"] = PhasePeak(
         phase="optimizer", bytes=step.end_bytes + transient, saved_bytes=0, grad_bytes=step.grad_bytes, where="step"
     )
+
+
+def _between(case: Case, step: StepMemory, graph: Graph, rules: Rules) -> None:
+    """What the method does between two steps, when gradients and activations are gone."""
+    made = case.method.between(graph)
+    if made:
+        total = step.static_bytes + sum(map(rules.size, made))
+        step.phases["between"] = PhasePeak(phase="between", bytes=total, saved_bytes=0, grad_bytes=0, where="two steps")
 
 
 def _parameters(graph: Graph) -> Parameters:

@@ -6,6 +6,7 @@ Records live as JSON lines under `profiles/`: `published/` (other people's measu
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
@@ -45,6 +46,10 @@ MemoryKind = Literal[
 """
 
 
+_HOLDS: tuple[MemoryKind, ...] = ("allocated_resident", "allocated_peak", "reserved_peak", "device")
+"""Each is held by the next."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -79,9 +84,13 @@ class Record(_Frozen):
     source_rev: str
     date: str
     """Of the measurement, as precisely as the source states it (ISO 8601, possibly only year and month)."""
+    campaign: str = ""
+    """Runs made with one set of machines and versions, which err alike."""
     gpu: str
     job: dict[str, Any]
-    measured: tuple[Measured, ...] = Field(min_length=1)
+    out_of_memory: bool = False
+    """Whether the run failed for want of memory; it then may have measured nothing."""
+    measured: tuple[Measured, ...] = ()
     setup_known: Literal["full", "partial"]
     gaps: tuple[str, ...] = ()
     """What the run needs and no Job can say yet; such a record is shown but not judged."""
@@ -90,6 +99,22 @@ class Record(_Frozen):
     trainable_params: int | None = None
     notes: str = ""
     versions: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Record:
+        if not self.measured and not self.out_of_memory:
+            raise ValueError("a run that did not run out of memory must have measured something")
+        return self
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Record:
+        """A card holds what the allocator reserved, which holds what was allocated: else a value has a wrong label."""
+        most = [(kind, max((v.bytes for v in self.measured if v.kind == kind), default=None)) for kind in _HOLDS]
+        known = [(kind, value) for kind, value in most if value is not None]
+        for (less, small), (more, large) in itertools.pairwise(known):
+            if small > large:
+                raise ValueError(f"{less} of {small} bytes is more than {more} of {large}: is one of them mislabelled?")
+        return self
 
     def to_job(self) -> Job:
         """The run's Job. Raises RequestError when `job` is not one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from peftplan.assemble import build_graph, trained
+from peftplan.assemble import as_run, build_graph, step_bytes, trainees
 from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.core import Graph
 from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_workspace
@@ -13,6 +13,8 @@ from peftplan.process import allocator_knobs
 from peftplan.resolve import Case
 from peftplan.step.allocator import AllocatorSettings, Usage
 from peftplan.step.replay import Around, replay
+from peftplan.step.walk import exact
+from peftplan.training_loop import average_sizes
 
 
 def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None) -> Usage:
@@ -23,13 +25,13 @@ def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int
     `capacity_bytes` would be held.
     """
     return replay(
-        _steps(case, graph),
+        [as_run(case, each) for each in _steps(case, graph)],
         around(case, graph, workspace_bytes),
         recompute=case.recompute,
         loop=case.loop,
         entry_requires_grad=case.recompute.layers,
         settings=AllocatorSettings(capacity_bytes=capacity_bytes),
-        empty_cache=allocator_knobs(case.job).empty_cache,
+        empty_cache=allocator_knobs(case.job).empty_cache or case.method.empties_cache,
     )
 
 
@@ -44,16 +46,19 @@ def _steps(case: Case, graph: Graph) -> list[Graph]:
 
 def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     """What lives beyond a step: the loaded model, optimizer states, workspaces."""
-    weights = trained(graph)
-    each = [w.bytes for w in weights for _ in range(w.copies)]
-    states = [s.bytes for s in case.optimizer.states(weights, "cuda") for _ in range(s.copies) if not s.host]
-    step = case.optimizer.step_bytes(weights, "cuda")
+    train = trainees(case, graph)
+    each = [w.bytes for w in train.weights for _ in range(w.copies)]
+    copies = [w.bytes for w in train.copied for _ in range(w.copies)]
+    states = [s.bytes for s in case.optimizer.states(train.remembered, "cuda") for _ in range(s.copies) if not s.host]
+    states += average_sizes(case.loop, graph, train.weights)
+    step = step_bytes(case.optimizer, train, exact, clips=case.loop.clips)
     product = cublas_workspace(case.setup.numerics.capability).bytes
     biased = (workspace_bytes - HANDLES * product) // cublaslt_workspace().bytes
     return Around(
         load=loading(case, graph),
-        states=states,
+        states=[*copies, *states],
         gradients=each if case.loop.grads_exist else [],
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
+        between=case.method.between(graph),
         step_temporaries=each if step == sum(each) else [step],
     )

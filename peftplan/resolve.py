@@ -6,9 +6,10 @@ Defaults are what transformers, PEFT and torch do when nobody tells them otherwi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from peftplan import formats, methods, optimizers
+from peftplan import formats, methods
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
@@ -16,6 +17,7 @@ from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
 from peftplan.graph.builder import Numerics
+from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.methods import Host, Method
@@ -24,6 +26,7 @@ from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.step.memory import Loop, Recompute
+from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType, parse_dtype
 
 ATTENTION = {
@@ -39,9 +42,6 @@ ATTENTION = {
 }
 _SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
 RECOMPUTE = ("none", "full")
-TRAINS_BASE = ("full", "freeze", "bitfit")
-NO_NEW_DTYPE = (*TRAINS_BASE, "ln_tuning")
-"""Methods that train weights in the dtype they have: the base's own, or copies of them."""
 PREFIXES = (
     "method",
     "format",
@@ -102,13 +102,16 @@ def resolve(job: Job) -> Case:
     for text in arch.notes:
         notes.add("model", job.model, text)
     method_name, implied_format, format_knobs = _method_name(job)
-    dtype, autocast, precision = _precision(job, arch, notes, method_name)
+    method = methods.make(method_name, _method_knobs(job))
+    dtype, autocast, precision = _precision(job, arch, notes, method)
     format_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     dtype = fmt.dtype() or dtype
-    method = methods.make(method_name, _method_knobs(job))
-    optimizer_name = notes.default(job.optimizer, "optimizer", "adamw", "torch.optim.AdamW, transformers' default")
+    optimizer = optimizer_of(job)
+    optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
     rank, targets = _adapter_shape(job, arch, method, notes)
+    if projection(job) is not None:
+        rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
@@ -119,7 +122,7 @@ def resolve(job: Job) -> Case:
         types=replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
         numerics=numerics,
         attention=_attention(job, notes),
-        use_cache=_use_cache(job, arch, recompute, notes),
+        use_cache=_use_cache(job, arch, method, recompute, notes),
         loss=_loss(job),
         modeling=method.modeling(arch.family),
     )
@@ -128,9 +131,10 @@ def resolve(job: Job) -> Case:
         numerics=numerics,
         adapter_dtype=_adapter_dtype(job),
         base_dtype=dtype,
+        packs=partial(_packs, fmt, compute, numerics),
         recomputes=recompute.layers,
     )
-    _note_new_dtype(host, method_name, method, notes)
+    _note_new_dtype(host, method, notes)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -155,9 +159,9 @@ def resolve(job: Job) -> Case:
         method=method,
         format=fmt,
         compute=compute,
-        optimizer=optimizers.make(optimizer_name, job.knobs("optimizer")),
+        optimizer=optimizer,
         recompute=recompute,
-        loop=_loop(job),
+        loop=loop_of(job, optimizer, method),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -182,9 +186,12 @@ def _attention(job: Job, notes: _Notes) -> str:
     return found
 
 
-def _use_cache(job: Job, arch: Arch, recompute: Recompute, notes: _Notes) -> bool:
+def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: _Notes) -> bool:
     """Whether the forward builds a KV cache: checkpointing turns it off (modeling_layers.py)."""
     if not arch.use_cache or recompute.layers:
+        return False
+    if not method.caches:
+        notes.add("model.use_cache", False, f"PEFT refuses {job.method} on a model that builds a KV cache")
         return False
     if job.knobs("model").get("use_cache") is None:
         why = "the model's config builds a KV cache in training too; set model.use_cache=false"
@@ -196,11 +203,17 @@ def _adapter_dtype(job: Job) -> DType | None:
     return None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
 
 
-def _note_new_dtype(host: Host, method_name: str, method: Method, notes: _Notes) -> None:
+def _note_new_dtype(host: Host, method: Method, notes: _Notes) -> None:
     """What dtype new parameters get where the job leaves it open."""
-    if host.adapter_dtype is None and host.base_dtype.is_half and method_name not in NO_NEW_DTYPE:
+    if host.adapter_dtype is None and host.base_dtype.is_half and method.trains == "new":
         dtype, why = method.new_dtype_note(host)
         notes.add("adapter_dtype", dtype.label, why)
+
+
+def _packs(fmt: Format, compute: DType, numerics: Numerics, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """What the format makes of one linear layer's ops."""
+    alone = Graph(regions=(Region(name="linear", ops=ops, entry=None, exit=ops[-1].out),))
+    return fmt.apply(alone, compute, numerics).regions[0].ops
 
 
 # -- what is asked ----------------------------------------------------------------------------------------------
@@ -236,8 +249,8 @@ def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
             "nf4",
             {"double_quant": True} if job.format is None or formats.canonical(job.format) in ("nf4", "fp4") else {},
         )
-    methods.resolve_name(name)
-    return name, None, {}
+    file, _ = methods.resolve_name(name)
+    return name if methods.optimizer_of(name) is None else file, None, {}
 
 
 def _format_reason(implied: str | None) -> str:
@@ -246,6 +259,8 @@ def _format_reason(implied: str | None) -> str:
 
 def _method_knobs(job: Job) -> dict[str, Any]:
     knobs = job.knobs("method")
+    if projection(job) is not None:
+        return knobs
     known = methods.get(job.method).__dataclass_fields__
     for option, key, value in (("--rank", "r", job.rank), ("--target-modules", "target_modules", job.target_modules)):
         if value is None:
@@ -275,7 +290,7 @@ def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple
     return rank, targets
 
 
-def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType, DType | None, str]:
+def _precision(job: Job, arch: Arch, notes: _Notes, method: Method) -> tuple[DType, DType | None, str]:
     """(weight dtype, autocast dtype or None, the precision's name)."""
     asked = (job.precision or "").lower().replace("_", "-")
     if asked in ("tf32", "fp32", "float32"):
@@ -290,7 +305,7 @@ def _precision(job: Job, arch: Arch, notes: _Notes, method: str) -> tuple[DType,
     _agree(job)
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
-        dtype = parse_dtype(stated) if stated else (arch.dtype if method not in TRAINS_BASE else DType.float32)
+        dtype = parse_dtype(stated) if stated else (DType.float32 if method.trains == "base" else arch.dtype)
         if stated is None:
             why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
             notes.add("dtype", dtype.label, why)
@@ -377,14 +392,3 @@ def _loss(job: Job) -> LossStyle:
         if asked == style:
             return style
     raise UnknownName("loss.style", str(asked), STYLES)
-
-
-def _loop(job: Job) -> Loop:
-    knobs = job.knobs("loop")
-    unknown = [k for k in knobs if k != "outputs_until"]
-    if unknown:
-        raise UnknownName("setting of loop", unknown[0], ["outputs_until"])
-    until = knobs.get("outputs_until", "step")
-    if until not in ("loss", "step", "next"):
-        raise UnknownName("loop.outputs_until", str(until), ["loss", "step", "next"])
-    return Loop(outputs_until=until, grads_exist=job.grad_accum > 1)

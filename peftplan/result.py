@@ -161,6 +161,14 @@ class Fit(_Frozen):
     headroom_bytes: int | None
     verdict: Verdict | None
     confidence: str | None
+    """What the verdict rests on."""
+    margin: float | None = None
+    """The share of the needed bytes that `fits` asks to be left free: the worst that measured runs were short by."""
+    probability: float | None = None
+    """That it runs there, by what measured runs used of what was predicted for them."""
+    low_bytes: int | None = None
+    high_bytes: int | None = None
+    """Nine in ten of comparable runs, campaign by campaign, used between these bytes on the device."""
 
     @staticmethod
     def unknown(gpu: str | None) -> Fit:

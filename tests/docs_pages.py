@@ -13,15 +13,18 @@ import inspect
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from peftplan import RequestError, estimate, formats, methods, optimizers
+from peftplan import RequestError, estimate, formats, methods, optimizers, trainers
 from peftplan.launchers import Launcher
 from peftplan.optimizers.base import Trained
 from peftplan.trainers import Trainer
 from peftplan.units import DType, format_bytes
+from tests.conformance import card
+from tests.conformance.checks import found
 from tests.docs_blocks import ROOT
 
 MODEL = "llama-7b"
@@ -33,17 +36,17 @@ def methods_page() -> str:
     head = (
         "# Methods",
         _NOTE,
-        "A method is `--method NAME`; its settings are `--set method.KEY=VALUE` and carry PEFT's own names. "
-        f"The table is {MODEL} with each method's defaults (or the settings shown) on one sequence of 1,024 tokens, "
-        "nothing recomputed.",
+        "A method is `--method NAME`; its settings are `--set method.KEY=VALUE` and carry the names of the library it "
+        f"comes from. The table is {MODEL} with each method's defaults (or the settings shown) on one sequence of "
+        "1,024 tokens, nothing recomputed. Which trainer can say which method is a [table of its own](trainers.md).",
         _table(
-            ("method", "what it is", "trained parameters", "kept for backward", "peak"), map(_method, methods.names())
+            ("method", "family", "what it is", "from", "trained parameters", "kept for backward", "peak"),
+            map(_method, methods.names()),
         ),
     )
-    sections = (
-        _section(name, methods.get(name), _variants_of(name, methods.aliases()), "method") for name in methods.names()
-    )
-    return _page(*head, *sections)
+    writers = trainers.support()
+    sections = (_method_section(name, writers[name]) for name in methods.names())
+    return _page(*head, *sections, *_shared(methods))
 
 
 def formats_page() -> str:
@@ -58,7 +61,7 @@ def formats_page() -> str:
         _table(("format", "what it is", "bytes"), map(_format, formats.names())),
     )
     sections = (_section(name, formats.get(name), (), "format") for name in formats.names())
-    return _page(*head, *sections)
+    return _page(*head, *sections, *_shared(formats))
 
 
 def optimizers_page() -> str:
@@ -87,8 +90,6 @@ def cli_page() -> str:
 
 def trainers_page() -> str:
     """docs/trainers.md."""
-    from peftplan import trainers
-
     support = trainers.support()
     heads = ("method", *(_link(name) for name in trainers.names()))
     rows = ((method, *("✓" if able[name] else "" for name in trainers.names())) for method, able in support.items())
@@ -147,8 +148,12 @@ Configs are data: YAML is loaded without tags or anchors, scripts are parsed and
 
 def accuracy_page() -> str:
     """docs/accuracy.md."""
+    from peftplan.accuracy import compare
+    from peftplan.records import load
     from peftplan.report.accuracy_page import page
+    from peftplan.report.accuracy_plot import draw
 
+    draw(compare(load(ROOT / "profiles"), estimate, every_value=True), ROOT / "docs" / "accuracy.svg")
     return page(ROOT / "profiles")
 
 
@@ -180,14 +185,21 @@ Row = tuple[str, ...]
 
 def _method(name: str) -> Row:
     settings = _needed_settings(name)
+    method = methods.get(name)
+    given = "".join(f" ({key}={value})" for key, value in settings.items())
+    head = (
+        _link(name) + given,
+        method.family,
+        _title(method),
+        method.libraries[0] if method.libraries else "the paper",
+    )
     try:
         answer = estimate(model=MODEL, method=name, micro_batch=1, seq_len=1024, recompute="none", set=settings)
     except RequestError:  # a model without what the method trains
-        return _link(name), _title(methods.get(name)), "not on this model", "", ""
+        return (*head, "not on this model", "", "")
     memory = answer.memory
     sizes = (format_bytes(memory.saved_for_backward_bytes), format_bytes(memory.peak_bytes))
-    given = "".join(f" ({key}={value})" for key, value in settings.items())
-    return (_link(name) + given, _title(methods.get(name)), f"{answer.parameters.trainable:,}", *sizes)
+    return (*head, f"{answer.parameters.trainable:,}", *sizes)
 
 
 def _needed_settings(name: str) -> dict[str, Any]:
@@ -213,7 +225,7 @@ def _optimizers() -> Iterator[Row]:
 
 
 def _per_parameter(name: str, dtype: DType) -> tuple[str, str]:
-    made, weights = optimizers.make(name, {}), [Trained(4096 * 4096, dtype, 4)]
+    made, weights = optimizers.make(name, {}), [Trained((4096, 4096), dtype, 4, "mlp.up_proj.weight")]
     elements = sum(w.numel * w.copies for w in weights)
     states = sum(s.bytes * s.copies for s in made.states(weights, "cuda") if not s.host)
     return f"{states / elements:.4g}", f"{made.step_bytes(weights, 'cuda') / elements:.4g}"
@@ -228,12 +240,46 @@ def _variants_of(name: str, known: dict[str, tuple[str, dict[str, Any]]]) -> Var
     return tuple((alias, settings) for alias, (home, settings) in known.items() if home == name)
 
 
+def _method_section(name: str, writers: dict[str, bool]) -> str:
+    section = _section(name, methods.get(name), _variants_of(name, methods.aliases()), "method")
+    return f"{section}\n\n{_where(name, writers)}"
+
+
+def _where(name: str, writers: dict[str, bool]) -> str:
+    """Who has a method, and how its file does on the report card."""
+    able = [f"`{trainer}`" for trainer, can in writers.items() if can]
+    marks = Counter(grade.grade for grade in card.grades(found("method", name)).values())
+    card_text = ", ".join(f"{count} {grade}" for grade, count in marks.items())
+    having = " and ".join(methods.get(name).libraries) or "no library (the paper)"
+    return (
+        f"Had by {having}; written by `export` for {', '.join(able) or 'no trainer'}. "
+        f"[Report card](report-card.md): {card_text}."
+    )
+
+
 def _section(name: str, plugin: type[Any], variants: Variants, prefix: str) -> str:
-    modules = _modules(plugin)
-    texts = [_paragraphs(inspect.getdoc(module) or "") for module in modules]
+    own, *shared = _modules(plugin)
+    text = _paragraphs(inspect.getdoc(own) or "")
+    bases = "; ".join(f"[{_shared_title(module)}](#{_shared_name(module)})" for module in shared)
     settings = _settings(plugin, prefix)
-    parts = [f"## {name}", *texts, settings, _names(variants, prefix), _not_judged(modules[0])]
+    parts = [f"## {name}", text, settings, _names(variants, prefix), bases and f"As all {bases}.", _not_judged(own)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _shared(package: Any) -> Iterator[str]:
+    """What several plug-ins of a folder share, once."""
+    modules = {m.__name__: m for name in package.names() for m in _modules(package.get(name))[1:]}
+    for module in modules.values():
+        yield f"## {_shared_name(module)}\n\n{_paragraphs(inspect.getdoc(module) or '')}"
+
+
+def _shared_name(module: ModuleType) -> str:
+    return f"shared-{module.__name__.rpartition('.')[2].lstrip('_')}"
+
+
+def _shared_title(module: ModuleType) -> str:
+    first = (inspect.getdoc(module) or "").partition("\n")[0].partition(":")[0].rstrip(".")
+    return first[:1].lower() + first[1:]
 
 
 def _modules(plugin: type[Any]) -> list[ModuleType]:

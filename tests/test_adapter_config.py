@@ -22,6 +22,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "MissConfig": {"r": 4, "target_modules": ["q_proj"]},
     "LNTuningConfig": {},
     "PromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
+    "AdaptionPromptConfig": {"task_type": "CAUSAL_LM", "adapter_len": 8, "adapter_layers": 4},
+    "CartridgeConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_frozen_tokens": 2},
+    "CPTConfig": {"task_type": "CAUSAL_LM", "cpt_token_ids": [1, 2, 3, 4], "cpt_tokens_type_mask": [1, 2, 3, 4]},
     "PrefixTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "PromptEncoderConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8},
     "MultitaskPromptTuningConfig": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "num_tasks": 3},
@@ -91,7 +94,7 @@ def test_an_unknown_knob_that_is_on_is_named(tmp_path: Path) -> None:
     ("knobs", "error", "message"),
     [
         ({}, BadFile, "no peft_type"),
-        ({"peft_type": "XLORA"}, Unsupported, "XLORA is not modelled: it runs the whole model twice"),
+        ({"peft_type": "SHADOW"}, Unsupported, "SHADOW is not modelled: it trains a second model"),
         ({"peft_type": "NO_SUCH"}, Unsupported, "NO_SUCH is not modelled yet; modelled: .*lora"),
         ({"peft_type": ["LORA"]}, BadFile, "no peft_type"),
     ],

@@ -85,7 +85,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--model llama-7b --rank 5000", "rank 5000", "use at most 4096"),
         ("--model llama-7b --target-modules q_porj", "q_porj", "this model has"),
         ("--model llama-7b --target-modules .*(", ".*(", "regular expression"),
-        ("--model llama-7b --set method.modules_to_save=[head]", "head", "this model has"),
+        ("--model llama-7b --set method.modules_to_save=[heads]", "heads", "this model has"),
         # settings
         ("--model llama-7b --set method.lora_droput=0.1", "lora_droput", "did you mean lora_dropout"),
         ("--model llama-7b --set metod.r=1", "metod", "did you mean method"),

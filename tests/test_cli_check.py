@@ -82,6 +82,9 @@ WRONG = {
     "compare job.yaml --base HEAD": "not in a git repository",
     "accuracy gone": "gone is not a folder of records",
     "accuracy .": ". holds no records",
+    f"accuracy {RECORDS} --by gpus": "unknown --by 'gpus'; did you mean gpu",
+    f"accuracy {RECORDS} --explain fitcheck-edge": "unknown record 'fitcheck-edge'; did you mean",
+    f"accuracy {RECORDS} --match fitcheck-edge --plot errors.doc": "--plot errors.doc: give a name ending in .svg",
     "accuracy --kind devise": "unknown --kind 'devise'; did you mean device",
     f"accuracy {RECORDS} --match nothing-has-this": "match --match",
 }
@@ -114,6 +117,30 @@ def test_equal_jobs_are_said_to_be_equal(capsys: pytest.CaptureFixture[str]) -> 
     code, out, _ = _run("compare job.yaml job.yaml", capsys)
     assert code == 0
     assert "nothing: the jobs ask the same" in out
+
+
+def test_accuracy_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _run(f"accuracy {RECORDS} --match fitcheck-edge --by gpu", capsys)
+    assert code == 0
+    assert "| NVIDIA Tesla T4 16GB (14,912 MiB) | 6 | 6 |" in out
+    answer = json.loads(_run(f"accuracy {RECORDS} --match fitcheck-edge --by kind --json", capsys)[1])
+    assert answer["groups"]["device"]["judged"] == 6
+
+
+def test_a_record_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "fitcheck-09-15-SmolLM2-135M-flash-none-b2-s512-r32"
+    code, out, _ = _run(f"accuracy {RECORDS} --explain {name}", capsys)
+    assert code == 0
+    assert all(said in out for said in ("torch 2.14", "allocated_peak", "Where the bytes come from", "= the peak"))
+    answer = json.loads(_run(f"accuracy {RECORDS} --explain {name} --json", capsys)[1])
+    allocated = next(v for v in answer["values"] if v["kind"] == "allocated_peak")
+    assert sum(term["bytes"] for term in answer["terms"]) == allocated["predicted_bytes"]
+
+
+def test_errors_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "errors.svg"
+    assert _run(f"accuracy {RECORDS} --match fitcheck-edge --plot {target}", capsys)[0] == 0
+    assert "<svg" in target.read_text(encoding="utf-8")
 
 
 def test_accuracy_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,10 +54,11 @@ def test_the_model_is_written_as_others_can_find_it(tmp_path: Path, named: str, 
     assert export(job(model=named), trainer=TRAINER, out=tmp_path / "run").job.model == written
 
 
-def test_what_is_needed_is_required(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"method": "qlora", "precision": "bf16-mixed"}
-    export(job(**fields), trainer=TRAINER, out=tmp_path / "run")
-    assert "bitsandbytes" in (tmp_path / "run" / "requirements.txt").read_text()
+@pytest.mark.parametrize(("method", "package"), [("qlora", "bitsandbytes"), ("adamss", "scikit-learn")])
+def test_what_is_needed_is_required(tmp_path: Path, method: str, package: str) -> None:
+    fields: dict[str, Any] = {"method": method, "precision": "bf16-mixed"}
+    export(job(**fields), trainer="hf_script", out=tmp_path / "run")
+    assert package in (tmp_path / "run" / "requirements.txt").read_text()
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from peftplan.fit import MARGIN, fit_reasons, judge_fit, smallest_gpus
+from peftplan.calibration import calibration
+from peftplan.fit import fit_reasons, judge_fit, smallest_gpus
 from peftplan.hardware import find_gpu, usable_bytes
 from peftplan.hardware.common import COMMON
 from peftplan.hardware.overheads import cuda_context
@@ -16,6 +17,7 @@ from peftplan.units import GIB
 
 T4 = find_gpu("t4")
 USABLE = usable_bytes(T4).bytes or 0
+MARGIN = calibration(packed=True).margin
 
 
 @pytest.mark.parametrize(
@@ -29,14 +31,14 @@ USABLE = usable_bytes(T4).bytes or 0
     ],
 )
 def test_verdicts(needed: int, verdict: str) -> None:
-    fit = judge_fit(T4, needed)
+    fit = judge_fit(T4, needed, packed=True)
     assert (fit.verdict, fit.headroom_bytes, fit.gpu) == (verdict, USABLE - needed, "NVIDIA T4")
 
 
 def test_no_verdict_without_a_reason() -> None:
     shared = find_gpu("apple-m1")
     for gpu, needed in ((None, GIB), (T4, None), (shared, GIB)):
-        fit = judge_fit(gpu, needed)
+        fit = judge_fit(gpu, needed, packed=False)
         assert fit.verdict is None
         assert fit.headroom_bytes is None
         assert [note.what for note in fit_reasons(gpu, on_device=needed is not None)] == ["fit"]

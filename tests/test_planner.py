@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftplan import Estimate, Job, Plan, RequestError, estimate, plan
-from peftplan.fit import MARGIN
 from peftplan.planner.desk import weigh
 from peftplan.planner.goal import Goal, asked
 from peftplan.planner.rank import shown
@@ -206,7 +205,8 @@ def test_where_nothing_fits_the_closest_lacks_least(fields: dict[str, Any]) -> N
 
 
 def _lacks(one: Known) -> int:
-    return int((one.estimate.memory.device_bytes or 0) * (1 + MARGIN)) - (one.estimate.fit.usable_bytes or 0)
+    fit = one.estimate.fit
+    return int((one.estimate.memory.device_bytes or 0) * (1 + (fit.margin or 0.0))) - (fit.usable_bytes or 0)
 
 
 # -- laws -------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from peftplan.accuracy import compare, predicted_bytes, summarize, table
+from peftplan.accuracy import compare, predicted_bytes, summarize
 from peftplan.errors import BadFile, RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.records import MAX_LINE_BYTES, Measured, Record, load, parse, save
+from peftplan.report.accuracy_text import table
 from peftplan.result import Cost, Estimate, Flops, Held, Late, Memory, Parameters, Time
 from peftplan.units import GIB
 
@@ -121,6 +122,18 @@ def test_a_missing_folder_is_said_so(tmp_path: Path) -> None:
 def test_unexplained_extra_bytes_are_refused() -> None:
     with pytest.raises(ValueError, match="beyond_model_why"):
         Measured(kind="reserved_peak", bytes=1, beyond_model_bytes=5)
+
+
+def test_a_value_under_another_kind_is_refused() -> None:
+    allocated, reserved = ({"kind": kind, "bytes": size * GIB} for kind, size in (("allocated_peak", 9), ("device", 8)))
+    with pytest.raises(ValueError, match="is one of them mislabelled"):
+        record(measured=[allocated, reserved])
+
+
+def test_a_run_says_what_it_measured_or_that_it_ran_out_of_memory() -> None:
+    with pytest.raises(ValueError, match="must have measured something"):
+        record(measured=[])
+    assert record(measured=[], out_of_memory=True).measured == ()
 
 
 def test_each_kind_of_memory_meets_its_own_prediction() -> None:

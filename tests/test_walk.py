@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftplan.graph.builder import Builder, Numerics
-from peftplan.graph.core import Region, Tensor, verify
+from peftplan.graph.core import Graph, Region, Tensor, verify
 from peftplan.job import make_job
 from peftplan.pipeline import read
 from peftplan.step.allocator import fresh_block_bytes
@@ -46,6 +46,43 @@ def test_a_trained_linear_keeps_its_input_until_its_backward_is_done() -> None:
     assert found.account.saved_bytes == 0
     assert found.account.grad_bytes == 16 * 8 * 4
     assert found.account.current == found.account.grad_bytes - X_BYTES
+
+
+def penalised(weight: Tensor, named: str) -> Region:
+    """A trained linear layer whose loss adds the norm of a weight."""
+    b = builder()
+    out = b.linear(X, weight)
+    pay = builder()
+    entry = Tensor("penalty", (), DType.float32)
+    total = pay.add_into(entry, pay.norm(weight._replace(name=named)))
+    penalty = Region(name="penalty", ops=tuple(pay.ops), entry=entry, exit=total)
+    return Region(name="layers", ops=tuple(b.ops), entry=X, exit=out, penalty=penalty)
+
+
+@pytest.mark.parametrize("grads_exist", [False, True])
+def test_a_penalty_makes_the_gradient_that_its_layer_adds_to(grads_exist: bool) -> None:
+    weight = builder().weight("w", 8, 8, dtype=DType.float32)._replace(trainable=True)
+    region = penalised(weight, "w")
+    assert region.penalty is not None
+    changes = []
+    for part, root in ((region, False), (region.penalty, True)):
+        need = propagate_need(part, entry_needs=root)
+        found = RegionWalk(Plan(part, exact), need, grads_exist=grads_exist)
+        found.forward()
+        before = found.account.current - found.account.saved_bytes
+        found.backward(root=root)
+        changes.append((found.account.grad_bytes, found.account.current - before))
+    waits = -256 if grads_exist else 0
+    assert changes[1] == (256, 256), "it waits for the layer's, whether or not there is one to add it to"
+    assert changes[0] == (waits, waits - region.exit.nbytes), "and frees the exit's"
+
+
+def test_a_penalty_reads_the_weights_of_its_own_region() -> None:
+    weight = builder().weight("w", 8, 8, dtype=DType.float32)._replace(trainable=True)
+    for named, problems in (("w", []), ("v", ["layers: its penalty reads v, which it lacks"])):
+        graph = Graph(regions=(Region(name="embed", ops=(), entry=None, exit=X), penalised(weight, named)))
+        assert [line for line in verify(graph) if "penalty" in line] == problems
+        assert [count for _, count in graph.params()] == [1]
 
 
 def test_a_held_value_lives_to_the_end_of_its_scope() -> None:

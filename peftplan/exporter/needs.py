@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftplan import formats, optimizers
+from peftplan import formats, methods, optimizers
 from peftplan.job import Job
 from peftplan.trainers import Trainer
 
@@ -19,6 +19,7 @@ def requirements(trainer: Trainer, job: Job) -> str:
         lines.append(BITSANDBYTES)
     if (job.attention or "").startswith("flash_attention"):
         lines.append(FLASH_ATTENTION)
+    lines += methods.packages_of(job.method)
     return "\n".join(lines) + "\n"
 
 

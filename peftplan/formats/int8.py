@@ -56,8 +56,9 @@ class Int8(Format):
         b = Builder(numerics, f"{module.path}.")
         rows, columns = module.weight.shape
         weight = module.weight._replace(stored_bytes=rows * columns + 4 * rows, trainable=False)
-        bias = tuple(t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)
         x, name = module.x, b.name("matmul_8bit")
+        params = (t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)
+        bias = tuple(t._replace(dtype=x.dtype) for t in params)  # Linear8bitLt.forward casts it for good
         tokens = x.numel // columns
         on_cuda = numerics.backend == "cuda"
         # The CPU's kernel is torch's linear, which autocast reaches; CUDA's are bitsandbytes' own.

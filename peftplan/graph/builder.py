@@ -18,8 +18,10 @@ from peftplan.graph.ops import (
     DetachedLinear,
     Div,
     Dropout,
+    Flattened,
     Formula,
     Hold,
+    Hooked,
     Keep,
     Linear,
     Make,
@@ -31,10 +33,12 @@ from peftplan.graph.ops import (
     Scale,
     Slice,
     Softmax,
+    Solve,
     Square,
     Squash,
     View,
     WeightCast,
+    internal,
 )
 from peftplan.units import DType, promote
 
@@ -103,7 +107,8 @@ class Builder:
         self._prefix, self._site, self._part = prefix, site, part
 
     def name(self, label: str) -> str:
-        full = self._prefix + label
+        """A new value's name: one per region, even where the module's weights are the whole model's."""
+        full = self._prefix.removeprefix("@") + label
         seen = self._names.get(full, 0)
         self._names[full] = seen + 1
         return f"{full}#{seen}" if seen else full
@@ -270,6 +275,13 @@ class Builder:
         out = Tensor(n, shape, reduce(promote, (t.dtype for t in parts)))
         return self._emit(Concat(name=n, ins=parts, out=out, site=self._site, part=self._part))
 
+    def flattened(self, weights: tuple[Tensor, ...], label: str = "flat") -> Tensor:
+        """Parameters of one dtype that lie one after the other in one buffer, as one."""
+        n = self.name(label)
+        first = weights[0]
+        out = Tensor(n, (sum(w.numel for w in weights),), first.dtype, BUFFER, base=first.name)
+        return self._emit(Flattened(name=n, ins=weights, out=out, site=self._site, part=self._part))
+
     # -- in place -----------------------------------------------------------------------------------------------
 
     def put(self, target: Tensor, values: Tensor, label: str = "put") -> Tensor:
@@ -344,9 +356,27 @@ class Builder:
         out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
         return self._emit(View(name=n, ins=(weight,), out=out, site=self._site, part=self._part))
 
+    def hooked(self, weight: Tensor, *, flops: int, temporary_bytes: int) -> Tensor:
+        """A parameter to be read by one op, on whose gradient a hook works; it makes a new one besides temporaries."""
+        n = self.name(f"{weight.name.rsplit('.', 1)[-1]}_hooked")
+        out = Tensor(n, weight.shape, weight.dtype, BUFFER, base=weight.name)
+        op = Hooked(
+            name=n, ins=(weight,), out=out, hook_flops=flops, temporary_bytes=temporary_bytes, site=self._site,
+            part=self._part,
+        )  # fmt: skip
+        return self._emit(op)
+
     def minus(self, a: Tensor, b: Tensor, label: str = "sub") -> Tensor:
         """a - b: the gradient of b is a new tensor."""
         return self.add(a, self.view(b, label=f"{label}_other", grad_copied=True), label)
+
+    def solve(self, a: Tensor, b: Tensor, label: str = "solved") -> Tensor:
+        """torch.linalg.solve of square matrices, or of batches of them."""
+        n = self.name(label)
+        lu = internal(n, "lu", a.shape, a.dtype)
+        pivots = internal(n, "pivots", a.shape[:-1], DType.int32)
+        out = Tensor(n, b.shape, b.dtype)
+        return self._emit(Solve(name=n, ins=(a, b), out=out, lu=lu, pivots=pivots, site=self._site, part=self._part))
 
     def norm(self, x: Tensor, *shape: int, label: str = "norm") -> Tensor:
         """torch.linalg.vector_norm: keeps its result and x; x over it and a mask are made besides the gradient

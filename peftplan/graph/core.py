@@ -22,6 +22,8 @@ from peftplan.units import DType
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
 PARAMS = frozenset({WEIGHT, ADAPTER})
+PENALTY = "penalty"
+"""Names regions that are what the loss adds for the weights of others, and the sum that they hand on."""
 
 
 class Tensor(NamedTuple):
@@ -98,8 +100,10 @@ class Op(ABC):
     views: ClassVar[bool] = False
     """Whether the gradient of the first input comes back as a view of what the formula makes: a view keeps the tensor
     that it views, so the engine does not add to it in place."""
+    narrows: ClassVar[bool] = False
+    """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
-    """Whether its backward has matrix products although its forward has none."""
+    """Whether its backward has matrix products although its forward runs nothing."""
     pieces: ClassVar[int] = 1
     """In how many equal tensors an op's temporaries come."""
 
@@ -154,7 +158,9 @@ class Region:
     holds on to from a checkpointed forward until the layer runs again, `trails` those of that second run until its
     backward is done, with the graph that made them. `handed` names values of which every
     layer takes its own part: that layer's `taken`, alive on entry and freed by it. `leaf` is the embedding's output,
-    which checkpointing makes a leaf that requires a gradient, where that is not the exit.
+    which checkpointing makes a leaf that requires a gradient, where that is not the exit. `penalty` is what the loss
+    adds for this region's own weights, once for each of `count`: it takes the sum of those before it and hands on the
+    longer sum. Penalties run after the head in the order of their regions, so their backward runs first of all.
     """
 
     name: str
@@ -172,15 +178,27 @@ class Region:
     leaf: str | None = None
     first_index: int | None = None
     """Index of the first decoder layer of the run."""
+    borrows: bool = False
+    """Whether its base weights are those of other layers, and counted there."""
+    penalty: Region | None = None
 
     @property
     def is_head(self) -> bool:
         """Whether it holds the head and the loss."""
         return self.name == "head"
 
+    @property
+    def is_penalty(self) -> bool:
+        """Whether it is what the loss adds for another region's weights."""
+        return self.name == PENALTY
+
     def params(self) -> Iterable[Tensor]:
         """Every parameter once, in order of use."""
         return self._params
+
+    def owned(self) -> Iterable[Tensor]:
+        """Those that are counted here."""
+        return (t for t in self._params if t.kind == ADAPTER) if self.borrows else self._params
 
     @cached_property
     def _params(self) -> tuple[Tensor, ...]:
@@ -196,13 +214,15 @@ class Region:
 class Graph:
     """The forward of a model as regions in order; the loss is the last op's output of the last region.
 
-    `inputs` are batch tensors, alive through the whole step; `unused` are parameters no op reads.
+    `inputs` are batch tensors, alive through the whole step; `unused` are parameters no op reads. `prelude` is a pass
+    without gradient that runs before, on the weights of `regions`, and whose caller holds every layer's input.
     """
 
     regions: tuple[Region, ...]
     inputs: tuple[Tensor, ...] = ()
     buffers: tuple[Tensor, ...] = ()
     unused: tuple[Tensor, ...] = field(default=())
+    prelude: tuple[Region, ...] = ()
 
     def params(self) -> Iterable[tuple[Tensor, int]]:
         """Each distinct parameter with how many equal copies of it exist (one per layer of a run).
@@ -216,7 +236,7 @@ class Graph:
         found: list[tuple[Tensor, int]] = []
         seen: set[str] = set()
         for region in self.regions:
-            for t in region.params():
+            for t in region.owned():
                 if not is_global(t.name):
                     found.append((t, region.count))
                 elif t.name not in seen:
@@ -235,11 +255,21 @@ def verify(graph: Graph) -> Iterator[str]:
 
     Nothing for a well-formed graph. Methods and formats are checked with it; no estimate pays for it.
     """
-    known = {t.name for t in (*graph.inputs, *graph.buffers)}
+    given = {t.name for t in (*graph.inputs, *graph.buffers)}
+    yield from _misruns(graph.prelude, given)
+    yield from _misruns(graph.regions, given)
+
+
+def _misruns(regions: tuple[Region, ...], given: set[str]) -> Iterator[str]:
+    """What is malformed in one pass over regions, for which what is `given` exists."""
+    known = set(given)
     before: Tensor | None = None
-    for region in graph.regions:
+    for region in regions:
         yield from _misfits(region, before)
         yield from _misorders(region, known)
+        if region.penalty is not None:
+            yield from _misorders(region.penalty, known)
+            yield from _strangers(region.penalty, region)
         known |= {op.out.name for op in region.ops if is_global(op.out.name)}
         before = region.exit
 
@@ -251,6 +281,13 @@ def _misfits(region: Region, before: Tensor | None) -> Iterator[str]:
     for source in sources if entry is not None else ():
         if source is None or entry is None or (source.shape, source.dtype) != (entry.shape, entry.dtype):
             yield f"{region.name}: takes {entry}, is given {source}"
+
+
+def _strangers(penalty: Region, region: Region) -> Iterator[str]:
+    """Weights of a penalty that are not its region's own."""
+    own = {t.name for t in region.params()}
+    yield from (f"{region.name}: its penalty reads {t.name}, which it lacks" for t in penalty.params()
+                if t.name not in own)  # fmt: skip
 
 
 def _misorders(region: Region, known: set[str]) -> Iterator[str]:

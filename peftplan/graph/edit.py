@@ -21,6 +21,13 @@ class Module:
     site: str
     ops: tuple[Op, ...]
     weight: Tensor
+    widened: Tensor | None = None
+    """The value that the rest of the model reads, where that is not `out`: in the input's dtype."""
+
+    @property
+    def handed(self) -> Tensor:
+        """The value that the rest of the model reads."""
+        return self.out if self.widened is None else self.widened
 
     @property
     def x(self) -> Tensor:
@@ -70,7 +77,24 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
     if not done:
         return region
     new.extend(region.ops[done:])
-    return replace(region, ops=tuple(new))
+    return _settled(replace(region, ops=tuple(new)))
+
+
+def _settled(region: Region) -> Region:
+    """The region with every value in the storage it is in: a module that now writes its output in place, into its base
+    layer's, moves whoever reads or views that output."""
+    homes: dict[str, str] = {}
+
+    def moved(t: Tensor) -> Tensor:
+        home = homes.get(t.storage)
+        return t if home is None else t._replace(base=home)
+
+    ops: list[Op] = []
+    for op in region.ops:
+        ops.append(op.over(tuple(map(moved, op.ins)), moved(op.out)))
+        if ops[-1].out.base:
+            homes[op.out.name] = ops[-1].out.base
+    return replace(region, ops=tuple(ops), returned=tuple(homes.get(name, name) for name in region.returned))
 
 
 def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ...]:
@@ -86,6 +110,19 @@ def writing(ops: Iterable[Op], produced: Tensor, target: Tensor) -> tuple[Op, ..
         return op.over(tuple(map(renamed, op.ins)), renamed(op.out)) if _mentions(op, old) else op
 
     return tuple(map(rename, ops))
+
+
+def after(region: Region, path: str, result: Tensor, then: Callable[[Tensor], tuple[tuple[Op, ...], Tensor]]) -> Region:
+    """The region with what `then` makes of the `result` of its submodule `path` (`self_attn`) in place of that result.
+
+    `then` is given the submodule's own result and returns (ops, the value that stands in for it).
+    """
+    own = [i for i, op in enumerate(region.ops) if op.name.startswith(f"{path}.")]
+    start, end = own[0], own[-1] + 1
+    inner = result._replace(name=f"{result.name}.inner")
+    ops, made = then(inner)
+    before = writing(region.ops[start:end], result, inner)
+    return replace(region, ops=(*region.ops[:start], *before, *writing(ops, made, result), *region.ops[end:]))
 
 
 def _mentions(op: Op, name: str) -> bool:
@@ -121,3 +158,19 @@ def split_runs(graph: Graph, key: Callable[[int], object]) -> Graph:
             whole = len(indices) == count
             out.append(region if whole else replace(region, count=len(indices), first_index=indices[0]))
     return replace(graph, regions=tuple(out))
+
+
+def insert_layers(graph: Graph, after: Callable[[int], bool]) -> tuple[Graph, frozenset[int]]:
+    """The graph with a copy of each layer that `after` picks behind it, and the indices of the copies; all layers are
+    numbered anew."""
+    regions: list[Region] = []
+    copies: set[int] = set()
+    for region in graph.regions:
+        if region.first_index is None:
+            regions.append(region)
+            continue
+        start, before = region.first_index, len(copies)
+        picked = [i for i in range(start, start + region.count) if after(i)]
+        copies.update(i + 1 + before + n for n, i in enumerate(picked))
+        regions.append(replace(region, count=region.count + len(picked), first_index=start + before))
+    return replace(graph, regions=tuple(regions)), frozenset(copies)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from peftplan import methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.instruments import adapterhub, quantize
+from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 
 Mode = Literal["fake", "real"]
@@ -27,6 +32,11 @@ DTYPES = {
 QUANTIZED = ("nf4", "fp4", "int8")
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
+WITH_VALUES = ("shira", "cpt", "frod")
+"""Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
+shapes of CPT's loss and of FRoD's sparse factors depend on values."""
+LATE = ("_psoft_A_cache", "_psoft_B_cache")
+"""Buffers that PEFT makes after it has moved a layer's others to the weight's dtype; they stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +83,7 @@ def decide(job: Job) -> Choices:
     fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
     return Choices(
         job=job,
-        method="lora" if method == "qlora" else method,
+        method=_traced(method),
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
         autocast=_dtype("--precision", pure) if precision != pure else None,
@@ -84,6 +94,14 @@ def decide(job: Job) -> Choices:
         attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa", "sdpa_math", "sdpa_flash")),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
+
+
+def _traced(method: str) -> str:
+    """The method that a name stands for, without its format or optimizer."""
+    if method == "qlora":
+        return "lora"
+    known = method in methods.aliases() and methods.optimizer_of(method) is not None
+    return methods.resolve_name(method)[0] if known else method
 
 
 def _batching(job: Job) -> str:
@@ -166,6 +184,10 @@ def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
             if ".lora_A." in name:
                 param.requires_grad_(False)
         return model
+    if choices.method == "adalora":
+        return _adalora(model, choices)
+    if choices.method == "xlora":
+        return _xlora(model, choices)
     return _adapt(model, choices)
 
 
@@ -175,6 +197,40 @@ def _hub_dtype(model: torch.nn.Module, choices: Choices) -> torch.dtype | None:
         return choices.adapter_dtype
     dtype: torch.dtype = model.get_input_embeddings().weight.dtype
     return dtype
+
+
+def _adalora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
+    """`update_and_allocate` is the loop's call (see `step`), `trains_ranknum` what PEFT's releases differ in."""
+    model = _adapt(model, choices)
+    if not choices.job.knobs("method").get(
+        "trains_ranknum", True
+    ):  # before peft 0.21.0, _mark_only_adapters_as_trainable
+        for name, param in model.named_parameters():
+            if ".ranknum." in name:
+                param.requires_grad_(False)
+    return model
+
+
+def _xlora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
+    """X-LoRA over `method.adapters` LoRAs of the job's rank and modules. It loads them from files, which need not hold
+    a weight: what is missing stays as it was drawn. It applies only those that are named by their number."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    job = choices.job
+    adapters = job.knobs("method").get("adapters", 2)
+    count = adapters if isinstance(adapters, int) else len(adapters)
+    model.config.use_cache = False  # it refuses a model that builds a cache
+    with tempfile.TemporaryDirectory() as folder:
+        targets = _as_peft_has_it(job.target_modules) if job.target_modules is not None else None
+        LoraConfig(r=job.rank or 8, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder)
+        save_file({}, str(Path(folder, "adapter_model.safetensors")))
+        own = {
+            "method.hidden_size": model.config.hidden_size,
+            "method.adapters": {str(i): folder for i in range(count)},
+        }
+        given = job.model_copy(update={"settings": {**job.settings, **own}, "rank": None, "target_modules": None})
+        return _adapt(model, dataclasses.replace(choices, job=given))
 
 
 def _freeze(model: torch.nn.Module, job: Job) -> torch.nn.Module:
@@ -204,11 +260,44 @@ def _adapt(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
 
     # LoRA copies weights (DoRA) and assigns to them (PiSSA): on `meta` that works only if new tensors are
     # born there. Other methods read what they draw (BOFT, AdaLoRA), which works only on the CPU.
-    with next(model.parameters()).device if choices.method == "lora" else torch.device("cpu"):
-        adapted: torch.nn.Module = get_peft_model(model, peft_config(choices))
+    device = next(model.parameters()).device if choices.method == "lora" else torch.device("cpu")
+    with device, dealt() if choices.method == "adamss" else nullcontext():
+        raised = choices.adapter_dtype in (None, torch.float32)
+        config = peft_config(choices)
+        adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=raised)
+        _add_adapters(adapted, choices)
+        _untie_upcast(adapted)
+    for module in adapted.modules():  # KaSA decomposes weights when it is put on, on `meta` at the first forward
+        vars(module).get("_lora_kasa_truncation_deferred", set()).clear()
     if choices.method != "ln_tuning":  # its copies keep their dtype: LNTuningModel._cast_adapter_dtype
         cast_adapter(adapted, choices.adapter_dtype)
     return adapted
+
+
+def _untie_upcast(model: torch.nn.Module) -> None:
+    """A tied head's adapter views the embedding's; PEFT's upcast from half precision, which `meta` does not need,
+    makes it a tensor of its own."""
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear) and module.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16):
+            for param in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+                param.data = param.data.clone()
+
+
+def _add_adapters(model: Any, choices: Choices) -> None:
+    """Load more adapters like the first, and activate and train as many as the job says."""
+    knobs = choices.job.knobs("method")
+    names = ["default", *(f"adapter_{i}" for i in range(1, int(knobs.get("adapters", 1))))]
+    if len(names) == 1:
+        return
+    for name in names[1:]:
+        model.add_adapter(name, peft_config(choices))
+    active = names[: int(knobs.get("active_adapters", 1))]
+    model.base_model.set_adapter(active)
+    trained = knobs.get("trained_adapters")
+    if trained is not None:
+        model.set_requires_grad(active[int(trained) :], requires_grad=False)
 
 
 def peft_config(choices: Choices) -> Any:
@@ -221,11 +310,13 @@ def peft_config(choices: Choices) -> Any:
         raise UnknownName("method", choices.method, [*UNWRAPPED, "lora_fa", "qlora", *known])
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known[choices.method]]
     fields = {field.name for field in dataclasses.fields(cls)}
-    knobs = {"task_type": "CAUSAL_LM", **choices.job.knobs("method")}
+    loops = methods.get(choices.method).loop_knobs if choices.method in methods.names() else frozenset[str]()
+    asked = choices.job.knobs("method").items()
+    knobs = {"task_type": "CAUSAL_LM", **{name: _as_peft_has_it(value) for name, value in asked if name not in loops}}
     if choices.job.rank is not None:
         knobs["r"] = choices.job.rank
     if choices.job.target_modules is not None:
-        knobs["target_modules"] = _targets(choices.job.target_modules)
+        knobs["target_modules"] = _as_peft_has_it(choices.job.target_modules)
     for name in knobs:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3)
@@ -236,8 +327,9 @@ def peft_config(choices: Choices) -> Any:
         raise RequestError(f"method {choices.method!r}: {str(error).splitlines()[0]}") from None
 
 
-def _targets(targets: str | tuple[str, ...]) -> str | list[str]:
-    return targets if isinstance(targets, str) else list(targets)
+def _as_peft_has_it(value: Any) -> Any:
+    """PEFT asks for lists where a Job holds tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
@@ -246,25 +338,28 @@ def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
     PEFT skips its casts for adapters on `meta`: to the base weight's dtype, then half precision up to float32
     (`peft.tuners.tuners_utils.cast_adapter_dtype`). None does the second; a dtype asks for that one.
     """
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        return tensor.to(dtype or torch.float32) if half or (dtype and tensor.is_floating_point()) else tensor
+
     for param in _adapter_parameters(model):
-        if dtype is not None:
-            param.data = param.data.to(dtype)
-        elif param.dtype in (torch.float16, torch.bfloat16):
-            param.data = param.data.to(torch.float32)
-    if dtype is not None:
-        _cast_buffers(model, dtype)
+        param.data = cast(param.data)
+    for part in _adapter_buffers(model):
+        part.update({key: cast(tensor) for key, tensor in part.items()})
 
 
-def _cast_buffers(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def _adapter_buffers(model: torch.nn.Module) -> Iterator[Any]:
     """What layers keep beside their parameters goes with them (`_move_adapter_to_device_of_base_layer`)."""
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            for part in (getattr(module, name, None) for name in module.other_param_names):
-                if isinstance(part, BufferDict):
-                    part.update({k: t.to(dtype) if t.is_floating_point() else t for k, t in part.items()})
+            for name in module.other_param_names:
+                part = getattr(module, name, None)
+                if isinstance(part, BufferDict) and name not in LATE:
+                    yield part
 
 
 def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

@@ -41,9 +41,16 @@ def _fake(tensor: torch.Tensor, memo: dict[int, torch.Tensor], flat: dict[int, t
             size = storage.nbytes() // tensor.element_size()
             flat[storage._cdata] = torch.empty(size, dtype=tensor.dtype, device="cpu")
         view = flat[storage._cdata].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
-        is_parameter = isinstance(tensor, torch.nn.Parameter)
-        memo[id(tensor)] = torch.nn.Parameter(view, tensor.requires_grad) if is_parameter else view
+        memo[id(tensor)] = _parameter(view, tensor) if isinstance(tensor, torch.nn.Parameter) else view
     return memo[id(tensor)]
+
+
+def _parameter(view: torch.Tensor, original: torch.nn.Parameter) -> torch.nn.Parameter:
+    """A parameter in place of `original`, with the hooks on its gradient."""
+    made = torch.nn.Parameter(view, original.requires_grad)
+    for hook in (original._backward_hooks or {}).values():
+        made.register_hook(hook)
+    return made
 
 
 def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:

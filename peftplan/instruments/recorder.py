@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from peftplan.instruments.engine import adds_bias, sums_in_place
 from peftplan.instruments.flops import flops_of, looks_heavy
@@ -39,8 +39,9 @@ loop holds on to the model's outputs.
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
-_NO = "peft/tuners/vblora/layer.py"
-"""Where False is the right answer: whether logits are infinite."""
+_INDEX = _aten.index.Tensor
+_ANSWERS: dict[str, Any] = {"peft/tuners/vblora/layer.py": False, "peft/tuners/poly/router.py": 0}
+"""By source file, the right answer to what it reads of a tensor: whether logits are infinite; the largest task."""
 _LIBRARIES = ("/transformers/", "/peft/", "/adapters/", "/bitsandbytes/")
 
 
@@ -98,12 +99,24 @@ class Place(NamedTuple):
     source: str
 
 
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that have a storage: of a sparse one its indices and values, else itself."""
+    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+
+
 def _storages(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
+        yield from _parts(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _storages(item)
+
+
+def _everything(index: torch.Tensor | None) -> torch.Tensor | None:
+    """The places of a mask of one dimension, were it all true."""
+    if index is None or index.dtype is not torch.bool:
+        return index
+    return torch.empty(index.shape[0], dtype=torch.int64, device=index.device)
 
 
 @functools.cache
@@ -150,7 +163,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.recomputing = 0
         self.guesses: dict[str, Any] = {}
         """Source line -> value taken there, where the model read a tensor's value and there was none."""
-        self.answers: dict[str, bool] = {_NO: False}
+        self.answers = dict(_ANSWERS)
         """Source file -> what a truth value that is read there is, where nobody can know; elsewhere True."""
         self.uncounted: set[str] = set()
         """Operators that look like products and have no FLOP formula."""
@@ -249,12 +262,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self._place_of_node[number] = Place(self._stack[-1] if self._stack else "", _source_line())
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Pack hook: remember the storage, keep the tensor as it is."""
-        number = self.id_of(tensor)
-        if number is not None and number not in self.packed:
-            node = torch._C._autograd._get_sequence_nr() - 1
-            place = Place(self._stack[-1] if self._stack else "", _source_line())
-            self.packed[number] = (node, place, tensor.shape)
+        """Pack hook: remember the storage, keep the tensor as it is; a node's own output without the node, which would
+        otherwise keep itself alive where nobody runs it backward."""
+        node = torch._C._autograd._get_sequence_nr() - 1
+        for part in _parts(tensor):
+            number = self.id_of(part)
+            if number is not None and number not in self.packed:
+                place = Place(self._stack[-1] if self._stack else "", _source_line())
+                self.packed[number] = (node, place, part.shape)
+        if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() == node:
+            with _disable_current_modes():
+                return tensor.detach()
         return tensor
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -306,11 +324,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return _aten.alias.default(args[0].add_(args[1]))
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
-        out = self._read(args[0]) if func is _ITEM else func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         self._count(func, args, kwargs, out)
         for tensor in _storages(out):
             self._see(tensor, None, "activation")
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator's result; where it depends on values and there are none, what is known or guessed."""
+        if func is _ITEM:
+            return self._read(args[0])
+        return self._pick(*args) if func is _INDEX else func(*args, **kwargs)
+
+    def _pick(self, tensor: torch.Tensor, indices: Any) -> Any:
+        """`tensor[indices]`. A fake mask is taken to pick everything."""
+        try:
+            return _INDEX(tensor, indices)
+        except DynamicOutputShapeException:
+            self.guesses[_source_line() or "elsewhere"] = True
+            return _INDEX(tensor, [_everything(index) for index in indices])
 
     def _read(self, tensor: torch.Tensor) -> Any:
         """`tensor.item()`. A fake tensor has no value: what is known, else True, 1 or 0.5 (see `guesses`)."""
@@ -320,10 +352,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             number = self.id_of(tensor)
             if number in self._known:
                 return self._known[number]
-            value: Any = 0.5 if tensor.is_floating_point() else 1
             where = _source_line() or "elsewhere"
-            if tensor.dtype is torch.bool:
-                value = self.answers.get(where.partition(":")[0], True)
+            unknown = True if tensor.dtype is torch.bool else 0.5 if tensor.is_floating_point() else 1
+            value = self.answers.get(where.partition(":")[0], unknown)
             self.guesses[where] = value
             return value
 

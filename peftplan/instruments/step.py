@@ -11,33 +11,16 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peftplan.errors import RequestError, Unsupported
-from peftplan.instruments import fakes, quantize
+from peftplan.instruments import fakes, optim, quantize
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
 from peftplan.instruments.recorder import Recorder, Saved
-from peftplan.job import Job
 
-SETTLED = ("transformers/masking_utils.py", "elsewhere")
-"""Where True or 0.5 is the right answer for a value that is read: no packed sequences; any step of Adam's."""
+SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
+"""Where True or 0.5 is the right answer for a value that is read: no packed sequences; places that are all inside a
+padded matrix; any step of Adam's."""
 VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
-OPTIMIZERS = {
-    "adamw": "auto",
-    "adamw_torch": "auto",
-    "adamw_for_loop": "for-loop",
-    "adamw_foreach": "foreach",
-    "adamw_torch_foreach": "foreach",
-    "adamw_fused": "fused",
-    "adamw_torch_fused": "fused",
-}
-IMPLEMENTATIONS: dict[str, dict[str, bool]] = {
-    "auto": {},
-    "for-loop": {"foreach": False, "fused": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-"""`auto` is torch's own choice, on the CPU the for-loop."""
 
 
 class Step:
@@ -52,6 +35,7 @@ class Step:
         self.optimizer = self._optimizer()
         self.saved: list[Saved] = []
         self.held: Any = None
+        self._allocates = choices.method == "adalora" and choices.job.knobs("method").get("update_and_allocate", True)
 
     def run(self, counts: dict[str, int]) -> Trace:
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
@@ -74,11 +58,8 @@ class Step:
         real = self.mode == "real"
         return nullcontext() if real else as_if_real(self.recorder, padded=self.choices.padded)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        trained = [param for param in self.model.parameters() if param.requires_grad]
-        if not trained:
-            raise RequestError(f"method {self.choices.method!r} trains nothing on this model")
-        return torch.optim.AdamW(trained, lr=1e-4, **adamw_switches(self.job))
+    def _optimizer(self) -> optim.Plain:
+        return optim.make(self.choices.job, self.model)
 
     def _register(self) -> None:
         """Tell the recorder what lives between steps."""
@@ -103,14 +84,18 @@ class Step:
                     self.recorder.add(buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}")
         for name, _, _, tensor in fakes.loose_tensors(self.model):
             self.recorder.add(tensor, "buffer_non_persistent", name)
+        if self._allocates:
+            allocator = self.model.base_model.rankallocator
+            for scores in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
+                for name, tensor in scores.items():
+                    self.recorder.add(tensor, "buffer_non_persistent", name)
 
     def _register_optimizer(self) -> None:
         names = {id(param): name for name, param in self.model.named_parameters()}
-        for param, state in self.optimizer.state.items():
-            for key, value in state.items():
-                kind = "optimizer_step" if key == "step" else "optimizer"
-                if isinstance(value, torch.Tensor):
-                    self.recorder.add(value, kind, f"{names[id(param)]}.{key}")
+        for param, key, value in self.optimizer.states():
+            kind = "optimizer_step" if key == "step" else "optimizer"
+            if isinstance(value, torch.Tensor):
+                self.recorder.add(value, kind, f"{names[id(param)]}.{key}" if param is not None else key)
 
     @contextmanager
     def _phases(self) -> Iterator[None]:
@@ -135,7 +120,7 @@ class Step:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64)
         if self.choices.padded:
             batch["attention_mask"][-1, -1:] = 0
-        if self.choices.method == "multitask_prompt_tuning":
+        if self.choices.method in ("multitask_prompt_tuning", "poly"):
             batch["task_ids"] = torch.zeros(self.job.micro_batch, dtype=torch.int64)
         for name, tensor in batch.items():
             self.recorder.relabel(tensor, "batch", name)
@@ -151,7 +136,7 @@ class Step:
         if self.choices.outputs_until != "step":
             outputs = None
         recorder.phase = "backward"
-        loss.backward()
+        self.optimizer.backward(loss)
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 recorder.relabel(param.grad, "gradient", name)
@@ -161,7 +146,9 @@ class Step:
         kept = self._micro_step()
         self.recorder.phase = "optimizer"
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._allocates:
+            self.model.base_model.update_and_allocate(0)  # a step before ranks are cut
+        self.optimizer.zero_grad()
         del kept
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
@@ -169,6 +156,8 @@ class Step:
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
         with keeps, nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
             outputs = self.model(**batch)
+        for name, param in self.model.named_parameters():
+            self.recorder.relabel(param, "parameter", name)  # CPT gives its parameter new data in every forward
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
         self.held = outputs if self.choices.outputs_until == "next" else None
         return outputs
@@ -204,17 +193,6 @@ class Step:
         guessed = (f"{at}: read a value, took {value}" for at, value in guesses if not at.startswith(SETTLED))
         uncounted = (f"no FLOP formula for {op}: counted 0" for op in sorted(self.recorder.uncounted))
         return (*guessed, *uncounted)
-
-
-def adamw_switches(job: Job) -> dict[str, bool]:
-    """The arguments of torch.optim.AdamW that choose its implementation. Raises Unsupported for others."""
-    name = (job.optimizer or "adamw").replace("-", "_").lower()
-    if name not in OPTIMIZERS:
-        raise Unsupported(f"--optimizer: the trace cannot run {job.optimizer!r}; it can: {', '.join(OPTIMIZERS)}")
-    impl = str(job.knobs("optimizer").get("impl", OPTIMIZERS[name]))
-    if impl not in IMPLEMENTATIONS:
-        raise RequestError(f"optimizer.impl={impl!r}: use one of {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[impl]
 
 
 def _versions() -> dict[str, str]:

@@ -4,8 +4,9 @@ The step is a plain loop's: `outputs = model(**batch); outputs.loss.backward(); 
 optimizer.zero_grad()` in training mode, the second of two (the first creates optimizer state), watched by
 `recorder.Recorder`. The backend is torch's CPU: operators, what they save, autocast's lists are the CPU's.
 `mode="real"` runs the same step on real tensors with random weights; it must give the same answer, and is for
-tiny models. `loop.outputs_until` says how long the loop holds the model's outputs (logits, cache): `loss` (as
-transformers' Trainer), `step` (default; a function's local variable) or `next` (until the next step's).
+tiny models; a few methods (build.WITH_VALUES) always run so. `loop.outputs_until` says how long the loop holds the
+model's outputs (logits, cache): `loss` (as transformers' Trainer), `step` (default; a function's local variable) or
+`next` (until the next step's).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import torch
 
 from peftplan.arch.core import Arch
-from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
+from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
 from peftplan.instruments import adapterhub, build, fakes, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
@@ -25,7 +26,9 @@ from peftplan.instruments.hooks import quiet
 from peftplan.instruments.step import Step
 from peftplan.job import Job, make_job
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Trace", "parameters", "trace"]
+MOST_WITH_VALUES = 200_000_000
+"""Parameters: random weights of that many are made in a second and take 0.8 GB."""
 
 
 def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
@@ -36,6 +39,7 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     if job.config is None and arch is not None:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
+    mode = _mode(choices, mode)
     sole_owner()
     with quiet():
         model = _assembled(choices, mode)
@@ -45,6 +49,26 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
             return _run(choices, model, mode, counts)
+
+
+def parameters(job: Job) -> dict[str, int]:
+    """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
+    choices = build.decide(job)
+    with quiet():
+        return _count(_assembled(choices, _mode(choices, "fake")))
+
+
+def _mode(choices: Choices, asked: Mode) -> Mode:
+    """Real where fake tensors will not do. Raises Unsupported where that would take much memory."""
+    if asked == "real" or choices.method not in build.WITH_VALUES:
+        return asked
+    total = sum(weight.numel() for weight in build.base_model(choices, "fake").parameters())
+    if total > MOST_WITH_VALUES:
+        raise Unsupported(
+            f"method {choices.method} depends on the values of weights, which a trace has for models up to "
+            f"{MOST_WITH_VALUES:,} parameters; this one has {total:,}"
+        )
+    return "real"
 
 
 def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 from peftplan import plugins
 from peftplan.errors import Unsupported
 from peftplan.methods._adapterhub import AdapterHub
-from peftplan.methods._unmodelled import UNMODELLED
+from peftplan.methods._unmodelled import NO_METHOD, OF_PAPERS, UNMODELLED
 from peftplan.methods.base import Host, Method
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "get",
     "make",
     "names",
+    "optimizer_of",
+    "packages_of",
     "resolve_name",
     "settings_of",
 ]
@@ -44,7 +46,18 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     key = plugins.canonical(name)
     if key in UNMODELLED and key not in names():
         raise Unsupported(f"method {key} is not modelled: {UNMODELLED[key]}; `peftplan list methods` shows the others")
+    if key in OF_PAPERS:
+        raise Unsupported(f"method {key} is not modelled: {OF_PAPERS[key]}")
+    if key in NO_METHOD:
+        raise Unsupported(f"{key} is no method: {NO_METHOD[key]}")
     return plugins.resolve(__name__, "method", name)
+
+
+def optimizer_of(name: str) -> str | None:
+    """The optimizer that a name means besides a method: `galore` is `full` with it."""
+    file, _ = resolve_name(name)
+    named: dict[str, str] = getattr(plugins.load(__name__, "method", file), "OPTIMIZERS", {})
+    return named.get(plugins.canonical(name))
 
 
 def get(name: str) -> type[Method]:
@@ -66,6 +79,12 @@ def settings_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
     module = plugins.load(__name__, "method", resolve_name(name)[0])
     modelled = frozenset(field.name for field in dataclasses.fields(module.METHOD))
     return modelled, getattr(module, "HARMLESS", frozenset())
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """What the libraries import for a method without requiring it themselves."""
+    packages: tuple[str, ...] = getattr(plugins.load(__name__, "method", resolve_name(name)[0]), "PACKAGES", ())
+    return packages
 
 
 def example(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from peftplan.graph.blocks.modeling import ADAPTERS_LLAMA, ADAPTERS_MISTRAL, TRA
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Region
 from peftplan.graph.edit import split_runs
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 MODELS = {"llama": ADAPTERS_LLAMA, "mistral": ADAPTERS_MISTRAL, "qwen2": TRANSFORMERS_4, "qwen3": TRANSFORMERS_4}
@@ -30,6 +30,8 @@ COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
 class AdapterHub(Method, ABC):
     """A method of `adapters`; knobs are named as in its configs."""
 
+    family: ClassVar[Family] = "additive"
+    libraries: ClassVar[tuple[str, ...]] = ("adapters",)
     base_config: ClassVar[str]
     """What `add_adapter` knows it as."""
     reentrant: ClassVar[bool] = False

@@ -62,7 +62,7 @@ class Bottleneck(AdapterHub, ABC):
     leave_out: tuple[int, ...] = ()
     inv_adapter: Literal["nice", "glow"] | None = None
     inv_adapter_reduction_factor: float | None = None
-    trains: ClassVar[bool] = True
+    adapters_train: ClassVar[bool] = True
     """Whether the adapters themselves train."""
 
     # -- what is asked ------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Bottleneck(AdapterHub, ABC):
 
     def new(self, b: Builder, label: str, *shape: int, dtype: DType) -> Tensor:
         """A parameter of an adapter."""
-        return b.weight(label, *shape, dtype=dtype, kind=ADAPTER)._replace(trainable=self.trains)
+        return b.weight(label, *shape, dtype=dtype, kind=ADAPTER)._replace(trainable=self.adapters_train)
 
     def _squeezed(self, b: Builder, x: Tensor) -> Tensor:
         name = self.non_linearity.lower()

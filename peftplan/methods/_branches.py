@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from peftplan.errors import RequestError, Unsupported
+from peftplan.graph.blocks.decoder import module_order
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
-from peftplan.methods._linears import Plan, adapt, packed, plan, train_biases
+from peftplan.graph.ops import Linear, MatMul
+from peftplan.methods._linears import Plan, adapt, narrowed, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import DEFAULTS, Names, targets
+from peftplan.methods.base import Family, Host, Method
+from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,20 @@ class OnLinears(Method):
     target_modules: Names = None
     exclude_modules: Names = None
     layers_to_transform: tuple[int, ...] | int | None = None
+    layers_pattern: Names = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "reparameterized"
     title: ClassVar[str]
     """Its name in messages."""
-    packs: ClassVar[bool] = False
-    """Whether PEFT has it on packed weights."""
-    on_packed: ClassVar[bool] = False
-    """Whether `branch` says what it does there."""
+    no_4bit: ClassVar[str] = ""
+    """Why PEFT cannot put it on 4-bit weights, if it cannot; it takes any kind of linear layer otherwise."""
+    no_8bit: ClassVar[str] = ""
+    """The same of 8-bit weights."""
+    in_place: ClassVar[bool] = False
+    """Whether PEFT adds its branch to the layer's output in place. What bitsandbytes' 8-bit function returns is a view
+    of its own making (autograd/_functions.py, MatMul8bitLt; MatMul8bitFp, a CPU's, where there is a bias)."""
+    returns_input: ClassVar[bool] = False
+    """Whether PEFT casts what comes out to the dtype of what came in, whatever autocast computed in."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Knobs of other methods that PEFT's config does not have."""
     defaults: ClassVar[dict[str, tuple[str, ...]]] = DEFAULTS
@@ -55,38 +64,100 @@ class OnLinears(Method):
         del path
         return 0
 
+    def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
+        """What each adapted module of each layer is given."""
+        return plan(graph, choice, self.size)
+
     @abstractmethod
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """What runs in place of a chosen module, ending in its output."""
+
+    def embedding(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        """What runs in place of a chosen embedding. Raises Unsupported where nothing is modelled there."""
+        del module, size, host
+        raise Unsupported(f"{self.title} on embeddings is not modelled; leave embed_tokens out of --target-modules")
 
     def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
         """Tensors beside the parameters, given every adapted module."""
         del chosen, host
         return ()
 
+    def unread(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        """The adapted layers' own weights, where nothing reads them any more."""
+        del chosen, host
+        return ()
+
+    def planned(self, graph: Graph, host: Host) -> Plan[int]:
+        """Which modules are adapted, each with its `size`."""
+        family = host.arch.family
+        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        choice = targets(
+            family,
+            wanted,
+            excluded=self.exclude_modules,
+            layers=self.layers_to_transform,
+            pattern=self.layers_pattern,
+            saved=self.modules_to_save,
+        )
+        return self.plan(graph, choice)
+
+    def widens(self, graph: Graph, host: Host) -> dict[int | str, frozenset[str]]:
+        if not self.returns_input:
+            return {}
+        return {key: frozenset(paths) for key, paths in self.planned(graph, host).items()}
+
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check_lacks()
         self.check()
-        family = host.arch.family
-        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
-        choice = targets(family, wanted, excluded=self.exclude_modules, layers=self.layers_to_transform)
-        planned = plan(graph, choice, self.size)
+        planned = self.planned(graph, host)
 
         def branch(module: Module, size: int) -> tuple[Op, ...]:
-            if packed(module) is not None and not self.on_packed:
-                what = f"{self.title} on packed weights is not modelled" if self.packs else (
-                    f"PEFT has no {self.title} on packed weights")  # fmt: skip
-                raise Unsupported(f"{what}; use an unquantized --format")
-            return self.branch(module, size, host)
+            if module.site == "embed":
+                return self.embedding(module, size, host)
+            self._check_packed(module, host)
+            ops = self.branch(narrowed(module), size, host)
+            self._check_products(ops, module)
+            return ops
 
-        adapted = train_biases(adapt(graph, planned, branch, name=self.title), planned, self.trained_biases())
-        buffers = (*adapted.buffers, *self.buffers(list(chosen_modules(graph, planned)), host))
-        return save_modules(replace(adapted, buffers=buffers), self.modules_to_save)
+        adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
+        chosen = list(chosen_modules(graph, planned))
+        buffers = (*adapted.buffers, *self.buffers(chosen, host))
+        unused = (*adapted.unused, *self.unread(chosen, host))
+        return save_modules(replace(adapted, buffers=buffers, unused=unused), self.modules_to_save)
+
+    def _check_packed(self, module: Module, host: Host) -> None:
+        kernel = packed(module)
+        if kernel is None:
+            return
+        bits, why = (4, self.no_4bit) if kernel.adapters_clone else (8, self.no_8bit)
+        if bits == 8 and self.in_place and (host.numerics.backend == "cuda" or bias_of(module) is not None):
+            why = "PEFT adds to the layer's output in place, and bitsandbytes' is a view, which torch refuses"
+        if why:
+            raise Unsupported(f"{self.title} on {bits}-bit weights: {why}; use an unquantized --format")
+
+    def _check_products(self, ops: tuple[Op, ...], module: Module) -> None:
+        """torch multiplies matrices of one dtype only."""
+        for op in ops:
+            if isinstance(op, (Linear, MatMul)) and op.ins[0].dtype is not op.ins[1].dtype:
+                left, right = (t.dtype.label for t in op.ins[:2])
+                raise RequestError(
+                    f"PEFT's {self.title} multiplies {left} by {right} in {module.path}, which torch refuses; "
+                    "leave --adapter-dtype out"
+                )
 
     def _check_lacks(self) -> None:
         for knob in self.lacks:
-            if getattr(self, knob):
+            if getattr(self, knob) or (knob == "layers_to_transform" and self.layers_pattern):
                 raise RequestError(f"method.{knob}: PEFT's {self.title} has no such setting; leave it out")
+
+
+def in_order(graph: Graph, planned: Plan[int]) -> Iterator[tuple[int | str, Module]]:
+    """Every adapted module with its layer (or region), as `named_modules()` meets them."""
+    for region in graph.regions:
+        first = region.first_index
+        keys: Iterable[int | str] = [region.name] if first is None else range(first, first + region.count)
+        found = sorted((m for _, _, m in modules(region)), key=lambda m: module_order(m.path))
+        yield from ((key, m) for key in keys for m in found if m.path in planned[key])
 
 
 class Chosen(NamedTuple):
@@ -112,8 +183,20 @@ def by_pattern(path: str, default: int, patterns: Mapping[str, int]) -> int:
 
 def builder(module: Module, host: Host) -> tuple[Builder, Tensor]:
     """A builder with the module's names, and the value that its base layer now writes."""
-    b = Builder(host.numerics, f"{'@' * module.weight.name.startswith('@')}{module.path}.")
+    b = Builder(host.numerics, f"{module.path}.")
     return b, module.out._replace(name=f"{module.out.name}.base")
+
+
+def result_of(b: Builder, base: Tensor, module: Module) -> Tensor:
+    """What PEFT adds its branch to: the base's output, cloned where that is 4-bit (maybe_clone_base_result)."""
+    kernel = packed(module)
+    return b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
+
+
+def returned(b: Builder, total: Tensor, x: Tensor, module: Module, host: Host) -> Tensor:
+    """`total.to(x.dtype)`: in PEFT's bnb.py x has been cast for the adapter by then, but under autocast."""
+    cast = packed(module) is not None and not sees_autocast(host)
+    return b.cast(total, (x if cast else module.x).dtype, label="out")
 
 
 def bias_of(module: Module) -> Tensor | None:

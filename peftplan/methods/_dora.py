@@ -8,36 +8,20 @@ the forward errs high then, that of the step does not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Tensor
-from peftplan.graph.edit import Module
-from peftplan.graph.ops import PackedLinear
-from peftplan.units import DType
+from peftplan.graph.core import Tensor
+from peftplan.methods._linears import unpacked
+from peftplan.methods._lora import Branch
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Branch:
-    """What LoRA's forward has at hand when it calls DoRA."""
-
-    module: Module
-    base: Tensor
-    """The base layer's output (its clone, where PEFT clones it)."""
-    a: Tensor
-    up: Tensor
-    dropout: float
-    kernel: PackedLinear | None
-
-
-def dora(b: Builder, branch: Branch, x: Tensor) -> Tensor:
+def dora(b: Builder, branch: Branch) -> Tensor:
     """`result + lora_magnitude_vector(x, ...)`, not yet cast to the base's dtype."""
-    site, base = branch.module.site, branch.base
+    site, base, x = branch.module.site, branch.base, branch.x
     with b.marked(site, "extra"):
         given = b.dropout(x, branch.dropout)
         a, up = b.autocast(branch.a), b.autocast(branch.up)
         norm, locals_ = _norm(b, branch, given, a, up)
-        magnitude = b.weight("lora_magnitude_vector.weight", norm.shape[0], dtype=branch.a.dtype, kind=ADAPTER)
+        magnitude = branch.weight(b, "lora_magnitude_vector.weight", norm.shape[0], dtype=branch.a.dtype)
         scale = b.div(magnitude, norm, label="mag_norm_scale").view(1, norm.shape[0])
     with b.marked(site, "down"):
         down = b.linear(given, a, label="lora_A")
@@ -72,20 +56,9 @@ def _norm(b: Builder, branch: Branch, x: Tensor, a: Tensor, up: Tensor) -> tuple
     product = b.detached_linear(down, up, label="eye_BA")
     b.hold(eye)
     product = b.cast(product.view(out, wide), x.dtype, label="lora_weight")
-    weight = b.cast(_weight(b, branch), x.dtype, label="dora_weight")
+    weight = b.cast(unpacked(b, branch.module), x.dtype, label="dora_weight")
     scaled = b.plain("scaled_weight", out, wide, dtype=x.dtype, ins=(product,))
     total = b.plain("weight_sum", out, wide, dtype=x.dtype, ins=(weight, scaled))
     norm = b.plain("weight_norm", out, dtype=x.dtype, ins=(total,))
-    return norm, (given, down, product, weight)
-
-
-def _weight(b: Builder, branch: Branch) -> Tensor:
-    """dequantize_module_weight: the weight itself, or a whole copy of a packed one."""
-    weight, kernel = branch.module.weight, branch.kernel
-    if kernel is None:
-        return weight._replace(trainable=False)
-    packed = kernel.ins[1]
-    if kernel.adapters_clone:
-        return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(packed,))
-    half = b.plain("dequantizing", *weight.shape, dtype=DType.float32, ins=(packed,))
-    return b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(half,))
+    kept = (given, down) if branch.trains else ()  # by the graph of BA
+    return norm, (*kept, product, weight)

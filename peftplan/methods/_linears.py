@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from peftplan.errors import Unsupported
+from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import PackedLinear
+from peftplan.graph.ops import Cast, Hold, PackedLinear
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
+from peftplan.units import DType
 
 S = TypeVar("S")
 COMMON = frozenset(
@@ -37,10 +38,12 @@ def plan(graph: Graph, choice: Targets, setting: Callable[[str], S]) -> Plan[S]:
     return result
 
 
-def adapt(graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op, ...]], *, name: str) -> Graph:
+def adapt(
+    graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op, ...]], *, name: str | None = None
+) -> Graph:
     """The graph with `branch(module, setting)` in place of each planned module's ops.
 
-    Raises Unsupported where a planned module is the embedding.
+    Raises Unsupported where a planned module is the embedding and `name` says whose branch is not modelled there.
     """
 
     def rewritten(region: Region) -> Region:
@@ -49,7 +52,7 @@ def adapt(graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op
         def choose(module: Module) -> Rewriter | None:
             if module.path not in wanted:
                 return None
-            if module.site == "embed":
+            if module.site == "embed" and name is not None:
                 raise Unsupported(f"{name} on embeddings is not modelled; leave embed_tokens out of --target-modules")
             return lambda m: branch(m, wanted[m.path])
 
@@ -64,14 +67,54 @@ def packed(module: Module) -> PackedLinear | None:
     return next((op for op in module.ops if isinstance(op, PackedLinear)), None)
 
 
+def narrowed(module: Module) -> Module:
+    """The module without the cast that stands for its adapter's (`WeightTypes.widened`)."""
+    last = next(i for i in reversed(range(len(module.ops))) if not isinstance(module.ops[i], Hold))
+    op = module.ops[last]
+    if not op.name.endswith("_widened"):
+        return module
+    return replace(module, ops=(*module.ops[:last], *module.ops[last + 1 :]), widened=op.out)
+
+
+def fed(module: Module, given: Tensor) -> tuple[tuple[Op, ...], Tensor]:
+    """The module's own ops on `given` in place of its input, and what they make: a packed layer hands on the dtype
+    that it is given (bitsandbytes nn/modules.py, Linear4bit.forward; autograd/_functions.py, MatMul8bitLt)."""
+    x, values, ops = module.x, {module.x.name: given}, []
+    for op in module.ops:
+        ins = tuple(values.get(t.name, t) for t in op.ins)
+        dtype = op.out.dtype
+        leaves = op.out.name == module.out.name
+        if (leaves or isinstance(op, PackedLinear)) and dtype is x.dtype and packed(module) is not None:
+            dtype = given.dtype
+        if isinstance(op, Cast) and ins[0].dtype is dtype:
+            values[op.out.name] = ins[0]
+            continue
+        out = values[op.out.name] = op.out._replace(dtype=dtype)
+        ops.append(op.over(ins, out))
+    return tuple(ops), values[module.out.name]
+
+
+def unpacked(b: Builder, module: Module) -> Tensor:
+    """dequantize_module_weight: the weight itself, or a whole copy of a packed one (of int8, always in fp32)."""
+    weight, kernel = module.weight, packed(module)
+    if kernel is None:
+        return weight._replace(trainable=False)
+    given = kernel.ins[1]
+    if kernel.adapters_clone:
+        return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(given,))
+    half = b.plain("dequantizing", *weight.shape, dtype=DType.float32, ins=(given,))
+    return b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(half,))
+
+
 def ended(b: Builder, out: Tensor, module: Module, *, name: str) -> tuple[Op, ...]:
     """The ops of `b` with `out` as the module's own output. Raises Unsupported where its dtype would be another."""
-    if out.dtype is not module.out.dtype:
-        raise Unsupported(
-            f"PEFT's {name} makes the output of {module.path} {out.dtype.label} in place of {module.out.dtype.label} "
-            "here, which is not modelled; leave autocast out, or use a half-precision base"
-        )
-    return writing(b.ops, out, module.out)
+    if out.dtype is not module.handed.dtype:
+        dtypes = f"{out.dtype.label} in place of {module.handed.dtype.label}"
+        found = f"PEFT's {name} makes the output of {module.path} {dtypes}"
+        if packed(module) is not None and module.x.dtype.is_half and b.numerics.autocast is None:
+            raise RequestError(f"{found} here, and the rest of the model refuses that; set format.prepare=true")
+        raise Unsupported(f"{found} here, which is not modelled; leave autocast out, or use a half-precision base")
+    return writing(b.ops, out, module.handed)
 
 
 def train_biases(graph: Graph, planned: Plan[S], which: str) -> Graph:

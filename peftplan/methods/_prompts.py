@@ -40,7 +40,11 @@ def longer(batch: Batch, tokens: int | None) -> Batch:
 
 def after_cache(batch: Batch, tokens: int | None) -> Batch:
     """The batch after the keys and values of virtual tokens."""
-    longer(batch, tokens)
+    if batch.documents > 1:  # masking_utils.py, _preprocess_mask_arguments
+        raise Unsupported(
+            "--batching packed does not go with a prefix: behind a cache transformers does not tell documents apart; "
+            "use padded"
+        )
     return replace(batch, past=checked_tokens(tokens))
 
 
@@ -60,9 +64,11 @@ def prompt_ids(b: Builder, tokens: int, rows: int) -> tuple[Tensor, tuple[Tensor
     return b.plain("prompt_tokens", rows, tokens, dtype=INT64), ()
 
 
-def lookup(b: Builder, ids: Tensor, rows: int, width: int, *, copies: int = 1) -> Tensor:
+def lookup(
+    b: Builder, ids: Tensor, rows: int, width: int, *, copies: int = 1, path: str = "embedding"
+) -> Tensor:  # fmt: skip
     """The prompt encoder's nn.Embedding: (rows, width) weights as (copies, rows, width)."""
-    weight = Tensor("@prompt_encoder.embedding.weight", (rows, width), FP32, ADAPTER, True)
+    weight = Tensor(f"@prompt_encoder.{path}.weight", (rows, width), FP32, ADAPTER, True)
     name = b.name("prompt_embedding")
     out = Tensor(name, (copies, rows, width), FP32)
     b.ops.append(Embedding(name=name, ins=(ids, weight), out=out))
@@ -74,12 +80,6 @@ def linear(b: Builder, x: Tensor, width: int, label: str) -> Tensor:
     name = f"@prompt_encoder.{label}"
     weight = Tensor(f"{name}.weight", (width, x.shape[-1]), FP32, ADAPTER, True)
     return b.linear(x, weight, Tensor(f"{name}.bias", (width,), FP32, ADAPTER, True), label=label)
-
-
-def repeated(b: Builder, prompts: Tensor, graph: Graph) -> Tensor:
-    """`prompts.repeat(batch_size, 1, 1)`."""
-    size = next(t.shape[0] for t in graph.inputs if t.name == "@labels")
-    return b.copy(prompts, size, *prompts.shape[1:], label="prompts", grad_copied=size > 1)
 
 
 def prepend(graph: Graph, host: Host, tokens: int, encode: Callable[[Builder, Tensor], Tensor]) -> Graph:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_BY_VALUE = "it picks elements by their values, so no trace without values holds an estimate of it"
 UNMODELLED: Mapping[str, str] = {
-    "adalora": "its penalty adds products of every layer's adapters to the loss, which a step's graph cannot say yet",
-    "adamss": "its subspaces of each weight's decomposition are not written down yet",
-    "adaption_prompt": "it replaces the attention of the last layers, not a projection",
-    "cartridge": "a prefix of which a part is frozen is not written down yet; prefix_tuning is the nearest",
-    "cpt": f"it computes a loss of its own; {_BY_VALUE}",
-    "frod": "its factors are held on the CPU and copied in every forward, which is not written down yet",
-    "osf": "it projects its gradients in hooks during the backward, which a step's graph cannot say yet",
-    "poly": "its mixing weights are drawn per task, a chain of small operators not written down yet",
-    "psoft": "the rotation inside its low-rank product is not written down yet",
-    "shadow": "it trains a second model beside the first, with a loss of its own",
-    "shira": "its change is a sparse tensor, whose storage no trace sees, so nothing holds an estimate of it",
-    "waveft": f"before its wavelet transform {_BY_VALUE}",
-    "xlora": "it runs the whole model twice, over adapters that were trained before",
+    "shadow": "a second hidden state, from a network and to a loss of its own, goes through the layers with the first",
 }
 """Lower-case PeftType -> why."""
+OF_PAPERS: Mapping[str, str] = {
+    "lst": "ladder side-tuning (Sung 2022, arXiv:2206.06522) runs a narrow network beside the model, and from layer to "
+    "layer this graph hands on one hidden state, not two; nothing here is near it",
+    "s4": "the spindle of four groups of layers (Chen 2023, arXiv:2301.01821) gives each group its own mix of adapters,"
+    " prefixes, LoRA and biases, and methods here are not mixed; price its parts one by one",
+}
+"""Methods that only papers have, and why they are not modelled."""
+NO_METHOD: Mapping[str, str] = {
+    "neftune": "it is noise on the embedding's output of any method (Jain 2023, arXiv:2310.05914), which trains nothing"
+    " and keeps nothing for backward: one more tensor of batch x sequence x hidden, and its sum with the embeddings, "
+    "when the forward begins; price the method without it",
+}
+"""What goes by a name like a method's and is none -> what it is, and what to do."""

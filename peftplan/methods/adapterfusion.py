@@ -40,7 +40,7 @@ class AdapterFusion(Bottleneck):
     dropout_prob: float = 0.0
     original_ln_before: bool = True
     base_config: ClassVar[str] = "seq_bn"
-    trains: ClassVar[bool] = False
+    adapters_train: ClassVar[bool] = False
     fused: ClassVar[tuple[str, ...]] = (
         "query", "key", "value", "query_before_ln", "residual_before", "value_before_softmax", "dropout_prob",
         *sorted(HARMLESS - COMMON),

@@ -2,7 +2,7 @@
 
 Trains: out per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: nothing.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/beft/layer.py Linear.forward, peft 0.21.2; default targets from peft/utils/constants.py.
 """
 
@@ -15,7 +15,7 @@ from peftplan.graph.core import ADAPTER, Op
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import OnLinears, builder
 from peftplan.methods._linears import COMMON, ended
-from peftplan.methods.base import Host
+from peftplan.methods.base import Family, Host
 from peftplan.methods.targets import DEFAULTS
 
 HARMLESS = COMMON | {"init_weights"}
@@ -26,6 +26,7 @@ HARMLESS = COMMON | {"init_weights"}
 class Beft(OnLinears):
     """PEFT's BeftConfig."""
 
+    family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "BEFT"
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
     defaults: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(DEFAULTS, ("v_proj",))

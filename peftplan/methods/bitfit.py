@@ -8,12 +8,12 @@ Not modelled: biases that the architecture does not have (PEFT's BEFT adds them)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 
 
 @final
@@ -21,6 +21,9 @@ from peftplan.methods.base import Host, Method
 class BitFit(Method):
     train: tuple[str, ...] | None = None
     """Names of the modules whose bias trains (`q_proj`); None: all."""
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ("transformers",)
+    trains: ClassVar[Trains] = "base"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         biases = {_module(t) for t, _ in graph.params() if t.name.endswith(".bias")}

@@ -4,7 +4,8 @@ Trains: in x block + out per adapted linear layer, blocks of boft_block_size (or
 copies of `modules_to_save`.
 Keeps for backward: the layer's input and output, and per layer three square matrices of the input's width: the
 permutation, the identity and the rotation.
-Not modelled: boft_n_butterfly_factor above 1 (it needs PEFT's CUDA extension), boft_dropout, embeddings, packed bases.
+Not modelled: boft_n_butterfly_factor above 1 (without its CUDA extension, as on a CPU, PEFT makes it 1),
+boft_dropout, embeddings.
 Mirrors peft/tuners/boft/layer.py Linear.forward and cayley_batch without that extension, peft 0.21.2. The permutation
 is a buffer on the CPU, whatever the model's device.
 """
@@ -16,42 +17,16 @@ from typing import ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, BUFFER, Grad, Need, Op, Tensor
+from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.graph.ops import internal
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._linears import COMMON, ended, fed
+from peftplan.methods._solve import cayley
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
 HARMLESS = COMMON | {"init_weights"}
 FP32 = DType.float32
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Solve(Op):
-    """torch.linalg.solve of batches: ins = (A, B); keeps A, the result, A's LU and its pivots.
-
-    B's gradient is solved for too; A's is a product and its negative (FunctionsManual.cpp, linalg_solve_backward).
-    """
-
-    lu: Tensor
-    pivots: Tensor
-    multiplies_back = True
-
-    def grad_flops(self, need: Need) -> int:
-        return 2 * self.out.numel * self.out.shape[-1] if self.ins[0].name in need else 0
-
-    def saved(self, need: Need) -> tuple[Tensor, ...]:
-        return (self.ins[0], self.lu, self.pivots, self.out) if self.ins[0].name in need else ()
-
-    def scratch_bytes(self) -> int:
-        return self.lu.nbytes + self.pivots.nbytes + 4 * self.out.shape[0]
-
-    def backward(self, need: Need) -> tuple[Grad, ...]:
-        a, b = self.ins
-        return (Grad(b, b.nbytes), Grad(a, a.nbytes, a.nbytes)) if a.name in need else ()
 
 
 @final
@@ -65,7 +40,7 @@ class Boft(OnLinears):
     boft_dropout: float = 0.0
     bias: Literal["none", "all", "boft_only"] = "none"
     title: ClassVar[str] = "BOFT"
-    packs: ClassVar[bool] = True
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias
@@ -76,10 +51,8 @@ class Boft(OnLinears):
             raise RequestError(
                 f"method.boft_block_size={size}, boft_block_num={count}: set one of them, the other to 0"
             )
-        if self.boft_n_butterfly_factor != 1 or self.boft_dropout:
-            raise Unsupported(
-                "method.boft_n_butterfly_factor above 1 and boft_dropout are not modelled; leave them out"
-            )
+        if self.boft_dropout:
+            raise Unsupported(f"method.boft_dropout={self.boft_dropout} is not modelled; leave it out")
 
     def _blocks(self, module: Module) -> tuple[int, int]:
         """(how many, how large)."""
@@ -95,6 +68,8 @@ class Boft(OnLinears):
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
+        if self.boft_n_butterfly_factor != 1 and host.numerics.backend == "cuda":
+            raise Unsupported("method.boft_n_butterfly_factor above 1 needs PEFT's CUDA extension, not modelled; use 1")
         b, base = builder(module, host)
         x, wide = module.x, module.in_features
         with b.marked(module.site, "down"):
@@ -106,6 +81,8 @@ class Boft(OnLinears):
             scale = b.mul(scale, ones, label="boft_scale").view(module.out_features)
             turned = b.matmul(x.view(x.numel // wide, wide), rotation, *x.shape, inner=wide, label="x_rotated")
         ahead, b.ops = tuple(b.ops), []
+        own, made = fed(module, turned)
+        base = base._replace(dtype=made.dtype)
         with b.marked(module.site, "extra"):
             bias = bias_of(module)
             bias = None if bias is None else b.alias(bias)
@@ -113,8 +90,7 @@ class Boft(OnLinears):
             result = result if bias is None else b.add(result, bias, label="with_bias")
             out = b.cast(result, x.dtype, label="out")
             b.hold(*held, rotation, scale, turned, x, *((result,) if out is not result else ()))
-        inner = writing(writing(module.ops, x, turned), module.out, base)
-        return (*ahead, *inner, *ended(b, out, module, name=self.title))
+        return (*ahead, *writing(own, made, base), *ended(b, out, module, name=self.title))
 
     def _rotation(self, b: Builder, module: Module, host: Host) -> tuple[Tensor, tuple[Tensor, ...]]:
         """P Q P^T with Q block-diagonal, and the locals that outlive it."""
@@ -135,16 +111,7 @@ class Boft(OnLinears):
     def _cayley(self, b: Builder, r: Tensor) -> Tensor:
         """cayley_batch: (I - S)(I + S)^-1 with S the skew-symmetric part."""
         skew = b.scale(b.minus(r, r, label="skew"), label="half_skew")
-        eye = b.plain("identity", *r.shape[-2:], dtype=FP32)
-        plus = b.add(eye, skew, label="plus")
-        minus = b.minus(eye, skew, label="minus")
-        name = b.name("solved")
-        lu = internal(name, "lu", r.shape, FP32)
-        pivots = internal(name, "pivots", r.shape[:-1], DType.int32)
-        out = Tensor(name, r.shape, FP32)
-        b.ops.append(Solve(name=name, ins=(plus, minus), out=out, lu=lu, pivots=pivots, part="down"))
-        b.hold(skew, eye)
-        return b.cast(out, r.dtype, label="Q")
+        return b.cast(cayley(b, skew), r.dtype, label="Q")
 
 
 METHOD = Boft

@@ -2,7 +2,7 @@
 
 Trains: in out / block_size per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in fp32.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/c3a/layer.py C3ALinear.forward and utils.py BlockCircularConvolution, peft 0.21.2. Everything runs
 in fp32 and complex64, whatever the model's dtype; the transforms of input and output take eight bytes an element.
 """
@@ -68,6 +68,8 @@ class C3a(OnLinears):
     block_size_pattern: dict[str, int] = field(default_factory=dict)
     bias: Literal["none", "all", "c3a_only"] = "none"
     title: ClassVar[str] = "C3A"
+    returns_input: ClassVar[bool] = True
+    in_place: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:

@@ -3,7 +3,7 @@
 Trains: r (in + out) per adapted linear layer, r out with `para`; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's output in fp32, its input in fp32 (not with `para`), r numbers a token once or twice,
 and a mask where there is dropout.
-Not modelled: decomposition_method=qr, embeddings, packed bases (PEFT has none).
+Not modelled: embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/deft/layer.py Linear.forward and _project, peft 0.21.2. Everything runs in fp32.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from peftplan.errors import Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Op, Tensor
+from peftplan.graph.core import ADAPTER, Grad, Need, Op, Tensor
 from peftplan.graph.edit import Module, writing
+from peftplan.graph.ops import internal
 from peftplan.methods._branches import OnLinears, bias_of, builder, check_rank, check_share
 from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
@@ -23,6 +23,32 @@ from peftplan.units import DType
 
 HARMLESS = COMMON | {"init_scale", "alpha", "init_weights"}
 FP32 = DType.float32
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Qr(Op):
+    """torch.linalg.qr of a tall matrix, Q alone read: keeps Q and R.
+
+    Backward: Q^T times the gradient, Q times what is above its diagonal, and a triangular solve (FunctionsManual.cpp,
+    linalg_qr_backward).
+    """
+
+    triangle: Tensor
+    multiplies_back = True
+
+    def grad_flops(self, need: Need) -> int:
+        return 4 * self.out.numel * self.out.shape[1] if self.ins[0].name in need else 0
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.out, self.triangle) if self.ins[0].name in need else ()
+
+    def scratch_bytes(self) -> int:
+        return self.triangle.nbytes
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        p = self.ins[0]
+        return (Grad(p, p.nbytes, p.nbytes),) if p.name in need else ()
 
 
 @final
@@ -36,6 +62,8 @@ class Deft(OnLinears):
     deft_dropout: float = 0.0
     bias: Literal["none", "all", "deft_only"] = "none"
     title: ClassVar[str] = "DEFT"
+    returns_input: ClassVar[bool] = True
+    no_4bit: ClassVar[str] = "PEFT starts it from a product with the weight, which is not in the shape of one"
 
     def trained_biases(self) -> str:
         return self.bias
@@ -43,8 +71,6 @@ class Deft(OnLinears):
     def check(self) -> None:
         check_rank(self.r)
         check_share("deft_dropout", self.deft_dropout)
-        if self.decomposition_method == "qr":
-            raise Unsupported("method.decomposition_method=qr is not modelled yet; use relu")
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
@@ -59,7 +85,8 @@ class Deft(OnLinears):
             product = result if bias is None else b.minus(result, b.cast(bias, FP32, label="bias32"), label="product")
             x = b.cast(module.x, FP32, label="deft_x")
             p = b.cast(b.alias(weight), FP32, label="P32")
-            right = b.squash(p, label="right")
+            right = b.squash(p, label="right") if self.decomposition_method == "relu" else None
+            p, right = (p, right) if right is not None else _basis(b, p)
         with b.marked(module.site, "up"):
             correction = self._back(b, self._along(b, product, right), p, base)
             result = b.minus(result, correction, label="removed")
@@ -82,6 +109,15 @@ class Deft(OnLinears):
     def _back(self, b: Builder, inner: Tensor, p: Tensor, base: Tensor) -> Tensor:
         """inner @ P^T."""
         return b.matmul(inner, p.view(self.r, p.shape[0]), *base.shape, inner=self.r, label="back")
+
+
+def _basis(b: Builder, p: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.linalg.qr, of which Q is read twice."""
+    name = b.name("qr")
+    triangle = internal(name, "R", (p.shape[1], p.shape[1]), p.dtype)
+    q = Tensor(name, p.shape, p.dtype)
+    b.ops.append(Qr(name=name, ins=(p,), out=q, triangle=triangle, part="down"))
+    return q, q
 
 
 METHOD = Deft

@@ -2,7 +2,7 @@
 
 Trains: r (in + out) + 1 per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the input times the weight's norms, in their dtype, and r numbers a token twice.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/delora/layer.py DeloraLinear.forward, peft 0.21.2. The norms of the weight's columns are a buffer
 of the adapter's dtype.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
@@ -32,6 +33,9 @@ class Delora(OnLinears):
     module_dropout: float = 0.0
     bias: Literal["none", "all", "delora_only"] = "none"
     title: ClassVar[str] = "DeLoRA"
+    returns_input: ClassVar[bool] = True
+    no_4bit: ClassVar[str] = "PEFT takes the norm of the weight, and torch has none of packed integers"
+    no_8bit: ClassVar[str] = no_4bit
 
     def trained_biases(self) -> str:
         return self.bias
@@ -39,6 +43,11 @@ class Delora(OnLinears):
     def check(self) -> None:
         check_rank(min((self.r, *self.rank_pattern.values())))
         check_share("module_dropout", self.module_dropout)
+        if self.modules_to_save and "delora_w_norm".endswith(self.modules_to_save):
+            raise RequestError(
+                f"modules_to_save {','.join(self.modules_to_save)!r} also ends the name of DeLoRA's own delora_w_norm, "
+                "which PEFT would copy; write model.norm"
+            )
 
     def size(self, path: str) -> int:
         return by_pattern(path, self.r, self.rank_pattern)

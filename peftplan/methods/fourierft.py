@@ -2,7 +2,7 @@
 
 Trains: n_frequency numbers per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype and the whole change of its weight.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/fourierft/layer.py FourierFTLinear.forward and get_delta_weight, peft 0.21.2. The coefficients'
 places are two rows of int64 per layer; the transforms are complex64, eight bytes an element of the weight.
 """
@@ -34,6 +34,7 @@ class Fourierft(OnLinears):
     n_frequency_pattern: dict[str, int] = field(default_factory=dict)
     bias: Literal["none", "all", "fourier_only"] = "none"
     title: ClassVar[str] = "FourierFT"
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias

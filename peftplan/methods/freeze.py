@@ -8,14 +8,12 @@ Not modelled: nothing known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError
-from peftplan.graph.core import Graph, Region, Tensor
-from peftplan.graph.edit import split_runs, train
-from peftplan.methods.base import Host, Method
-
-_OUTSIDE = {"model.norm": "norm.weight", "lm_head": "@lm_head.weight", "model.embed_tokens": "@embed_tokens.weight"}
+from peftplan.graph.core import Graph
+from peftplan.methods._layers import check_layers, outside, train_layers
+from peftplan.methods.base import Family, Host, Method, Trains
 
 
 @final
@@ -25,34 +23,17 @@ class Freeze(Method):
     """How many decoder layers train, counted from the top."""
     train: tuple[str, ...] = ()
     """Modules outside the layers that train too: model.norm, lm_head, model.embed_tokens."""
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ("LLaMA-Factory",)
+    trains: ClassVar[Trains] = "base"
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         total = host.arch.num_layers
-        if not 0 <= self.layers <= total:
-            raise RequestError(f"method.layers={self.layers}: the model has {total} layers; use 0 to {total}")
+        check_layers("layers", self.layers, total, least=0)
         if not self.layers and not self.train:
             raise RequestError("method freeze trains nothing; set method.layers to at least 1 or method.train")
-        unknown = [name for name in self.train if name not in _OUTSIDE]
-        if unknown:
-            raise RequestError(f"method.train: {unknown[0]!r} is not one of {', '.join(_OUTSIDE)}")
-        outside = {_OUTSIDE[name] for name in self.train}
-        if host.arch.tied and "@lm_head.weight" in outside:
-            outside.add("@embed_tokens.weight")
         first = total - self.layers
-
-        def trained(region: Region, weight: Tensor) -> bool:
-            if region.first_index is not None:
-                return region.first_index >= first
-            return weight.name in outside
-
-        out = train(split_runs(graph, lambda index: index >= first), trained)
-        packed = next((w for w, _ in out.params() if w.trainable and w.stored_bytes is not None), None)
-        if packed is not None:
-            raise RequestError(
-                f"method freeze cannot train packed weights ({packed.name.removeprefix('@')}); use an adapter method "
-                "such as lora, or an unquantized --format"
-            )
-        return out
+        return train_layers(graph, lambda i: i >= first, outside(self.train, host.arch), method="freeze")
 
 
 METHOD = Freeze

@@ -3,7 +3,7 @@
 Trains: (r + hybrid_r) (in + out) per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype (twice with hybrid_r), r numbers a token for each of k
 blocks, and a mask where there is dropout.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/gralora/layer.py Linear.forward, peft 0.21.2.
 """
 
@@ -34,6 +34,8 @@ class Gralora(OnLinears):
     gralora_dropout: float = 0.0
     bias: Literal["none", "all", "gralora_only"] = "none"
     title: ClassVar[str] = "GraLoRA"
+    returns_input: ClassVar[bool] = True
+    in_place: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
@@ -21,7 +21,7 @@ from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods._linears import COMMON, adapt, packed, plan, sees_autocast
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import Names, targets
 from peftplan.units import DType
 
@@ -45,11 +45,15 @@ class Ia3(Method):
     exclude_modules: Names = None
     feedforward_modules: Names = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "additive"
+
+    def default_targets(self, family: str) -> Names:
+        return DEFAULTS.get(family)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         family = host.arch.family
-        wanted = DEFAULTS.get(family) if self.target_modules is None else self.target_modules
-        choice = targets(family, wanted, excluded=self.exclude_modules)
+        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        choice = targets(family, wanted, excluded=self.exclude_modules, saved=self.modules_to_save)
         feedforward = self._feedforward(family)
         planned = plan(graph, choice, lambda path: _is_feedforward(feedforward, path))
 

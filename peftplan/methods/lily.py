@@ -1,26 +1,27 @@
 """Lily: LoRA whose B is mixed, by a router, from a few that all layers share (Zhong 2024, arXiv:2407.09946).
 
-Trains: r in + r num_B per adapted linear layer, and num_B r out once for each kind of layer; plus copies of
-`modules_to_save`.
+Trains: r in for every stride_A adapted neighbours and r num_B per adapted linear layer, and num_B r out once for each
+kind of layer (with all-linear, PEFT shares nothing); plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, r + num_B numbers a token, and the mixed B.
-Not modelled: stride_A above 1 (neighbouring layers share A), target_modules as a pattern, embeddings, packed bases.
+Not modelled: embeddings.
 Mirrors peft/tuners/lily/layer.py Linear.forward and model.py _post_injection_hook, peft 0.21.2.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from peftplan.errors import RequestError, Unsupported
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Grad, Op, Tensor
+from peftplan.graph.core import ADAPTER, Grad, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import OnLinears, builder, check_rank
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._branches import OnLinears, builder, check_rank, in_order
+from peftplan.methods._linears import COMMON, Plan, ended
 from peftplan.methods.base import Host
-from peftplan.methods.targets import ALL_LINEAR
+from peftplan.methods.targets import ALL_LINEAR, Targets
 
 HARMLESS = COMMON | {"scaling", "init_weights"}
 
@@ -39,19 +40,43 @@ class Lily(OnLinears):
         check_rank(self.r)
         if self.num_B < 1:
             raise RequestError(f"method.num_B={self.num_B}: must be at least 1")
-        if self.stride_A != 1:
-            raise Unsupported(f"method.stride_A={self.stride_A} is not modelled; use 1")
+        if self.stride_A < 1:
+            raise RequestError(f"method.stride_A={self.stride_A}: must be at least 1")
+
+    @property
+    def _shares_nothing(self) -> bool:
+        """PEFT makes all-linear a list of whole names: no two are of one kind."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
+
+    def _kind(self, module: Module) -> str:
+        """_post_injection_hook: modules of one name, or of all that a pattern matches, that are of one shape."""
         wanted = self.target_modules
-        if isinstance(wanted, str) and wanted != ALL_LINEAR and not re.fullmatch(r"\w+", wanted):
-            raise Unsupported(f"Lily on modules by a pattern ({wanted}) is not modelled; give a list of names")
+        if isinstance(wanted, str) and not self._shares_nothing and not re.fullmatch(r"\w+", wanted):
+            return f"{module.out_features}x{module.in_features}"
+        return module.path
+
+    def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
+        """The number of the A that each module has, of its kind; 0 where it has one of its own."""
+        planned = super().plan(graph, choice)
+        if self.stride_A == 1 or self._shares_nothing:
+            return planned
+        met: Counter[str] = Counter()
+        numbered: dict[int | str, dict[str, int]] = {key: {} for key in planned}
+        for key, module in in_order(graph, planned):
+            kind = self._kind(module)
+            numbered[key][module.path] = met[kind] // self.stride_A + 1
+            met[kind] += 1
+        return numbered
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
-        del size
         b, base = builder(module, host)
-        dtype, out = host.new_dtype, module.out_features
+        dtype, out, kind = host.new_dtype, module.out_features, self._kind(module)
         a = b.weight("lily_A.weight", self.r, module.in_features, dtype=dtype, kind=ADAPTER)
+        a = a._replace(name=f"@lily_A.{kind}.{size}.weight") if size else a
         router = b.weight("lily_router.weight", self.num_B, self.r, dtype=dtype, kind=ADAPTER)
-        shared = Tensor(f"@lily_B.{module.path}.weight", (self.num_B * self.r, out), dtype, ADAPTER, True)
+        shared = b.weight("lily_B.weight", self.num_B * self.r, out, dtype=dtype, kind=ADAPTER)
+        if not self._shares_nothing:
+            shared = shared._replace(name=f"@lily_B.{kind}.weight")
         with b.marked(module.site, "down"):
             x = b.cast(module.x, dtype, label="lily_x")
             hidden = b.linear(x, a, label="lily_A")

@@ -10,18 +10,19 @@ from peft/utils/constants.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.core import ADAPTER, Graph, Region, Tensor
 from peftplan.graph.edit import modules, split_runs
 from peftplan.methods._linears import COMMON
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
+from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targets
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
-DEFAULTS = {"llama": _NORMS, "mistral": _NORMS, "gemma": _NORMS}
+_ONE = ("post_attention_layernorm",)
+DEFAULTS = {"llama": _NORMS, "mistral": _NORMS, "gemma": _NORMS, "qwen2": _ONE, "qwen3": _ONE}
 """TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING."""
 HARMLESS = COMMON
 
@@ -34,6 +35,11 @@ class LnTuning(Method):
     target_modules: Names = None
     exclude_modules: Names = None
     modules_to_save: tuple[str, ...] | None = None
+    family: ClassVar[Family] = "selective"
+    trains: ClassVar[Trains] = "like base"
+
+    def default_targets(self, family: str) -> Names:
+        return DEFAULTS.get(family)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         choice = self._choice(host.arch.family)
@@ -46,12 +52,12 @@ class LnTuning(Method):
         return save_modules(replace(split, regions=regions, unused=(*graph.unused, *originals)), self.modules_to_save)
 
     def _choice(self, family: str) -> Targets:
-        wanted = DEFAULTS.get(family) if self.target_modules is None else self.target_modules
+        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
         if wanted is None:
             raise RequestError(f"PEFT has no default norms for {family}; pass --target-modules {','.join(_NORMS)}")
         if wanted == ALL_LINEAR:
             raise Unsupported("method ln_tuning on linear layers is not modelled; name norms in --target-modules")
-        return targets(family, wanted, excluded=self.exclude_modules)
+        return targets(family, wanted, excluded=self.exclude_modules, saved=self.modules_to_save)
 
 
 def _norms(region: Region) -> dict[str, Tensor]:

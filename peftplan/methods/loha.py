@@ -2,7 +2,8 @@
 
 Trains: 2 r (in + out) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype and the whole change of its weight.
-Not modelled: rank_dropout, module_dropout, embeddings, packed bases (PEFT has none).
+Not modelled: module_dropout skips a layer's branch at random: a step that skips none is meant, which errs high;
+embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/loha/layer.py Linear.forward and HadaWeight, peft 0.21.2.
 """
 
@@ -57,6 +58,7 @@ class Loha(_lycoris.Lycoris):
     """PEFT's LoHaConfig, the knobs that change memory."""
 
     title: ClassVar[str] = "LoHa"
+    no_4bit: ClassVar[str] = "PEFT gives the change the packed weight's shape, which is not the layer's"
 
     def delta(self, b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
         """HadaWeight.apply; its products obey autocast."""

@@ -3,7 +3,8 @@
 Trains: w1 (o1 x i1) and w2 (o2 x i2), where o1 o2 = out and i1 i2 = in, w2 as a product of rank r while r is below
 half its longer side, w1 so with `decompose_both`; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, both factors, and the whole change of its weight.
-Not modelled: rank_dropout, module_dropout, embeddings, packed bases (PEFT has none).
+Not modelled: module_dropout skips a layer's branch at random: a step that skips none is meant, which errs high;
+embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/lokr/layer.py Linear.forward, make_kron and factorization, peft 0.21.2.
 """
 
@@ -30,11 +31,16 @@ class Lokr(_lycoris.Lycoris):
     decompose_both: bool = False
     decompose_factor: int = -1
     title: ClassVar[str] = "LoKr"
+    no_4bit: ClassVar[str] = "PEFT gives the change the packed weight's shape, which is not the layer's"
 
     def check(self) -> None:
         super().check()
         if self.decompose_factor != -1 and self.decompose_factor < 1:
             raise RequestError(f"method.decompose_factor={self.decompose_factor}: use a divisor, or -1 for the middle")
+
+    def drop_dtype(self, weight: Tensor) -> DType:
+        del weight
+        return DType.float32
 
     def delta(self, b: Builder, module: Module, rank: int, dtype: DType) -> Tensor:
         """`kron(w1, w2) * scale`: one product of the factors' views, and its multiple."""

@@ -1,29 +1,40 @@
 """LoRA: y = Wx + (alpha/r) B(Ax), W frozen, A and B train (Hu 2021, arXiv:2106.09685, equation 3).
 
-Trains: r (in + out) per adapted linear layer, with `use_dora` out more; plus `bias`, `lora_bias` and copies of
-`modules_to_save`.
-Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base),
-the output of A, and a mask where there is dropout.
-Not modelled: aLoRA, VeLoRA, KaSA, BD-LoRA, QA-LoRA, Monte-CLoRA, Arrow, `layer_replication`,
-`target_parameters`, `trainable_token_indices`, adapters on embeddings.
-Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2.
+Trains: r (in + out) per adapted linear layer, embedding or weight, with `use_dora` out more, with `kasa_config` r
+more, with MiCA's initialisation r in alone, with `use_bdlora` A or B divided by its blocks; plus `bias`, `lora_bias`,
+copies of `modules_to_save` and rows of `trainable_token_indices`. With `adapters`, those of `trained_adapters`.
+Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base;
+with `velora_config` a number per group of its features), the output of A (but where B is frozen), and a mask where
+there is dropout; for `target_parameters` the module's input and the changed weight.
+Not modelled: aLoRA, QA-LoRA (PEFT has it on GPTQ alone), Monte-CLoRA, Arrow, DoRA on embeddings, VeLoRA under autocast.
+Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2; variants
+in `_dora`, `_lora` and `_velora`.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
-from peftplan.graph.edit import Module, rewrite, split_runs, train, writing
-from peftplan.methods._dora import Branch, dora
+from peftplan.graph.core import BUFFER, Graph, Op, Tensor
+from peftplan.graph.edit import Module, writing
+from peftplan.graph.ops import PackedLinear
+from peftplan.methods._adapters import Counts
+from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
+from peftplan.methods._dora import dora
 from peftplan.methods._linears import packed, sees_autocast
+from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
+from peftplan.methods._parameters import OnWeights, adapt_weights
+from peftplan.methods._replication import check_stacking, replicate
 from peftplan.methods._saved import save_modules
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import DEFAULTS, Names, check_pattern, chosen_paths, full_path, targets
+from peftplan.methods._tied import EMBEDDING, saves_ends, share_copy, tied_copies, tied_targets
+from peftplan.methods._tokens import train_rows
+from peftplan.methods._velora import Velora
+from peftplan.methods.base import Host
+from peftplan.methods.targets import check_pattern
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
@@ -33,185 +44,262 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eva": {"init_lora_weights": "eva"},
     "corda": {"init_lora_weights": "corda"},
     "loftq": {"init_lora_weights": "loftq"},
+    "mica": {"init_lora_weights": "mica"},
     "dora": {"use_dora": True},
+    "kasa": {"kasa_config": {}},
+    "velora": {"velora_config": {}},
     "qlora": {},
     "qdora": {"use_dora": True},
 }
-"""Initialisation, scaling and learning rates only, and DoRA; `q...` also implies a 4-bit base (see `resolve`)."""
+"""Initialisation, scaling and learning rates, and what PEFT has as settings of LoRA; `q...` also implies a 4-bit base
+(see `resolve`)."""
 HARMLESS = frozenset(
     {
-        "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "task_type", "inference_mode", "peft_type",
-        "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "layers_pattern", "fan_in_fan_out",
+        "lora_alpha", "alpha_pattern", "use_rslora", "task_type", "inference_mode", "peft_type",
+        "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "fan_in_fan_out",
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
-        "megatron_core", "ensure_weight_tying", "qalora_group_size",
+        "megatron_core", "qalora_group_size",
     }
 )  # fmt: skip
-_UNMODELLED = (
-    "alora_invocation_tokens", "velora_config", "kasa_config", "use_bdlora", "use_qalora",
-    "monteclora_config", "arrow_config", "layer_replication", "target_parameters", "trainable_token_indices",
-)  # fmt: skip
+_UNMODELLED = {
+    "alora_invocation_tokens": "it adapts the tokens from an invocation on, and where that is lies in the data",
+    "monteclora_config": "the noise that it draws for A is a chain of small operators not written down yet",
+    "arrow_config": "it routes between adapters that were trained before",
+}
+"""Setting -> why."""
+MICA = "init_lora_weights=mica"
 
 
 @final
 @dataclass(frozen=True)
-class Lora(Method):
+class Lora(OnLinears):
     """PEFT's LoraConfig, the knobs that change memory."""
 
     r: int = 8
-    target_modules: Names = None
-    exclude_modules: Names = None
     lora_dropout: float = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"
     lora_bias: bool = False
-    modules_to_save: tuple[str, ...] | None = None
-    layers_to_transform: tuple[int, ...] | int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
+    init_lora_weights: bool | str = True
+    """Memory feels "mica" alone: B stays as it starts (arXiv:2604.01694)."""
     use_dora: bool = False
     """Weight-decomposed: a trained magnitude per output feature; see `_dora`."""
+    kasa_config: dict[str, Any] | None = None
+    """With a trained diagonal between A and B; its settings move no memory."""
+    use_bdlora: BdLora | None = None
+    """A or B block-diagonal."""
     alora_invocation_tokens: Any = None
-    velora_config: Any = None
-    kasa_config: Any = None
-    use_bdlora: Any = None
+    velora_config: Velora | None = None
+    """With A's input compressed; see `_velora`."""
     use_qalora: bool = False
     monteclora_config: Any = None
     arrow_config: Any = None
-    layer_replication: Any = None
-    target_parameters: Any = None
-    trainable_token_indices: Any = None
+    layer_replication: tuple[tuple[int, int], ...] | None = None
+    """Layers stacked anew over shared weights; see `_replication`."""
+    target_parameters: tuple[str, ...] | None = None
+    """Weights adapted themselves, by the ends of their names; see `_parameters`."""
+    trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
+    """Rows of the embedding, or of modules by name, that train beside the adapters; see `_tokens`."""
+    ensure_weight_tying: bool = False
+    """Where embedding and head are one weight: the same adapter, copy or rows for both."""
+    adapters: int = 1
+    """How many adapters of this shape are loaded (PEFT's add_adapter)."""
+    active_adapters: int = 1
+    """How many of them run (set_adapter with a list)."""
+    trained_adapters: int | None = None
+    """How many of those train (set_requires_grad for the rest); None: all."""
+    loop_knobs: ClassVar[frozenset[str]] = frozenset({"adapters", "active_adapters", "trained_adapters"})
+    title: ClassVar[str] = "LoRA"
+    on_packed: ClassVar[bool] = True
 
-    def default_targets(self, family: str) -> Names:
-        return DEFAULTS.get(family)
+    @property
+    def _counts(self) -> Counts:
+        trained = self.active_adapters if self.trained_adapters is None else self.trained_adapters
+        return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
-        self._check()
-        frozen = train(graph, _is_bias) if self.bias == "all" else graph
-        choice = targets(
-            host.arch.family,
-            self.target_modules,
-            excluded=self.exclude_modules,
-            layers=self.layers_to_transform,
-        )
-        paths = chosen_paths(frozen, choice)
-        ranks = self._ranks(frozen, paths)
-        split = split_runs(frozen, lambda index: ranks[index])
-        adapted = tuple(self._adapt(r, ranks[r.name if r.first_index is None else r.first_index], host)
-                        for r in split.regions)  # fmt: skip
-        out = replace(split, regions=adapted)
-        if self.bias == "lora_only":
-            out = train(out, lambda region, w: w.trainable or self._is_adapted_bias(region, w, ranks))
-        return save_modules(out, self.modules_to_save)
+        if self.layer_replication:
+            check_stacking(graph, bias=self.bias, adapters=self.adapters)
+            graph = replicate(graph, self.layer_replication, host.arch)
+        if self.ensure_weight_tying and host.arch.tied:
+            return self._tied()._applied(graph, host)
+        return self._applied(graph, host)
 
-    def _check(self) -> None:
-        if self.use_dora and self.lora_bias:
-            raise RequestError("method.lora_bias=true: PEFT has no bias on DoRA's branch; leave one of the two out")
-        if self.r < 1:
-            raise RequestError(f"--rank {self.r}: the rank must be at least 1")
+    def _tied(self) -> Lora:
+        """The same for embedding and head: a copy if one of them is copied, or else adapters."""
+        if self.adapters > 1:
+            raise Unsupported(
+                "method.ensure_weight_tying with several adapters is not modelled; PEFT ties the first alone"
+            )
+        if saves_ends(self.modules_to_save):
+            return replace(self, modules_to_save=tied_copies(self.modules_to_save))
+        return replace(self, target_modules=tied_targets(self.target_modules))
+
+    def _applied(self, graph: Graph, host: Host) -> Graph:
+        out = super().apply(graph, host) if self.target_modules != () else save_modules(graph, self.modules_to_save)
+        if self.target_parameters:
+            self._check_on_weights()
+            counts = self._counts
+            on = OnWeights(self.target_parameters, self.size, counts.active, counts.trained, host)
+            out = adapt_weights(out, on)
+        if self.ensure_weight_tying and host.arch.tied and saves_ends(self.modules_to_save):
+            out = share_copy(out)
+        rows = self.trainable_token_indices
+        if rows is not None:
+            named = rows if isinstance(rows, dict) else {"embed_tokens": rows}
+            out = train_rows(out, named, host, tie=self.ensure_weight_tying)
+        return self._counts.beside(out)
+
+    def trained_biases(self) -> str:
+        return self.bias
+
+    def size(self, path: str) -> int:
+        return by_pattern(path, self.r, self.rank_pattern)
+
+    # -- what goes together -------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        check_rank(self.r)
         for pattern, rank in self.rank_pattern.items():
-            if rank < 1:
-                raise RequestError(f"method.rank_pattern: {pattern}={rank}: the rank must be at least 1")
+            check_rank(rank, f"method.rank_pattern: {pattern}=")
             check_pattern("method.rank_pattern", pattern)
-        if not 0 <= self.lora_dropout < 1:
-            raise RequestError(f"method.lora_dropout={self.lora_dropout}: must be at least 0 and below 1")
-        for name in _UNMODELLED:
+        check_share("lora_dropout", self.lora_dropout)
+        self._check_bias()
+        self._check_variants()
+        self._counts.check(bias=self.bias, saved=bool(self.modules_to_save or self.trainable_token_indices))
+        for name, why in _UNMODELLED.items():
             if getattr(self, name):
-                raise Unsupported(f"method.{name} is not modelled yet; leave it out for plain LoRA")
+                raise Unsupported(f"method.{name} is not modelled: {why}; leave it out for plain LoRA")
 
-    # -- which weights ------------------------------------------------------------------------------------------
+    def _check_bias(self) -> None:
+        if self.lora_bias and self.use_dora:
+            raise RequestError("method.lora_bias=true: PEFT has no bias on DoRA's branch; leave one of the two out")
+        if self.lora_bias and self.init_lora_weights not in (True, False):
+            raise RequestError(
+                f"method.lora_bias=true: PEFT has no bias with init_lora_weights={self.init_lora_weights}; drop one"
+            )
 
-    @staticmethod
-    def _is_adapted_bias(region: Region, weight: Tensor, ranks: dict[int | str, tuple[tuple[str, int], ...]]) -> bool:
-        if not weight.name.endswith(".bias"):
-            return False
-        adapted = ranks[region.name if region.first_index is None else region.first_index]
-        return any(weight.name.removeprefix("@") == f"{path}.bias" for path, _ in adapted)
+    def _check_variants(self) -> None:
+        if self.velora_config is not None:
+            self.velora_config.check()
+        asked = list(self._variants())
+        if len(asked) > 1:
+            raise RequestError(f"PEFT does not combine {' and '.join(asked)} in one LoRA; leave one out")
+        if self.use_qalora:
+            raise RequestError(
+                "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
+                "it out"
+            )
 
-    def _ranks(
-        self, graph: Graph, paths: dict[int | str, frozenset[str]]
-    ) -> dict[int | str, tuple[tuple[str, int], ...]]:
-        """Per layer (or region outside the layers): (module path, rank), PEFT's rank_pattern applied."""
-        by_name = {r.name: r for r in graph.regions}
-        result: dict[int | str, tuple[tuple[str, int], ...]] = {}
-        memo: dict[frozenset[str], tuple[tuple[str, int], ...]] = {}
-        for key, chosen in paths.items():
-            if not self.rank_pattern:
-                if chosen not in memo:
-                    memo[chosen] = tuple((p, self.r) for p in sorted(chosen))
-                result[key] = memo[chosen]
-                continue
-            region = by_name["layers"] if isinstance(key, int) else by_name[key]
-            index = key if isinstance(key, int) else 0
-            result[key] = tuple((p, self._rank_of(full_path(region, p, index))) for p in sorted(chosen))
-        return result
+    def _check_on_weights(self) -> None:
+        asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
+        if asked:
+            raise RequestError(f"method.target_parameters: PEFT has no {asked[0]} on weights; leave one of them out")
 
-    def _rank_of(self, path: str) -> int:
-        """peft.utils.other.get_pattern_key: the first pattern that matches the end of the module's name."""
-        for pattern, rank in self.rank_pattern.items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return rank
-        return self.r
+    def _variants(self) -> Iterable[str]:
+        """The settings that ask for a variant."""
+        if self.use_dora:
+            yield "use_dora"
+        if self.init_lora_weights == "mica":
+            yield MICA
+        yield from (name for name in ("kasa_config", "use_bdlora", "velora_config") if getattr(self, name) is not None)
 
     # -- the branch ---------------------------------------------------------------------------------------------
 
-    def _adapt(self, region: Region, ranks: tuple[tuple[str, int], ...], host: Host) -> Region:
-        wanted = dict(ranks)
-        if not wanted:
-            return region
+    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+        if self.velora_config is None:
+            return ()
+        size = sum(self.velora_config.group(c.module.in_features) for c in chosen)
+        return tuple(Tensor("@velora_embed", (size,), host.new_dtype, BUFFER) for _ in range(self.adapters))
 
-        def choose(module: Module) -> Any:
-            if module.path not in wanted:
-                return None
-            if module.site == "embed":
-                raise Unsupported("LoRA on embeddings is not modelled yet; leave embed_tokens out of --target-modules")
-            rank = wanted[module.path]
-            small = min(module.in_features, module.out_features)
-            if rank > small:
-                raise RequestError(
-                    f"--rank {rank} is larger than the smaller side of {module.path} "
-                    f"({module.out_features}x{module.in_features}); use at most {small}"
-                )
-            return lambda m: self.branch(m, rank, host)
-
-        return rewrite(region, choose)
-
-    def branch(self, module: Module, rank: int, host: Host) -> tuple[Op, ...]:
-        """The base and its low-rank side branch, ending in the module's own output."""
-        at = "@" if module.weight.name.startswith("@") else ""
-        b = Builder(host.numerics, f"{at}{module.path}.")
-        base = module.out._replace(name=f"{module.out.name}.base")
-        ops = writing(module.ops, module.out, base)
-        dtype = host.new_dtype
-        a = b.weight("lora_A.weight", rank, module.in_features, dtype=dtype, kind=ADAPTER)
-        up = b.weight("lora_B.weight", module.out_features, rank, dtype=dtype, kind=ADAPTER)
-        bias = b.weight("lora_B.bias", module.out_features, dtype=dtype, kind=ADAPTER) if self.lora_bias else None
+    def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        """The base and its low-rank side branches, ending in the module's own output."""
         kernel = packed(module)
+        self._check_module(module, size, kernel)
+        b, base = builder(module, host)
         casts = kernel is None or not sees_autocast(host)
         with b.marked(module.site, "down"):
             result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
-            x = b.cast(module.x, dtype, label="lora_x") if casts else module.x
-        if self.use_dora:
-            sides = Branch(module=module, base=result, a=a, up=up, dropout=self.lora_dropout, kernel=kernel)
-            total = dora(b, sides, x)
-            out = b.cast(total, base.dtype, label="out") if casts else total
-            return (*ops, *writing(b.ops, out, module.out))
-        with b.marked(module.site, "down"):
-            down = b.linear(b.dropout(x, self.lora_dropout), a, label="lora_A")
-        with b.marked(module.site, "up"):
-            delta = b.scale(b.linear(down, up, bias, label="lora_B"))
+            x = b.cast(module.x, host.new_dtype, label="lora_x") if casts else module.x
+        for number in range(self.active_adapters):
+            branch = self._sides(b, module, size, host, number)._replace(base=result, x=x, kernel=kernel)
+            result = self._changed(b, branch, casts=casts)
         with b.marked(module.site, "extra"):
-            if kernel is not None:
-                delta = b.cast(delta, base.dtype, label="delta") if casts else delta
-                out = b.add(result, delta, label="sum")
-                b.hold(delta, x, module.x)
-            else:
-                total = b.add(base, delta, label="sum")
-                out = b.cast(total, base.dtype, label="out")
-                b.hold(x, module.x)
-        return (*ops, *writing(b.ops, out, module.out))
+            out = b.cast(result, base.dtype, label="out") if casts else result
+            b.hold(x, module.x)
+        return (*writing(module.ops, module.out, base), *writing(b.ops, out, module.out))
 
+    def embedding(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
+        asked = [name for name in self._variants() if name != MICA]
+        if self.lora_bias or asked:
+            what = "lora_bias" if self.lora_bias else asked[0]
+            raise Unsupported(f"LoRA with {what} on embeddings is not modelled; leave embed_tokens out")
+        b, base = builder(module, host)
+        result = base
+        scale = Tensor("@embed_scale", (), host.base_dtype, BUFFER) if host.arch.embed_scale else None
+        for number in range(self.active_adapters):
+            result = embedded(b, self._sides(b, module, size, host, number)._replace(base=result), scale)
+        with b.marked(module.site, "extra"):
+            out = b.cast(result, base.dtype, label="out")
+        return (*writing(module.ops, module.out, base), *writing(b.ops, out, module.out))
 
-def _is_bias(region: Region, weight: Tensor) -> bool:
-    del region
-    return weight.name.endswith(".bias")
+    def _changed(self, b: Builder, branch: Branch, *, casts: bool) -> Tensor:
+        """What one adapter makes of the result; on packed weights in the base's dtype again."""
+        variant = self._variant()
+        if branch.kernel is None:
+            return variant(b, branch)
+        if variant is not plain:
+            total = variant(b, branch)
+            return b.cast(total, branch.base.dtype, label="total") if casts else total
+        delta = change(b, branch)
+        with b.marked(branch.module.site, "extra"):
+            delta = b.cast(delta, branch.base.dtype, label="delta") if casts else delta
+            total = b.add(branch.base, delta, label="sum")
+            b.hold(delta)
+        return total
+
+    def _variant(self) -> Variant:
+        if self.use_dora:
+            return dora
+        if self.velora_config is not None:
+            return self.velora_config
+        if self.kasa_config is not None:
+            return kasa
+        return plain if self.use_bdlora is None else block_diagonal
+
+    def _sides(self, b: Builder, module: Module, rank: int, host: Host, number: int) -> Branch:
+        """The weights of one adapter."""
+        embeds = module.site == "embed"
+        wide, out = module.weight.shape if embeds else reversed(module.weight.shape)
+        tied = module.site == "head" and self.ensure_weight_tying and host.arch.tied
+        rank = self.size(EMBEDDING) if tied else rank
+        a_shape, up_shape = (rank, wide), (out, rank)
+        if self.use_bdlora is not None:
+            a_shape = self.use_bdlora.shape(module.path, "a", *a_shape)
+            up_shape = self.use_bdlora.shape(module.path, "b", *up_shape)
+        blank = Branch(module=module, base=module.out, x=module.x, number=number, trains=number < self._counts.trained,
+                       dropout=self.lora_dropout)  # fmt: skip
+        kind = "lora_embedding" if embeds else "lora"
+        a = blank.weight(b, f"{kind}_A.weight", *a_shape, dtype=host.new_dtype)
+        up = blank.weight(b, f"{kind}_B.weight", *up_shape, dtype=host.new_dtype)
+        if tied and host.new_dtype is module.weight.dtype:  # parameters of their own, which view the embedding's
+            a, up = a._replace(stored_bytes=0), up._replace(stored_bytes=0)
+        return blank._replace(
+            a=a,
+            up=up._replace(trainable=False) if self.init_lora_weights == "mica" else up,
+            bias=blank.weight(b, "lora_B.bias", up_shape[0], dtype=host.new_dtype) if self.lora_bias else None,
+        )
+
+    def _check_module(self, module: Module, rank: int, kernel: PackedLinear | None) -> None:
+        small = min(module.in_features, module.out_features)
+        if rank > small:
+            raise RequestError(
+                f"--rank {rank} is larger than the smaller side of {module.path} "
+                f"({module.out_features}x{module.in_features}); use at most {small}"
+            )
+        asked = [name for name in self._variants() if name != "use_dora"]
+        if asked and kernel is not None:
+            raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")
 
 
 METHOD = Lora
@@ -219,5 +307,6 @@ EXAMPLES = (
     Lora(),
     Lora(r=3, target_modules="all-linear", lora_dropout=0.1),
     Lora(r=2, target_modules=("q_proj",), modules_to_save=("lm_head",)),
+    Lora(r=2, target_modules=("embed_tokens", "v_proj"), adapters=3, active_adapters=2, trained_adapters=1),
 )
 UNVERIFIED: dict[str, str] = {}

@@ -9,39 +9,25 @@ Mirrors peft/optimizers/lorafa.py create_lorafa_optimizer, peft 0.21.2, which fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import final
 
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
 from peftplan.methods import lora
-from peftplan.methods.base import Host, Method
-from peftplan.methods.targets import DEFAULTS, Names
+from peftplan.methods._lora_knobs import LoraKnobs
+from peftplan.methods.base import Host
 
 HARMLESS = lora.HARMLESS
 
 
 @final
 @dataclass(frozen=True)
-class LoraFa(Method):
+class LoraFa(LoraKnobs):
     """The settings of PEFT's LoraConfig that go with LoraFAOptimizer."""
 
-    r: int = 8
-    target_modules: Names = None
-    exclude_modules: Names = None
-    lora_dropout: float = 0.0
-    bias: Literal["none", "all", "lora_only"] = "none"
-    lora_bias: bool = False
-    modules_to_save: tuple[str, ...] | None = None
-    layers_to_transform: tuple[int, ...] | int | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-
-    def default_targets(self, family: str) -> Names:
-        return DEFAULTS.get(family)
-
     def apply(self, graph: Graph, host: Host) -> Graph:
-        plain = lora.Lora(**{knob.name: getattr(self, knob.name) for knob in fields(self)})
-        return train(plain.apply(graph, host), _trains)
+        return train(self.plain().apply(graph, host), _trains)
 
 
 def _trains(region: Region, weight: Tensor) -> bool:

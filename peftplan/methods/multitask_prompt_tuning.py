@@ -10,55 +10,40 @@ Mirrors peft/tuners/multitask_prompt_tuning/model.py MultitaskPromptEmbedding an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from peftplan.errors import RequestError
-from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, INPUT, Grad, Graph, Tensor
-from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.graph.core import ADAPTER, INPUT, Grad, Tensor
+from peftplan.methods import _prompts, _virtual
+from peftplan.methods._virtual import Prompt, VirtualTokens
 from peftplan.units import DType
 
-HARMLESS = _prompts.HARMLESS | {
-    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
-    "num_attention_heads", "num_layers", "prompt_tuning_init_state_dict_path", "prompt_tuning_init_task",
-}  # fmt: skip
+HARMLESS = _virtual.HARMLESS | _virtual.TEXT | {"prompt_tuning_init_state_dict_path", "prompt_tuning_init_task"}
 
 
 @final
 @dataclass(frozen=True)
-class MultitaskPromptTuning(Method):
+class MultitaskPromptTuning(VirtualTokens):
     """PEFT's MultitaskPromptTuningConfig, the knobs that change memory."""
 
-    num_virtual_tokens: int | None = None
     num_tasks: int = 1
     num_ranks: int = 1
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
 
-    def seen(self, batch: Batch) -> Batch:
-        return _prompts.longer(batch, self.num_virtual_tokens)
-
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        tokens, hidden = _prompts.checked_tokens(self.num_virtual_tokens), host.arch.hidden
+    def check(self) -> None:
         if self.num_tasks < 1 or self.num_ranks < 1:
             raise RequestError(f"method.num_tasks={self.num_tasks}, num_ranks={self.num_ranks}: use at least 1 of each")
-        _prompts.check_shape(
-            token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
-        )
-        size = next(t.shape[0] for t in graph.inputs if t.name == "@labels")
-        tasks = Tensor("@task_ids", (size,), DType.int64, INPUT)
-        longer = _prompts.prepend(graph, host, tokens, lambda b, ids: self._encoded(b, ids, tasks, tokens, hidden))
-        return replace(longer, inputs=(*longer.inputs, tasks))
 
-    def _encoded(self, b: Builder, ids: Tensor, tasks: Tensor, tokens: int, hidden: int) -> Tensor:
+    def inputs(self, size: int) -> tuple[Tensor, ...]:
+        return (Tensor("@task_ids", (size,), DType.int64, INPUT),)
+
+    def encode(self, b: Builder, ids: Tensor, prompt: Prompt) -> Tensor:
         """MultitaskPromptEmbedding.forward; mul_ clones what it writes over, for its backward."""
-        size = tasks.shape[0]
-        prompts = _prompts.lookup(b, ids, tokens, hidden, copies=size)
-        cols = self._chosen(b, "cols", tasks, (tokens, self.num_ranks))
-        rows = self._chosen(b, "rows", tasks, (self.num_ranks, hidden))
+        (tasks,) = self.inputs(prompt.size)
+        prompts = _prompts.lookup(b, ids, prompt.tokens, prompt.hidden, copies=prompt.size)
+        cols = self._chosen(b, "cols", tasks, (prompt.tokens, self.num_ranks))
+        rows = self._chosen(b, "rows", tasks, (self.num_ranks, prompt.hidden))
         shared = b.matmul(cols, rows, *prompts.shape, inner=self.num_ranks, label="task_prompts")
         before = b.plain("prompts_before", *prompts.shape, dtype=prompts.dtype, ins=(prompts,))
         full = prompts.logical_bytes

@@ -3,8 +3,8 @@
 Trains: (in / b) b (b - 1) / 2 per adapted linear layer with blocks of b, one block's worth with `block_share`; plus
 `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, the blocks, and the powers of their skew-symmetric
-generators (Cayley's transform as a Neumann series).
-Not modelled: coft, use_cayley_neumann=false, embeddings.
+generators (Cayley's transform as a Neumann series), or with use_cayley_neumann=false what a linear solve keeps.
+Not modelled: embeddings.
 Mirrors peft/tuners/oft/layer.py Linear.forward and OFTRotationModule.forward, peft 0.21.2.
 """
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from peftplan.errors import RequestError, Unsupported
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, builder
 from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._rotations import check_terms, neumann
+from peftplan.methods._solve import cayley
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
@@ -39,21 +41,18 @@ class Oft(OnLinears):
     coft: bool = False
     bias: Literal["none", "all", "oft_only"] = "none"
     title: ClassVar[str] = "OFT"
-    on_packed: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {}
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias
 
     def check(self) -> None:
-        if self.coft or not self.use_cayley_neumann:
-            raise Unsupported("method.coft and method.use_cayley_neumann=false are not modelled yet; leave them out")
         if self.r < 0 or self.oft_block_size < 0 or (self.r == 0) == (self.oft_block_size == 0):
             raise RequestError(
                 f"method.r={self.r} and method.oft_block_size={self.oft_block_size}: set one of them, the other to 0"
             )
-        if self.num_cayley_neumann_terms < 2:
-            raise RequestError(f"method.num_cayley_neumann_terms={self.num_cayley_neumann_terms}: use at least 2")
+        if self.use_cayley_neumann:
+            check_terms(self.num_cayley_neumann_terms)
 
     def _blocks(self, width: int) -> tuple[int, int]:
         """(how many, how large) for an input of `width`: the nearest divisor of it, the smaller of two."""
@@ -86,7 +85,7 @@ class Oft(OnLinears):
             b.hold(turned, x)
         inner = writing(writing(module.ops, x, given), module.out, base)
         if out is base:
-            return (*ahead, *writing(inner, base, module.out), *b.ops)
+            return (*ahead, *writing(inner, base, module.handed), *b.ops)
         return (*ahead, *inner, *ended(b, out, module, name=self.title))
 
     def _rotate(self, b: Builder, x: Tensor, width: int, dtype: DType) -> Tensor:
@@ -94,6 +93,8 @@ class Oft(OnLinears):
         count, size = self._blocks(width)
         mine = 1 if self.block_share else count
         weight = b.weight("oft_R.weight", mine, size * (size - 1) // 2, dtype=dtype, kind=ADAPTER)
+        if self.coft:
+            _projected(b, weight, (mine, size, size))
         rotation = self._cayley(b, weight, mine, size)
         if self.block_share:
             rotation = b.copy(rotation, count, size, size, label="shared", grad_copied=count > 1)
@@ -110,16 +111,24 @@ class Oft(OnLinears):
         zeros = b.plain("skew_zeros", *shape, dtype=weight.dtype)
         filled = b.put(zeros, weight, label="skew_upper")
         skew = b.add(filled, b.view(filled, label="skew_lower", grad_copied=True), label="skew")
+        if not self.use_cayley_neumann:
+            return b.cast(cayley(b, skew), weight.dtype, label="rotation")
         total = b.plain("rotation", *shape, dtype=weight.dtype)
-        total = b.add_into(total, skew, scaled=True)
-        power, powers, terms = skew, [skew], self.num_cayley_neumann_terms
-        last = 1 if terms == 2 else max(3, terms - 1)
-        for n in range(2, last + 1):
-            power = b.matmul(power, skew, *shape, inner=size, label="power")
-            powers.append(power)
-            total = b.add_into(total, power, scaled=n < last)
-        b.hold(*powers[:2], power)  # Q_squared keeps its name
+        total, powers = neumann(b, total, skew, self.num_cayley_neumann_terms)
+        b.hold(*powers)
         return total
+
+
+def _projected(b: Builder, weight: Tensor, shape: tuple[int, int, int]) -> None:
+    """_project_batch, without gradient: the blocks are drawn towards the identity, in place."""
+    blocks = b.plain("coft_blocks", *shape, dtype=weight.dtype, ins=(weight,))
+    zeros = b.plain("coft_zeros", *shape[1:], dtype=weight.dtype)
+    apart = b.plain("coft_apart", *shape, dtype=weight.dtype, ins=(blocks, zeros))
+    unit = b.plain("coft_unit", *shape, dtype=weight.dtype, ins=(apart,))
+    near = b.plain("coft_near", *shape, dtype=weight.dtype, ins=(unit,))
+    chosen = b.plain("coft_chosen", *shape, dtype=weight.dtype, ins=(blocks, near))
+    b.hold(blocks, zeros, apart)
+    b.plain("coft_upper", *weight.shape, dtype=weight.dtype, ins=(chosen,))
 
 
 def _nearest_divisor(width: int, wanted: int) -> int:

@@ -1,9 +1,10 @@
 """P-tuning: a trained network makes the embeddings in front of every sequence (Liu 2021, arXiv:2103.10385, section 3).
 
-Trains: num_virtual_tokens x hidden, and an encoder of three linear layers.
+Trains: num_virtual_tokens x hidden, and an encoder of three linear layers, or of an LSTM in both directions, some 32 x
+encoder_hidden_size^2 weights a layer, and two linear layers.
 Keeps for backward: the encoder's activations, of one sequence whatever the batch; every activation of the model is
 that many positions longer, logits included.
-Not modelled: packed batches, the LSTM encoder.
+Not modelled: packed batches; FLOPs of the LSTM and what cuDNN needs for a moment (`_lstm.py` says how they err).
 Mirrors peft/tuners/p_tuning/model.py PromptEncoder and PeftModelForCausalLM.forward, peft 0.21.2.
 """
 
@@ -12,50 +13,57 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from peftplan.errors import Unsupported
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import Graph, Tensor
-from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.graph.core import Tensor
+from peftplan.methods import _branches, _prompts, _virtual
+from peftplan.methods._lstm import Lstm
+from peftplan.methods._virtual import Prompt, VirtualTokens, repeated
 
-HARMLESS = _prompts.HARMLESS | {"num_attention_heads", "num_layers", "encoder_num_layers", "encoder_dropout"}
+HARMLESS = _virtual.HARMLESS
 
 
 @final
 @dataclass(frozen=True)
-class PTuning(Method):
+class PTuning(VirtualTokens):
     """PEFT's PromptEncoderConfig, the knobs that change memory."""
 
-    num_virtual_tokens: int | None = None
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
     encoder_hidden_size: int | None = None
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
+    encoder_num_layers: int = 2
+    """Of the LSTM: the MLP has three whatever this says."""
+    encoder_dropout: float = 0.0
 
-    def seen(self, batch: Batch) -> Batch:
-        return _prompts.longer(batch, self.num_virtual_tokens)
+    def check(self) -> None:
+        _branches.check_share("encoder_dropout", self.encoder_dropout)
+        if self.encoder_num_layers < 1:
+            raise RequestError(f"method.encoder_num_layers={self.encoder_num_layers}: use at least 1")
 
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        if self.encoder_reparameterization_type == "LSTM":
-            raise Unsupported("method.encoder_reparameterization_type=LSTM is not modelled yet; use MLP")
-        tokens, hidden = _prompts.checked_tokens(self.num_virtual_tokens), host.arch.hidden
-        _prompts.check_shape(
-            token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
-        )
-        inner = self.encoder_hidden_size or hidden
+    def encode(self, b: Builder, ids: Tensor, prompt: Prompt) -> Tensor:
+        """PromptEncoder.forward."""
+        inner = self.encoder_hidden_size or prompt.hidden
+        x = _prompts.lookup(b, ids, prompt.tokens, prompt.hidden)
+        head = self._lstm if self.encoder_reparameterization_type == "LSTM" else _mlp
+        out = head(b, x, inner)
+        b.hold(x)
+        return repeated(b, out, prompt)
 
-        def encode(b: Builder, ids: Tensor) -> Tensor:
-            x = _prompts.lookup(b, ids, tokens, hidden)
-            h = b.squash(_prompts.linear(b, x, inner, "mlp_head.0"), label="relu")
-            h = b.squash(_prompts.linear(b, h, inner, "mlp_head.2"), label="relu")
-            out = _prompts.linear(b, h, hidden, "mlp_head.4")
-            b.hold(x)
-            return _prompts.repeated(b, out, graph)
+    def _lstm(self, b: Builder, x: Tensor, inner: int) -> Tensor:
+        layers, dropout = self.encoder_num_layers, self.encoder_dropout
+        lstm = Lstm(path="prompt_encoder.lstm_head", inner=inner, layers=layers, dropout=dropout)
+        h = b.squash(_prompts.linear(b, lstm.forward(b, x), 2 * inner, "mlp_head.0"), label="relu")
+        return _prompts.linear(b, h, x.shape[-1], "mlp_head.2")
 
-        return _prompts.prepend(graph, host, tokens, encode)
+
+def _mlp(b: Builder, x: Tensor, inner: int) -> Tensor:
+    h = b.squash(_prompts.linear(b, x, inner, "mlp_head.0"), label="relu")
+    h = b.squash(_prompts.linear(b, h, inner, "mlp_head.2"), label="relu")
+    return _prompts.linear(b, h, x.shape[-1], "mlp_head.4")
 
 
 METHOD = PTuning
-EXAMPLES = (PTuning(num_virtual_tokens=20), PTuning(num_virtual_tokens=5, encoder_hidden_size=128))
+EXAMPLES = (
+    PTuning(num_virtual_tokens=20),
+    PTuning(num_virtual_tokens=5, encoder_hidden_size=128, encoder_reparameterization_type="LSTM"),
+)
 UNVERIFIED: dict[str, str] = {}

@@ -3,7 +3,7 @@
 Trains: 2 r out + 2 depth r^2 per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input, its weight and the whole change of it, all in the adapter's dtype, and r numbers
 for every input a few times.
-Not modelled: activations but relu, tanh, sigmoid, silu and gelu; embeddings, packed bases (PEFT has none).
+Not modelled: activations but relu, tanh, sigmoid, silu and gelu; embeddings, 4-bit bases (PEFT fails on them).
 Mirrors peft/tuners/peanut/layer.py Linear.forward and _compute_delta_weight, peft 0.21.2.
 """
 
@@ -12,16 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from peftplan.errors import RequestError, Unsupported
+from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Op, Tensor
 from peftplan.graph.edit import Module, writing
+from peftplan.methods._activations import active, check_activation
 from peftplan.methods._branches import OnLinears, builder, check_rank
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._linears import COMMON, ended, packed
 from peftplan.methods.base import Host
+from peftplan.units import DType
 
 HARMLESS = COMMON | {"scaling", "init_weights"}
-KEEPS_RESULT, KEEPS_INPUT = ("relu", "tanh", "sigmoid"), ("silu", "gelu")
 
 
 @final
@@ -33,15 +34,13 @@ class Peanut(OnLinears):
     depth: int = 0
     act_fn: str = "relu"
     title: ClassVar[str] = "PEANuT"
+    no_4bit: ClassVar[str] = "PEFT runs its network over the weight, which is not in the shape of one"
 
     def check(self) -> None:
         check_rank(self.r)
         if self.depth < 0:
             raise RequestError(f"method.depth={self.depth}: must be at least 0")
-        if self.act_fn not in (*KEEPS_RESULT, *KEEPS_INPUT):
-            raise Unsupported(
-                f"method.act_fn={self.act_fn} is not modelled; use {', '.join(KEEPS_RESULT)}, silu or gelu"
-            )
+        check_activation("act_fn", self.act_fn)
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
@@ -64,21 +63,24 @@ class Peanut(OnLinears):
         for i in range(self.depth):
             shapes |= {f"encoders.{i}": (r, r), f"decoders.{i}": (r, r)}
         weights = {n: b.weight(f"peanut_{n}.weight", *s, dtype=dtype, kind=ADAPTER) for n, s in shapes.items()}
-        base = b.cast(module.weight, dtype, label="base_weight").view(module.in_features, out)
-        h = self._active(b, b.linear(base, weights["A"], label="peanut_A"))
+        base = self._weight(b, module, dtype).view(module.in_features, out)
+        h = active(b, b.linear(base, weights["A"], label="peanut_A"), self.act_fn)
         aside = []
         for i in range(self.depth):
             aside.append(h)
-            h = self._active(b, b.linear(h, weights[f"encoders.{i}"], label="encoder"))
+            h = active(b, b.linear(h, weights[f"encoders.{i}"], label="encoder"), self.act_fn)
         for i in range(self.depth):
-            h = self._active(b, b.linear(h, weights[f"decoders.{i}"], label="decoder"))
+            h = active(b, b.linear(h, weights[f"decoders.{i}"], label="decoder"), self.act_fn)
             h = b.add(h, aside[-1 - i], label="residual")
         delta = b.scale(b.linear(h, weights["B"], label="peanut_B"), label="delta")
         b.hold(base, *aside)
         return delta
 
-    def _active(self, b: Builder, x: Tensor) -> Tensor:
-        return b.squash(x, label="act") if self.act_fn in KEEPS_RESULT else b.activate(x)
+    def _weight(self, b: Builder, module: Module, dtype: DType) -> Tensor:
+        """base_layer.weight.to(dtype): of a packed one the integers, without their scales."""
+        if packed(module) is None:
+            return b.cast(module.weight, dtype, label="base_weight")
+        return b.plain("base_weight", *module.weight.shape, dtype=dtype, ins=(module.weight,))
 
 
 METHOD = Peanut

@@ -11,40 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import Graph, Tensor
-from peftplan.methods import _prompts
-from peftplan.methods.base import Host, Method
+from peftplan.graph.core import Tensor
+from peftplan.methods import _prompts, _virtual
+from peftplan.methods._virtual import Prompt, VirtualTokens, repeated
 
-HARMLESS = _prompts.HARMLESS | {
-    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
-    "num_attention_heads", "num_layers",
-}  # fmt: skip
+HARMLESS = _virtual.HARMLESS | _virtual.TEXT
 
 
 @final
 @dataclass(frozen=True)
-class PromptTuning(Method):
+class PromptTuning(VirtualTokens):
     """PEFT's PromptTuningConfig, the knobs that change memory."""
 
-    num_virtual_tokens: int | None = None
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
-
-    def seen(self, batch: Batch) -> Batch:
-        return _prompts.longer(batch, self.num_virtual_tokens)
-
-    def apply(self, graph: Graph, host: Host) -> Graph:
-        tokens, hidden = _prompts.checked_tokens(self.num_virtual_tokens), host.arch.hidden
-        _prompts.check_shape(
-            token_dim=(self.token_dim, hidden), num_transformer_submodules=(self.num_transformer_submodules, 1)
-        )
-
-        def encode(b: Builder, ids: Tensor) -> Tensor:
-            return _prompts.repeated(b, _prompts.lookup(b, ids, tokens, hidden), graph)
-
-        return _prompts.prepend(graph, host, tokens, encode)
+    def encode(self, b: Builder, ids: Tensor, prompt: Prompt) -> Tensor:
+        """PromptEmbedding.forward."""
+        return repeated(b, _prompts.lookup(b, ids, prompt.tokens, prompt.hidden), prompt)
 
 
 METHOD = PromptTuning

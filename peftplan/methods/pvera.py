@@ -3,9 +3,9 @@
 Trains: 2 r + out per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: A x (2 r a token), the spread and the noise (r each), and B's output, in the adapter's dtype, and a
 mask where there is dropout; not the input.
-Not modelled: embeddings, packed bases.
-Mirrors peft/tuners/pvera/layer.py Linear.forward and _reparametrize, and model.py, peft 0.21.2. A (2 r, widest in) and
-B (widest out, r) are one pair of buffers for the model.
+Not modelled: embeddings.
+Mirrors peft/tuners/pvera/layer.py Linear.forward and _reparametrize, bnb.py Linear4bit and Linear8bitLt.forward, and
+model.py, peft 0.21.2. A (2 r, widest in) and B (widest out, r) are one pair of buffers for the model.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import ClassVar, Literal, final
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, returned
+from peftplan.methods._linears import COMMON, ended, packed
 from peftplan.methods.base import Host
 
 HARMLESS = COMMON | {
@@ -34,7 +34,7 @@ class Pvera(OnLinears):
     pvera_dropout: float = 0.0
     bias: Literal["none", "all", "pvera_only"] = "none"
     title: ClassVar[str] = "PVeRA"
-    packs: ClassVar[bool] = True
+    returns_input: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:
@@ -60,15 +60,17 @@ class Pvera(OnLinears):
         scale_b = b.weight("pvera_lambda_b", module.out_features, dtype=dtype, kind=ADAPTER)
         scale_d = b.weight("pvera_lambda_d", 2 * self.r, dtype=dtype, kind=ADAPTER)
         with b.marked(module.site, "down"):
+            result = result_of(b, base, module)
             b.hold(scale_b, scale_d)  # in the order they are registered in
             x = b.cast(module.x, dtype, label="pvera_x")
-            down = b.mul(scale_d, b.linear(b.dropout(x, self.pvera_dropout), a, label="pvera_A"), label="d_Ax")
+            given = b.dropout(x, self.pvera_dropout)
+            down = b.mul(scale_d, b.linear(given, a, label="pvera_A"), label="d_Ax")
             drawn = self._drawn(b, down)
         with b.marked(module.site, "up"):
             change = b.mul(scale_b, b.linear(drawn, up, label="pvera_B"), label="b_Bz")
         with b.marked(module.site, "extra"):
-            out = b.cast(b.add(base, change, label="sum"), module.x.dtype, label="out")
-            b.hold(down, x, module.x)
+            out = returned(b, b.add(result, change, label="sum"), x, module, host)
+            b.hold(down, x, module.x, *((given, change) if packed(module) is not None else ()))
         return (*writing(module.ops, module.out, base), *ended(b, out, module, name=self.title))
 
     def _drawn(self, b: Builder, down: Tensor) -> Tensor:

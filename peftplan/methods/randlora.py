@@ -4,9 +4,10 @@ Trains: n (r + min(in, out)) per adapted linear layer, n = min(in, out) / r roun
 `modules_to_save`.
 Keeps for backward: the scaled basis of the smaller side, as large as a weight of r n x min(in, out); the layer's input
 (where in <= out) or its projection (where out < in), in the adapter's dtype.
-Not modelled: embeddings, packed bases.
-Mirrors peft/tuners/randlora/layer.py Linear.forward and UniqueBaseGrad, and model.py, peft 0.21.2. One pair of buffers
-serves the whole model: (r, 1, smaller side) and (larger side, n, r) of the widest adapted layers.
+Not modelled: embeddings.
+Mirrors peft/tuners/randlora/layer.py Linear.forward and UniqueBaseGrad, bnb.py Linear4bit and Linear8bitLt.forward, and
+model.py, peft 0.21.2. One pair of buffers serves the whole model: (r, 1, smaller side) and (larger side, n, r) of the
+widest adapted layers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from peftplan.errors import Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Need, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, returned
+from peftplan.methods._linears import COMMON, ended, packed
 from peftplan.methods.base import Host
 from peftplan.units import ceil_div
 
@@ -35,8 +36,6 @@ class ScaledBasis(Op):
 
     Either gradient is a batched product with an elementwise one before it.
     """
-
-    multiplies_back = True
 
     def grad_flops(self, need: Need) -> int:  # noqa: ARG002
         return 4 * self.out.numel
@@ -61,7 +60,7 @@ class Randlora(OnLinears):
     randlora_dropout: float = 0.0
     bias: Literal["none", "all", "randlora_only"] = "none"
     title: ClassVar[str] = "RandLoRA"
-    packs: ClassVar[bool] = True
+    returns_input: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:
@@ -85,6 +84,7 @@ class Randlora(OnLinears):
         del size
         b, base = builder(module, host)
         with b.marked(module.site, "down"):
+            result = result_of(b, base, module)
             basis, other = self._bases(b, module, host)
             x = b.cast(module.x, basis.dtype, label="randlora_x")
             given = b.dropout(x, self.randlora_dropout)
@@ -92,10 +92,11 @@ class Randlora(OnLinears):
             first, second = (basis, other) if expands else (other, basis)
             down = b.linear(given, first.view(first.shape[0], module.in_features), label="randlora_down")
         with b.marked(module.site, "up"):
-            change = b.scale(b.linear(down, second.view(module.out_features, down.shape[-1]), label="randlora_up"))
+            product = b.linear(down, second.view(module.out_features, down.shape[-1]), label="randlora_up")
+            change = b.scale(product)
         with b.marked(module.site, "extra"):
-            out = b.cast(b.add(base, change, label="sum"), module.x.dtype, label="out")
-            b.hold(basis, other, x, module.x)
+            out = returned(b, b.add(result, change, label="sum"), x, module, host)
+            b.hold(basis, other, x, module.x, *((given, product) if packed(module) is not None else ()))
         return (*writing(module.ops, module.out, base), *ended(b, out, module, name=self.title))
 
     def _bases(self, b: Builder, module: Module, host: Host) -> tuple[Tensor, Tensor]:

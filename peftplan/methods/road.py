@@ -2,8 +2,9 @@
 
 Trains: out (road_1), 2 out (road_2) or 4 out (road_4) per adapted linear layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's output and its turned half, both in the adapter's dtype.
-Not modelled: embeddings, packed bases.
-Mirrors peft/tuners/road/layer.py Linear.forward, _apply_road and _prepare_cols, peft 0.21.2.
+Not modelled: embeddings.
+Mirrors peft/tuners/road/layer.py Linear.forward, _apply_road and _prepare_cols, bnb.py Linear4bit and
+Linear8bitLt.forward, which do not cast their result back, peft 0.21.2.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import OnLinears, builder
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._linears import COMMON, ended, packed, sees_autocast
 from peftplan.methods.base import Host
 
 HARMLESS = COMMON | {"init_weights"}
@@ -30,7 +31,6 @@ class Road(OnLinears):
     variant: Literal["road_1", "road_2", "road_4"] = "road_1"
     group_size: int = 64
     title: ClassVar[str] = "RoAd"
-    packs: ClassVar[bool] = True
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
@@ -41,13 +41,14 @@ class Road(OnLinears):
                 f"({module.out_features})"
             )
         b, base = builder(module, host)
+        plain = packed(module) is None
         with b.marked(module.site, "extra"):
-            y = b.cast(base, host.new_dtype, label="road_y")
+            y = b.cast(base, host.new_dtype, label="road_y") if plain or not sees_autocast(host) else base
             first, second = self._columns(b, module.out_features, host)
             turned = b.rotate_half(y, label="turned")
             summed = b.add(b.mul(y, first, label="straight"), b.mul(turned, second, label="crossed"), label="sum")
             b.hold(y, first, second, turned)
-            out = b.cast(summed, base.dtype, label="out")
+            out = b.cast(summed, base.dtype, label="out") if plain else summed
             b.hold(module.x)
         return (*writing(module.ops, module.out, base), *ended(b, out, module, name=self.title))
 

@@ -3,7 +3,7 @@
 Trains: theta_d_length numbers, once; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, r numbers a token, and both matrices, put together anew in
 each forward. Beside the weights lie, for every element of them, its place (int64) and its scale.
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/unilora/layer.py Linear.forward and _get_lora_matrices, peft 0.21.2.
 """
 
@@ -34,6 +34,9 @@ class Unilora(OnLinears):
     unilora_dropout: float = 0.0
     bias: Literal["none", "all", "unilora_only"] = "none"
     title: ClassVar[str] = "Uni-LoRA"
+    returns_input: ClassVar[bool] = True
+    no_4bit: ClassVar[str] = "PEFT holds its scales in the packed weight's integers: they are 0, and nothing trains"
+    no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     def trained_biases(self) -> str:

@@ -4,7 +4,7 @@ Trains: the bank (num_vectors x vector_length) once, and r (in + out) / vector_l
 linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, r numbers a token, and for both matrices their topk
 vectors, weights and numbers (int64).
-Not modelled: embeddings, packed bases (PEFT has none).
+Not modelled: embeddings.
 Mirrors peft/tuners/vblora/layer.py Linear.forward and _get_low_rank_matrix, peft 0.21.2.
 """
 
@@ -39,6 +39,7 @@ class Vblora(OnLinears):
     vblora_dropout: float = 0.0
     bias: Literal["none", "all", "vblora_only"] = "none"
     title: ClassVar[str] = "VB-LoRA"
+    returns_input: ClassVar[bool] = True
     defaults: ClassVar[dict[str, tuple[str, ...]]] = {k: v for k, v in DEFAULTS.items() if k != "mistral"}
 
     def trained_biases(self) -> str:

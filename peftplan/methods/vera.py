@@ -3,7 +3,7 @@ equation 2).
 
 Trains: r + out per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: A x and B (d A x), in the adapter's dtype, and a mask where there is dropout; not the input.
-Not modelled: outputs whose dtype the adapter changes (autocast over an fp32 base); embeddings.
+Not modelled: the head under autocast over an fp32 base; embeddings.
 Mirrors peft/tuners/vera/layer.py Linear.forward and model.py _init_vera_A_vera_B, peft 0.21.2. A (r, widest in) and
 B (widest out, r) are one pair of buffers for the model, in the adapter's dtype.
 """
@@ -15,8 +15,8 @@ from typing import ClassVar, Literal, final
 
 from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share
-from peftplan.methods._linears import COMMON, ended, packed
+from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of
+from peftplan.methods._linears import COMMON, ended
 from peftplan.methods.base import Host
 
 HARMLESS = COMMON | {"projection_prng_key", "save_projection", "d_initial", "init_weights"}
@@ -31,7 +31,8 @@ class Vera(OnLinears):
     vera_dropout: float = 0.0
     bias: Literal["none", "all", "vera_only"] = "none"
     title: ClassVar[str] = "VeRA"
-    on_packed: ClassVar[bool] = True
+    lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
+    returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias
@@ -51,12 +52,12 @@ class Vera(OnLinears):
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
         b, base = builder(module, host)
-        ops, kernel = writing(module.ops, module.out, base), packed(module)
+        ops = writing(module.ops, module.out, base)
         a, up = self._pair(module.in_features, module.out_features, host)
         scale_d = b.weight("vera_lambda_d", self.r, dtype=host.new_dtype, kind=ADAPTER)
         scale_b = b.weight("vera_lambda_b", module.out_features, dtype=host.new_dtype, kind=ADAPTER)
         with b.marked(module.site, "down"):
-            result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
+            result = result_of(b, base, module)
             x = b.cast(module.x, host.new_dtype, label="vera_x")
             down = b.mul(scale_d, b.linear(b.dropout(x, self.vera_dropout), a, label="vera_A"), label="d_Ax")
         with b.marked(module.site, "up"):

@@ -8,7 +8,10 @@ from typing import Any
 from peftplan import plugins
 from peftplan.optimizers.base import Optimizer
 
-__all__ = ["Optimizer", "aliases", "get", "make", "names"]
+__all__ = ["HARMLESS", "Optimizer", "aliases", "get", "make", "names"]
+
+HARMLESS = frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay"})
+"""What all of them have and memory does not feel."""
 
 
 def names() -> tuple[str, ...]:
@@ -32,10 +35,11 @@ def get(name: str) -> type[Optimizer]:
 
 def make(name: str, knobs: Mapping[str, Any]) -> Optimizer:
     key, implied = resolve_name(name)
+    module = plugins.load(__name__, "optimizer", key)
     made: Optimizer = plugins.configure(
-        plugins.load(__name__, "optimizer", key).OPTIMIZER,
+        module.OPTIMIZER,
         {**implied, **knobs},
         what=f"optimizer {name}",
-        harmless=frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay"}),
+        harmless=HARMLESS | getattr(module, "HARMLESS", frozenset()),
     )
     return made

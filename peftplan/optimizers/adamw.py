@@ -4,16 +4,18 @@ Mirrors torch 2.13, torch/optim/adam.py: _single_tensor_adam (`for-loop`) makes 
 _multi_tensor_adam (`foreach`) makes sqrt(v) of all weights of one dtype at once, _fused_adam makes nothing.
 bf16 weights have bf16 states and no master copy. The step counter is a 4-byte tensor per weight, on the host unless
 fused.
+
+`master_weights`: half-precision weights have an fp32 copy that the step works on, with fp32 states, and fp32 copies of
+all gradients during the step (Apex, apex/fp16_utils/fp16_optimizer.py, FP16_Optimizer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, final
 
-from peftplan.optimizers.base import Optimizer, State, Trained
+from peftplan.optimizers.base import Locals, Optimizer, State, Trained, each_and_step, foreach_bytes
 from peftplan.units import DType
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -23,6 +25,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw_fused": {"impl": "fused"},
     "adamw_foreach": {"impl": "foreach"},
     "adamw_for_loop": {"impl": "for-loop"},
+    "adamw_apex_fused": {"impl": "fused"},
+    "adamw_master_weights": {"master_weights": True},
 }
 
 
@@ -31,6 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class AdamW(Optimizer):
     impl: Literal["auto", "for-loop", "foreach", "fused"] = "auto"
     """auto: torch's own choice, foreach on CUDA, for-loop on CPU."""
+    amsgrad: bool = False
+    master_weights: bool = False
+    """Keep fp32 copies of half-precision weights, and fp32 states."""
 
     def resolved(self, backend: str) -> str:
         if self.impl != "auto":
@@ -39,43 +46,37 @@ class AdamW(Optimizer):
 
     def states(self, weights: Sequence[Trained], backend: str) -> Iterator[State]:
         step_on_host = backend == "cuda" and self.resolved(backend) != "fused"
-        for w in weights:
-            yield State(w.bytes, 2 * w.copies)
-            yield State(4, w.copies, host=step_on_host)
+        worked_on = [self._master(w) for w in weights]
+        yield from each_and_step(worked_on, count=2 + self.amsgrad, step_on_host=step_on_host)
+        for w, master in zip(weights, worked_on, strict=True):
+            if master is not w:
+                yield State(master.bytes, w.copies)
+
+    def _master(self, w: Trained) -> Trained:
+        return w._replace(dtype=DType.float32) if self.master_weights and w.dtype.is_half else w
 
     def step_bytes(self, weights: Sequence[Trained], backend: str) -> int:
         how = self.resolved(backend)
+        worked_on = [self._master(w) for w in weights]
+        copied = sum(m.bytes * m.copies for w, m in zip(weights, worked_on, strict=True) if m is not w)
         if how == "fused":
-            return 0
-        return _foreach_bytes(weights) if how == "foreach" else _for_loop_bytes(weights)
+            return copied
+        return copied + (foreach_bytes(worked_on) if how == "foreach" else super().step_bytes(worked_on, backend))
 
-
-def _foreach_bytes(weights: Sequence[Trained]) -> int:
-    """sqrt(v) per dtype group; the name still holds the group before while the next is made."""
-    groups: dict[DType, int] = {}
-    for w in weights:
-        groups[w.dtype] = groups.get(w.dtype, 0) + w.bytes * w.copies
-    sizes = list(groups.values())
-    return max((a + b for a, b in zip([0, *sizes], sizes, strict=False)), default=0)
-
-
-def _for_loop_bytes(weights: Sequence[Trained]) -> int:
-    """`denom = (v.sqrt() / c).add_(eps)`: the root, the quotient, and the denominator of the weight before.
-
-    Weights of equal layers are neighbours in the order the layers use them, and the last one of a layer is the
-    neighbour of the first one of the next. Where runs of different layers are equally long, this may err high.
-    """
-    before = largest = 0
-    for copies, run in groupby(weights, key=lambda w: w.copies):
-        if copies > 1:
-            layer = list(run)
-            largest = max(largest, layer[-1].bytes + 2 * layer[0].bytes)
-    for w in weights:
-        largest = max(largest, before + 2 * w.bytes)
-        before = w.bytes
-    return largest
+    def update(self, local: Locals, w: Trained, backend: str) -> None:
+        """`denom = (v.sqrt() / c).add_(eps)`: the root, the quotient, and the denominator of the weight before."""
+        del backend
+        local.bind("denom", w.bytes, beside=w.bytes)
 
 
 OPTIMIZER = AdamW
-EXAMPLES = (AdamW(), AdamW(impl="fused"), AdamW(impl="foreach"), AdamW(impl="for-loop"))
+EXAMPLES = (
+    AdamW(),
+    AdamW(impl="fused"),
+    AdamW(impl="foreach"),
+    AdamW(impl="for-loop"),
+    AdamW(amsgrad=True),
+    AdamW(master_weights=True),
+    AdamW(in_backward=True),
+)
 UNVERIFIED: dict[str, str] = {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import inf
 
+from peftplan.calibration import least_margin
 from peftplan.errors import RequestError
-from peftplan.fit import MARGIN
 from peftplan.planner import rank, says
 from peftplan.planner.bench import Bench
 from peftplan.planner.desk import Candidate, least_bytes
@@ -28,30 +28,35 @@ def closest(candidates: Sequence[Candidate], goal: Goal, bench: Bench) -> Closes
     nearest = _fewest_bytes(candidates, goal, bench)
     missing = Miss(
         what="memory",
-        by=_missing_bytes(bench.device_bytes(nearest) or 0, nearest),
+        by=_missing_bytes(bench.device_bytes(nearest) or 0, nearest, _margin(nearest, bench)),
         unit="bytes",
         says=_too_much(nearest, bench),
     )
     return Closest(entry=bench.entry(nearest), misses=(missing,), helps=tuple(_helps(nearest, goal, bench)))
 
 
-def _missing_bytes(device_bytes: int, c: Candidate) -> int:
+def _missing_bytes(device_bytes: int, c: Candidate, margin: float) -> int:
     """What the card lacks for the verdict `fits`."""
-    return int(device_bytes * (1 + MARGIN)) - (c.usable_bytes or 0)
+    return int(device_bytes * (1 + margin)) - (c.usable_bytes or 0)
+
+
+def _margin(c: Candidate, bench: Bench) -> float:
+    return bench.estimate(c).fit.margin or 0.0
 
 
 def _fewest_bytes(candidates: Sequence[Candidate], goal: Goal, bench: Bench) -> Candidate:
     """The candidate that lacks least; a replay is asked for only while its lower bound could still win."""
     known = [c for c in candidates if c.usable_bytes is not None]
-    lower = {c: _missing_bytes(least_bytes(c.figures.peak_bytes, c.seat.gpu), c) for c in known}
+    lower = {c: _missing_bytes(least_bytes(c.figures.peak_bytes, c.seat.gpu), c, least_margin()) for c in known}
     best: Candidate | None = None
     lacks = inf
     for c in sorted(rank.ranked(known, goal.order), key=lower.__getitem__):
         if lower[c] >= lacks:
             break
         device_bytes = bench.device_bytes(c)
-        if device_bytes is not None and _missing_bytes(device_bytes, c) < lacks:
-            best, lacks = c, _missing_bytes(device_bytes, c)
+        missing = inf if device_bytes is None else _missing_bytes(device_bytes, c, _margin(c, bench))
+        if missing < lacks:
+            best, lacks = c, missing
     if best is None:
         raise RequestError(_no_verdict(bench.estimate(candidates[0])))
     return best
@@ -67,7 +72,8 @@ def _too_much(c: Candidate, bench: Bench) -> str:
     needed, usable = bench.device_bytes(c) or 0, c.usable_bytes or 0
     if needed > usable:
         return f"needs {needed - usable:,} bytes more than the card has"
-    return f"leaves {usable - needed:,} bytes, less than the {MARGIN:.0%} of its need that `fits` asks for"
+    margin = _margin(c, bench)
+    return f"leaves {usable - needed:,} bytes, less than the {margin:.1%} of its need that `fits` asks for"
 
 
 def _beyond(c: Candidate, goal: Goal, tokens: int | None) -> Iterator[Miss]:

@@ -20,16 +20,17 @@ from itertools import groupby, product
 from typing import NamedTuple
 
 from peftplan import optimizers
+from peftplan.assemble import state_bytes, step_bytes
+from peftplan.calibration import least_margin
 from peftplan.cost import price
 from peftplan.errors import RequestError
-from peftplan.fit import verdict_of
 from peftplan.graph.blocks.attention import kernel_class
 from peftplan.hardware import Gpu, usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Job
 from peftplan.optimizers.base import Optimizer
 from peftplan.pace import metered_case, tokens_per_second, traffic
-from peftplan.pipeline import Walked, has_biased_linears, read, state_bytes, walk
+from peftplan.pipeline import Walked, has_biased_linears, read, walk
 from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.seats import Seat
 from peftplan.planner.space import Choice, Space, changed
@@ -130,12 +131,17 @@ class _Desk:
 
     def weigh(self, shape: int, seats: Sequence[int]) -> list[Candidate]:
         """The candidates of one shape on seats that are alike; RequestError where they are not modelled."""
-        alone = self._space.seats[seats[0]].cards == 1
-        known = (self._shared if alone else self._whole)(
-            self._space.shapes[shape], [self._space.seats[i] for i in seats]
-        )
-        places = ((shape, seat, choice) for seat in seats for choice in range(len(self._optimizers)))
+        made = self._space.shapes[shape]
+        choices = self._space.optimizers[:1] if "optimizer" in made.update else self._space.optimizers
+        alone = self._space.seats[seats[0]].cards == 1 and not self._in_backward(made)
+        known = (self._shared if alone else self._whole)(made, [self._space.seats[i] for i in seats], choices)
+        places = ((shape, seat, choice) for seat in seats for choice in range(len(choices)))
         return [self._candidate(place, *one) for place, one in zip(places, known, strict=True)]
+
+    def _in_backward(self, shape: Choice) -> bool:
+        """Whether an optimizer is part of the walk."""
+        own = [_optimizer(self._space.job, shape)] if "optimizer" in shape.update else self._optimizers
+        return any(optimizer.frees_gradients for optimizer in own)
 
     def _candidate(self, place: tuple[int, int, int], figures: Figures, quality: Evidence) -> Candidate:
         shape, seat, optimizer = place
@@ -152,18 +158,26 @@ class _Desk:
             quality=quality,
         )
 
-    def _shared(self, shape: Choice, seats: Sequence[Seat]) -> Iterator[tuple[Figures, Evidence]]:
+    def _shared(
+        self, shape: Choice, seats: Sequence[Seat], choices: Sequence[Choice]
+    ) -> Iterator[tuple[Figures, Evidence]]:
         """One walk for all cards and optimizers."""
-        case = resolve(self._space.candidate(shape, seats[0], self._space.optimizers[0]))
-        one = _OneCard(walk(case), self._optimizers)
-        qualities = [evidence(case, optimizer) for optimizer in self._optimizers]
+        case = resolve(self._space.candidate(shape, seats[0], choices[0]))
+        if case.method.stages(case.arch) != (case.method,):  # which one is the worst may depend on the optimizer
+            yield from self._whole(shape, seats, choices)
+            return
+        own = [case.optimizer] if "optimizer" in shape.update else self._optimizers
+        one = _OneCard(walk(case), own)
+        qualities = [evidence(case, optimizer) for optimizer in own]
         for seat in seats:
             known = one.figures(seat.gpu, self._usable[seat.gpu.name], self._hourly[seat.gpu.name])
             yield from zip(known, qualities, strict=True)
 
-    def _whole(self, shape: Choice, seats: Sequence[Seat]) -> Iterator[tuple[Figures, Evidence]]:
+    def _whole(
+        self, shape: Choice, seats: Sequence[Seat], choices: Sequence[Choice]
+    ) -> Iterator[tuple[Figures, Evidence]]:
         """One whole estimate for each."""
-        for seat, choice in product(seats, self._space.optimizers):
+        for seat, choice in product(seats, choices):
             reading = read(self._space.candidate(shape, seat, choice))
             found = reading.estimate
             figures = Figures(found.memory.peak_bytes, found.time.tokens_per_second, found.cost.usd_per_hour)
@@ -196,7 +210,7 @@ class _OneCard:
     @cached_property
     def _runs(self) -> list[Pass]:
         """For any card: what its cache may spare makes `low` lower, not the expected time."""
-        return passes(self._walked.step.segments)
+        return passes(self._walked.step.segments, forwards=self._walked.case.method.forwards)
 
     def _peak_bytes(self, gpu: Gpu, optimizer: _Optimizer) -> int:
         workspace = workspace_bytes(
@@ -220,14 +234,14 @@ class _Optimizer(NamedTuple):
 
     @staticmethod
     def of(walked: Walked, optimizer: Optimizer) -> _Optimizer:
-        state = state_bytes(optimizer, walked.weights, walked.rules)
-        return _Optimizer(
-            state, optimizer.step_bytes(walked.weights, "cuda"), traffic(optimizer, walked.weights, state)
-        )
+        train, size, loop = walked.trainees, walked.rules.size, walked.case.loop
+        state = state_bytes(optimizer, train, size)
+        step = step_bytes(optimizer, train, size, clips=loop.clips)
+        return _Optimizer(state, step, traffic(optimizer, train.weights, state))
 
 
 def _may_fit(peak_bytes: int, gpu: Gpu, usable: int | None) -> bool:
-    return usable is not None and verdict_of(least_bytes(peak_bytes, gpu), usable) == "fits"
+    return usable is not None and least_bytes(peak_bytes, gpu) * (1 + least_margin()) <= usable
 
 
 def _optimizer(job: Job, choice: Choice) -> Optimizer:

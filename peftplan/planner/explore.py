@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from peftplan.arch import load_arch
+from peftplan.calibration import least_margin
 from peftplan.errors import RequestError
-from peftplan.fit import MARGIN, verdict_of
 from peftplan.hardware import Gpu, usable_bytes
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Job
@@ -171,13 +171,13 @@ def _guess(grown: Callable[[int], Job], bracket: _Bracket, start: Estimate) -> i
     memory, usable = start.memory, start.fit.usable_bytes or 0
     per_peak = (memory.device_bytes or memory.peak_bytes) / memory.peak_bytes
     growth = (estimate(grown(bracket.high)).memory.peak_bytes - memory.peak_bytes) / bracket.high
-    return int((usable / (1 + MARGIN) / per_peak - memory.peak_bytes) / growth) if growth > 0 else 0
+    return int((usable / (1 + (start.fit.margin or 0.0)) / per_peak - memory.peak_bytes) / growth) if growth > 0 else 0
 
 
 def _may_fit(job: Job) -> bool:
     gpu = find_gpu(str(job.gpu))
     usable = usable_bytes(gpu).bytes or 0
-    return verdict_of(least_bytes(estimate(job).memory.peak_bytes, gpu), usable) == "fits"
+    return least_bytes(estimate(job).memory.peak_bytes, gpu) * (1 + least_margin()) <= usable
 
 
 def _fits(job: Job) -> bool:

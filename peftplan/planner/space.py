@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from peftplan import methods
 from peftplan.assemble import build_graph
 from peftplan.errors import RequestError, UnknownName
 from peftplan.job import Assumption, Job
 from peftplan.planner.goal import Goal
 from peftplan.planner.seats import Seat, layouts, make_seats, named_gpus, notes
-from peftplan.resolve import TRAINS_BASE, resolve
+from peftplan.resolve import resolve
+from peftplan.training_loop import own_optimizer
 
 METHODS = ("lora", "qlora", "full")
 """Where neither the job nor the goal names one: what most people choose between."""
@@ -77,7 +79,7 @@ class Space:
         """The job of one candidate."""
         where = {"gpu": seat.gpu.name, "gpus": seat.gpus, "nodes": seat.nodes, "layout": seat.layout}
         times = {"grad_accum": self.grad_accum(shape, seat)}
-        return changed(self.job, {**shape.update, **optimizer.update, **where, **times})
+        return changed(self.job, {**optimizer.update, **shape.update, **where, **times})
 
 
 def changed(job: Job, update: Mapping[str, Any]) -> Job:
@@ -142,7 +144,7 @@ class _Choosing:
 
     def methods(self) -> tuple[Choice, ...]:
         named = (self.job.method,) if _given(self.job, "method") else METHODS
-        return _axis("method", self.goal.methods or named)
+        return _methods(self.job, self.goal.methods or named)
 
     def values(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:
         return (getattr(self.job, name),) if _given(self.job, name) else tuple(known)
@@ -179,8 +181,8 @@ class _Changing:
     goal: Goal
 
     def methods(self) -> tuple[Choice, ...]:
-        instead = ("lora",) if self.job.method in TRAINS_BASE else ()
-        return _axis("method", self.goal.methods or (self.job.method, *instead))
+        instead = ("lora",) if methods.get(self.job.method).trains == "base" else ()
+        return _methods(self.job, self.goal.methods or (self.job.method, *instead))
 
     def values(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:
         mine = getattr(self.job, name)
@@ -232,6 +234,16 @@ def _shapes(base: Job, method: Choice, free: _Choosing | _Changing) -> Iterator[
         *(_accepted(job, axis) for axis in probed),
     )
     yield from map(_together, product(*axes))
+
+
+def _methods(job: Job, names: Iterable[str]) -> tuple[Choice, ...]:
+    """The axis of methods; one whose name stands for an optimizer brings it along."""
+    axis = _axis("method", names)
+    owned = ((choice, own_optimizer(changed(job, choice.update))) for choice in axis)
+    return tuple(
+        Choice({**choice.update, "optimizer": own}, choice.effort) if own is not None else choice
+        for choice, own in owned
+    )
 
 
 def _from(first: Any, values: Iterable[Any]) -> tuple[Any, ...]:

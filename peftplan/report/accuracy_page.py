@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from peftplan.accuracy import Row, compare, summarize, table
+from peftplan.accuracy import GROUPS, Row, compare, summarize, verdicts
+from peftplan.calibration import Calibration, calibration
 from peftplan.pipeline import estimate
 from peftplan.records import load
+from peftplan.report.accuracy_text import group_table, table
 
 FAR = 0.03
 """From this error on a row must say why."""
@@ -43,6 +45,8 @@ def page(folder: Path | str) -> str:
     parts = [
         _HEAD,
         _summary(judged),
+        _groups(rows),
+        _verdicts(folder),
         _far(judged),
         "\n## Row by row\n\n",
         table(judged, style="markdown"),
@@ -64,6 +68,36 @@ def _summary(judged: list[Row]) -> str:
         lines.append(f"| {key[0]} | {key[1]} | {len(group)} | {_errors(group)} |")
     lines.append(f"| all | | {len(judged)} | {_errors(judged)} |")
     return "\n".join(lines) + "\n"
+
+
+def _groups(rows: list[Row]) -> str:
+    judged = [row for row in rows if row.error is not None]
+    tables = (f"\n### By {by}\n\n{group_table(judged, by)}\n" for by in GROUPS if by != "source")
+    return "\n![Predicted against measured](accuracy.svg)\n" + "".join(tables)
+
+
+def _verdicts(folder: Path | str) -> str:
+    found = verdicts(load(folder), estimate)
+    both = (calibration(packed=False), calibration(packed=True))
+    lines = [
+        "\n## Verdicts\n",
+        f"Of {found.ran} runs on a known card, {len(found.ran_but_does_not_fit)} are said not to fit; of "
+        f"{found.out_of_memory} that ran out of memory, {len(found.out_of_memory_but_fits)} are called `fits` "
+        "([how a verdict is made](decisions/0009-a-campaign-counts-once.md)).\n",
+        "| weights | runs | campaigns | margin of `fits` | 90 % interval | of a campaign left out, inside |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(_calibrated(known) for known in both),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _calibrated(known: Calibration) -> str:
+    low, high = known.interval(10**6)
+    kind = "packed" if known.seen[0].packed else "plain"
+    return (
+        f"| {kind} | {len(known.seen)} | {len(known.campaigns)} | {known.margin:.1%} | "
+        f"{low / 1e6 - 1:+.1%} to {high / 1e6 - 1:+.1%} | {known.left_out:.0%} |"
+    )
 
 
 def _errors(rows: list[Row]) -> str:

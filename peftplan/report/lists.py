@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from peftplan.report.words import value_text
 
 if TYPE_CHECKING:
     from peftplan.hardware import Gpu
+    from peftplan.methods.base import Method
 
 Row = dict[str, Any]
 
@@ -68,14 +70,44 @@ def _gpu(gpu: Gpu) -> Row:
 
 
 def _methods() -> list[Row]:
-    from peftplan import methods
+    from peftplan import methods, trainers
 
-    files: list[Row] = [{"name": name, "about": _about(methods.get(name))} for name in methods.names()]
+    writers = trainers.support()
+    files = [_method(name, _about(methods.get(name)), methods.get(name)) for name in methods.names()]
     variants = [
-        {"name": name, "about": f"a variant of {method}{_settings(settings)}"}
+        _method(
+            name, f"a variant of {method}{_settings(settings)}{_with(methods.optimizer_of(name))}", methods.get(method)
+        )
         for name, (method, settings) in methods.aliases().items()
     ]
-    return sorted([*files, *variants], key=lambda row: str(row["name"]))
+    found: list[Row] = [
+        {**row, "trainers": [trainer for trainer, can in writers[row["name"]].items() if can]}
+        for row in (*files, *variants)
+    ]
+    return sorted(found, key=lambda row: str(row["name"]))
+
+
+def _method(name: str, about: str, method: type[Method]) -> Row:
+    text = inspect.getdoc(inspect.getmodule(method)) or ""
+    return {
+        "name": name,
+        "about": about,
+        "family": method.family,
+        "libraries": list(method.libraries),
+        "trains": section(text, "Trains"),
+        "keeps": section(text, "Keeps for backward"),
+        "not_modelled": section(text, "Not modelled"),
+    }
+
+
+def section(text: str, title: str) -> str | None:
+    """A labelled paragraph of a docstring on one line, without its full stop."""
+    found = re.search(rf"^{title}: (.*?)(?:\n\n|\n(?=[A-Z][\w ]*: )|\Z)", text, re.M | re.S)
+    return " ".join(found[1].split()).rstrip(".") if found else None
+
+
+def _with(optimizer: str | None) -> str:
+    return f", with optimizer {optimizer}" if optimizer is not None else ""
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

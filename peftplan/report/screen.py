@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.columns import Columns
@@ -13,7 +13,7 @@ from rich.text import Text
 from peftplan.report import words
 from peftplan.report.bars import Bar, Beside, Gauge
 from peftplan.report.cards import Card
-from peftplan.result import Estimate, Memory
+from peftplan.result import Estimate, Fit, Memory
 from peftplan.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -59,7 +59,15 @@ def _needed(memory: Memory) -> tuple[str, int]:
 
 def _verdict(estimate: Estimate, cards: Sequence[Card]) -> RenderableType:
     line = _judged(estimate) if estimate.fit.verdict else _unjudged(estimate, cards)
-    return Group(line, Text(words.headline(estimate.job), style="bright_black"))
+    return Group(line, Text(words.headline(estimate.job), style="bright_black"), *_calibrated(estimate.fit))
+
+
+def _calibrated(fit: Fit) -> Iterator[RenderableType]:
+    """What measured runs say of the verdict."""
+    if fit.probability is not None and fit.low_bytes is not None and fit.high_bytes is not None:
+        between = f"{format_bytes(fit.low_bytes)} to {format_bytes(fit.high_bytes)}"
+        says = f"measured runs like it: nine in ten would hold {between}; chance that it runs {fit.probability:.0%}"
+        yield Text(says, style="bright_black")
 
 
 def _judged(estimate: Estimate) -> Text:

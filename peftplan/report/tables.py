@@ -62,6 +62,11 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("per hour", True, lambda row: _known(row["usd_per_hour"], words.usd)),
         ("name", False, lambda row: str(row["name"])),
     ),
+    "methods": (
+        ("type", False, lambda row: str(row["name"])),
+        ("family", False, lambda row: str(row["family"])),
+        ("what it is", False, lambda row: str(row["about"])),
+    ),
 }
 _PLUGIN: tuple[Column, ...] = (
     ("type", False, lambda row: str(row["name"])),

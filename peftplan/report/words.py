@@ -20,6 +20,7 @@ _KINDS = {
     "gradients": ("gradients", "#d4587b"),
     "state": ("optimizer states", "#9a6dd7"),
     "optimizer": ("optimizer states", "#9a6dd7"),
+    "average": ("average of weights", "#8fb339"),
     "temporary": ("temporaries", "#b08968"),
     "workspace": ("workspace", "#56b870"),
     "comm": ("communication", "#c77dbb"),

@@ -11,7 +11,7 @@ Threads: some releases of transformers 5 (5.0.0 is one) also load ahead with up 
 That is a race: two equal runs end with different bytes. Here the threads are equally fast and quantizing takes no
 time, so full-precision weights pile up behind the largest, the embedding. Errs high where the threads are slower.
 
-Not replayed: a second tensor of a few KiB for each packed bias, and inv_freq. Both are in the small pool.
+Not replayed: a second tensor of a few KiB for each packed bias, in the small pool.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Load:
     weights: Sequence[Weight]
     modules: Sequence[int]
     adapters: Sequence[int]
+    buffers: Sequence[int] = ()
+    """What lies beside the weights, a method's above all; put on with the adapters."""
     warmed: bool = False
     threads: int = 0
     empties: bool = False

@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
-from peftplan.step.walk import Account, Plan, RegionWalk, Rules, Saved, Watermark, propagate_need
+from peftplan.step.walk import (
+    Account,
+    InBackward,
+    Plan,
+    RegionWalk,
+    Rules,
+    Saved,
+    Updates,
+    Waiting,
+    Watermark,
+    propagate_need,
+    shared_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +40,18 @@ class Loop:
 
     `outputs_until`: when the model's output (logits, KV cache) dies: `loss` (before backward: transformers' Trainer),
     `step` (after the optimizer step: a function per step), `next` (when the next forward has returned: a plain
-    loop that rebinds the name). `grads_exist`: not the first micro-batch of an accumulation.
+    loop that rebinds the name). `grads_exist`: not the first micro-batch of an accumulation. `in_backward`: weights
+    are updated in backward. `clips`: gradients are clipped by their norm before the step. `ema`: what a moving average
+    of weights copies: `none`, `trained` or `model`.
     """
 
     outputs_until: str = "step"
     grads_exist: bool = False
+    again: bool = False
+    """Whether the step has run the model forward before, and holds the loss of that."""
+    in_backward: InBackward | None = None
+    clips: bool = False
+    ema: str = "none"
 
 
 @dataclass(slots=True)
@@ -45,10 +64,11 @@ class Segment:
     forward_delta: int = 0
     forward_saved: int = 0
     entry_bytes: int = 0
+    has_backward: bool = True
 
     @property
     def checkpointed(self) -> bool:
-        return self.walk.checkpointed
+        return self.walk.checkpointed and self.has_backward
 
 
 class PhasePeak(NamedTuple):
@@ -91,22 +111,27 @@ def segments(
     account: Callable[[], Account] = Account,
 ) -> Iterator[Segment]:
     """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
-    where that makes the gradients of weights that all of them share."""
+    where that makes the gradients of weights that all of them share, or uses another region's; then their penalties."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
+    updates = _updates(graph, loop)
+    made: set[str] = set()
+    """Values of the whole model that require a gradient."""
     for region in graph.regions:
         left = region.count
         plan = Plan(region, rules.size)
         is_layer = region.first_index is not None
         shares = any(t.trainable and is_global(t.name) for t in region.params())
+        shares |= bool(made) and any(t.name in made for op in region.ops for t in op.ins)
+        splits = shares or (updates is not None and updates.policy.late)
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
-            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken))
+            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken, *made))
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
-            count -= is_layer and shares and count == left > 1
+            count -= is_layer and splits and count == left > 1
             walk = RegionWalk(
                 plan,
                 need,
@@ -115,10 +140,33 @@ def segments(
                 reentrant=recompute.reentrant,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
+                updates=updates,
             )
             yield Segment(region=region, count=count, walk=walk)
             left -= count
             needs = leaves or (entry_requires_grad and region.entry is None)
+            made.update(name for name in plan.made_globals if name in need)
+    for region in graph.regions:
+        if region.penalty is not None:
+            plan, need = Plan(region.penalty, rules.size), propagate_need(region.penalty, entry_needs=True)
+            walk = RegionWalk(plan, need, account=account(), grads_exist=loop.grads_exist, global_grads=global_grads)
+            yield Segment(region=region.penalty, count=region.count, walk=walk)
+
+
+def _updates(graph: Graph, loop: Loop) -> Updates | None:
+    if loop.in_backward is None:
+        return None
+    return Updates(policy=loop.in_backward, waiting=Waiting(), shared=shared_weights(graph.regions))
+
+
+def prelude(graph: Graph, rules: Rules) -> list[Segment]:
+    """The pass without gradient that runs before: nothing is kept, and every layer's input lives to its end."""
+
+    def segment(region: Region) -> Segment:
+        walk = RegionWalk(Plan(region, rules.size), set(), checkpointed=region.first_index is not None)
+        return Segment(region=region, count=region.count, walk=walk, has_backward=False)
+
+    return [segment(region) for region in graph.prelude]
 
 
 class _Account:
@@ -159,22 +207,37 @@ def run_step(
     inputs = sum(size(t.nbytes) for t in graph.inputs)
     account = _Account(static_bytes + inputs + existing_grad_bytes, existing_grad_bytes)
     parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
-    loss_bytes = size(parts[-1].region.exit.nbytes)
+    penalties = [part for part in parts if part.region.is_penalty]
+    model = parts[: len(parts) - len(penalties)]
+    loss_bytes = size(model[-1].region.exit.nbytes)
+    sum_bytes = size(penalties[0].region.exit.nbytes) if penalties else 0
     previous_outputs = 0
     if loop.outputs_until == "next":
         previous_outputs = loss_bytes + _returned_bytes(parts)
-        account.total += previous_outputs
-    for i, part in enumerate(parts):
+    elif loop.again:
+        previous_outputs = loss_bytes
+    account.total += previous_outputs
+    before, ahead = account.total, prelude(graph, rules)
+    for part in ahead:
+        _forward(part, account, reads_embedding=False)
+    account.total = before
+    for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account)
-        _forward(part, account)
-        if i == 1:
-            account.total += _embedding_held(part)
-    account.total -= previous_outputs
+        _forward(part, account, reads_embedding=i == 1)
+    account.total += sum_bytes
+    for part in penalties:
+        _forward(part, account, reads_embedding=False)
+    account.total -= sum_bytes + previous_outputs
     _end_of_forward(parts, account, result, loop)
     account.total += loss_bytes  # the gradient of the loss, a one
-    for part in reversed(parts):
-        _backward(part, account, root=part is parts[-1])
+    account.total += sum_bytes  # the gradient of the penalties' sum
+    for part in reversed(penalties):
+        _backward(part, account, root=True)
+    account.total -= sum_bytes
+    for part in reversed(model):
+        _backward(part, account, root=part is model[-1])
+    _last_updates(parts, account)
     account.total -= loss_bytes
     if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
         account.total -= result.kept_global_bytes
@@ -187,8 +250,19 @@ def run_step(
     result.grad_bytes = account.grads
     result.end_bytes = account.total
     result.phases = account.peaks
-    result.segments = parts
+    result.segments = [*ahead, *parts]
     return result
+
+
+def _last_updates(parts: list[Segment], account: _Account) -> None:
+    """Backward is done: gradients that still wait for their update go."""
+    region, gradients = parts[0].region, parts[0].walk.gradients
+    left = gradients.last_updates(lambda name: next(t for p in parts for t in p.region.params() if t.name == name))
+    for size, scratch in left:
+        mark = Watermark(scratch, 0, 0, "the last update")
+        account.see("backward", region.name, mark, account.total, account.saved, account.grads)
+        account.total -= size
+        account.grads -= size
 
 
 def _returned_bytes(parts: list[Segment]) -> int:
@@ -211,7 +285,7 @@ def _embedding_held(first: Segment) -> int:
     return first.entry_bytes if embedding_is_local(first) else 0
 
 
-def _forward(part: Segment, account: _Account) -> None:
+def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.plan.size(entry.nbytes) if entry is not None else 0
     walk.start_phase()
@@ -219,14 +293,15 @@ def _forward(part: Segment, account: _Account) -> None:
     part.forward_delta = walk.account.current
     part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
     repeats = part.count - 1
-    base = account.total + repeats * max(0, part.forward_delta)
+    held = _embedding_held(part) if reads_embedding else 0
+    base = account.total + repeats * max(0, part.forward_delta) + (held if repeats else 0)
     saved_base = account.saved + repeats * part.forward_saved
-    marks = {"forward": walk.account.peak}
+    marks = {"loss" if part.region.is_penalty else "forward": walk.account.peak}
     if walk.before_loss is not None:
         marks = {"forward": walk.before_loss, "loss": walk.account.peak}
     for phase, mark in marks.items():
         account.see(phase, part.region.name, mark, base, saved_base, account.grads)
-    account.total += part.count * part.forward_delta
+    account.total += part.count * part.forward_delta + held
     account.saved += part.count * part.forward_saved
 
 

@@ -3,7 +3,8 @@
 The walk of each region is recorded once and played for every equal region. About 1 us per event (2026-11), 10
 to 25 thousand events a step at 28 to 32 layers: too slow for every estimate, meant for the one that is asked
 for. Temporaries of a few KiB (masks' indices, position ids) are left out, and those of rotary tables come as one
-tensor each, so reserved bytes are right to a few MiB at best. Not replayed: other work in the process.
+tensor each, so reserved bytes are right to a few MiB at best. Not replayed: other work in the process, and a pass
+without gradient before the forward (`Graph.prelude`), which the forward exceeds.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from peftplan.graph.core import Graph
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
 from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
-from peftplan.step.walk import EXIT_GRADIENT, Recording, Rules, exact
+from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
+STEADY = frozenset(
+    ("weight", "adapter", "buffer", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+)
+"""What outlives a backward pass; the inputs go with the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +39,8 @@ class Around:
     """Made by the first matrix product of each thread."""
     step_temporaries: Sequence[int]
     """Of the optimizer's step, alive together."""
+    between: Sequence[int] = ()
+    """Of what the method does between two steps, alive together."""
 
 
 @dataclass(slots=True)
@@ -90,7 +97,7 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
-        part.walk.backward(root=part is parts[-1])
+        part.walk.backward(root=part.region.is_penalty or part.region.is_head)
     return [
         _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
         for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
@@ -120,6 +127,7 @@ class _Player:
         if load.empties:
             self.allocator.empty_cache()
         self.hold("adapter", load.adapters)
+        self.hold("buffer", load.buffers)
 
     def _alloc(self, key: Key, size: int) -> None:
         if size > 0:
@@ -143,6 +151,9 @@ class _Player:
         """zero_grad, forward, backward, optimizer step."""
         self._tracks = tracks
         self._free_all(key for key in self._alive if key[0] == "grad")
+        if not first:
+            self.hold("between", around.between)
+            self._free_all(key for key in self._alive if key[0] == "between")
         self.hold("input", (t.nbytes for t in graph.inputs))
         if first:
             self.hold("forward workspace", around.workspaces[::2])
@@ -224,15 +235,19 @@ class _Player:
     def _play_backward(self, entries: dict[tuple[int, int], Key]) -> None:
         gradient: Key = ("loss gradient",)
         self._alloc(gradient, 4)
+        carried: Key = ()
         for i, j, track in reversed(list(self._places())):
             part, walk = track.part, track.part.walk
             entry = part.region.entry.storage if part.region.entry is not None else None
             first = (i, j) == (1, 0)  # what all layers share dies with the last node that uses it
+            latest = carried
             for name, size in track.backward:
                 if name == EXIT_GRADIENT:
                     key = gradient
+                elif name == CARRIED:
+                    key = carried
                 elif name in track.parameter_gradients:
-                    key = ("grad", i, j, name)
+                    key = latest = ("grad", i, j, name)
                 else:
                     key = entries[i, j] if name == entry else self._key(i, j, name)
                 if size > 0:
@@ -246,6 +261,9 @@ class _Player:
                     self._free(self._key(i, j, part.region.exit.storage))
             if walk.entry_gradient not in (None, EXIT_GRADIENT):
                 gradient = self._key(i, j, str(walk.entry_gradient))
+            carried = latest
+        if self._loop.in_backward is not None:
+            self._free(carried)
 
     def _keeps_leaf(self) -> bool:
         """Whether the embedding output was made a leaf: its accumulator keeps it while the model's output
@@ -259,22 +277,11 @@ class _Player:
         if self._keeps_leaf() and self._tracks[1].part.checkpointed:
             keep.add(self._key(0, 0, self._tracks[0].part.region.exit.storage))
             keep.add(self._key(1, 0, str(self._tracks[1].part.walk.entry_gradient)))
-        steady = (
-            "weight",
-            "adapter",
-            "accumulated",
-            "state",
-            "grad",
-            "input",
-            "forward workspace",
-            "backward workspace",
-        )
-        self._free_all(key for key in self._alive if key[0] not in steady and key not in keep)
+        self._free_all(key for key in self._alive if key[0] not in STEADY and key not in keep)
 
     def _after(self) -> None:
         """The step's function returns, or its names live on until the next forward has."""
-        steady = ("weight", "adapter", "accumulated", "state", "grad", "forward workspace", "backward workspace")
-        rest = [key for key in self._alive if key[0] not in steady]
+        rest = [key for key in self._alive if key[0] not in STEADY or key[0] == "input"]
         if self._loop.outputs_until != "next":
             self._free_all(rest)
             return

@@ -53,8 +53,9 @@ class Pass:
         return self.count * sum(k.flops for k in self.products)
 
 
-def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None) -> list[Pass]:
-    """What one micro-batch runs, once per distinct region. Without `cache_bytes`, nothing is beyond the cache."""
+def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None, forwards: int = 1) -> list[Pass]:
+    """What one micro-batch runs, once per distinct region, forward as often as `forwards`. Without `cache_bytes`,
+    nothing is beyond the cache."""
     cache = cache_bytes if cache_bytes is not None else 2**62
     found: list[Pass] = []
     known: dict[int, list[Ran]] = {}
@@ -63,7 +64,7 @@ def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None) -> li
         ahead = known.get(id(region))
         if ahead is None:
             ahead = known[id(region)] = [_forward(op) for op in region.ops]
-        found.append(_forward_pass("forward", part.count, ahead, cache))
+        found.append(_forward_pass("forward", forwards * part.count, ahead, cache))
         if part.checkpointed:
             again = ahead[: part.walk.recomputed_ops()]
             found.append(_forward_pass("recompute", part.count, again, cache))
@@ -101,7 +102,7 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
     products: list[Kernel] = []
     plain = beyond = launches = 0
     for op, ran in zip(part.region.ops, ahead, strict=True):
-        if not ran or op.out.name not in need:
+        if op.out.name not in need or not (ran or op.multiplies_back):
             continue
         if isinstance(ran, Kernel):
             product = _backward_product(op, ran, need)
@@ -116,8 +117,6 @@ def _backward_pass(part: Segment, ahead: Sequence[Ran], cache: int) -> Pass:
             launches += times
             plain += times * ran
             beyond += max(0, times * ran - cache)
-            if op.multiplies_back:
-                products.append(Kernel(op.out.dtype, op.grad_flops(need), 0, 0))
     return Pass(
         name="backward",
         count=part.count,

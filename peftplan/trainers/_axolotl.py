@@ -10,6 +10,8 @@ from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
 
 _BIASES = ".+bias$"
 _BNB = "bnb_config_kwargs."
+_LORAS = ("lora", "relora")
+"""Methods that are an adapter of LoRA's."""
 _LINEAR = {
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj",
     "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "c_attn", "c_proj", "w1", "w2", "w3", "Wqkv",
@@ -21,17 +23,28 @@ def is_lora(config: Config) -> bool:
     return config.get("adapter") in ("lora", "qlora")
 
 
+def is_lisa(config: Config) -> bool:
+    """core/builders/causal.py: both keys are needed."""
+    return not config.get("adapter") and bool(config.get("lisa_n_layers") and config.get("lisa_step_interval"))
+
+
 # -- method -----------------------------------------------------------------------------------------------------------
 
 
 def read_method(config: Config) -> Fields:
     """loaders/adapter.py, load_adapter: none is full fine-tuning; `unfrozen_parameters` freezes the rest of it."""
     adapter = config.get("adapter") or None
+    if is_lisa(config):
+        return {"method": "lisa"}
     if adapter is None:
         return _unfrozen(config.get("unfrozen_parameters"))
     if adapter not in ("lora", "qlora"):
         raise RequestError(f"adapter: {adapter!r} is not read; known: lora, qlora, or none for full fine-tuning")
-    return {"method": "lora"}
+    if not config.get("relora"):
+        return {"method": "lora"}
+    offload = {"method.cpu_offload": True} if config.get("relora_cpu_offload") else {}
+    steps = config.get("jagged_restart_steps")
+    return {"method": "relora", **offload, **({} if steps is None else {"method.restart_steps": steps})}
 
 
 def _unfrozen(patterns: Any) -> Fields:
@@ -51,14 +64,23 @@ def _bias_of(module: str) -> str:
 
 def write_method(fields: Fields) -> Config:
     method = fields["method"]
-    if method == "lora":
-        return {"adapter": "qlora" if fields.get("format") in ("nf4", "fp4") else "lora"}
-    if method == "full":
+    if method in _LORAS:
+        adapter = {"adapter": "qlora" if fields.get("format") in ("nf4", "fp4") else "lora"}
+        return {**adapter, **(_restarts(fields) if method == "relora" else {})}
+    if method in ("full", "lisa"):
         return {}
     if method == "bitfit":
         train = fields.get("method.train")
         return {"unfrozen_parameters": [_bias_of(name) for name in train] if train else [_BIASES]}
     raise Inexpressible("method", method)
+
+
+def _restarts(fields: Fields) -> Config:
+    return {
+        "relora": True,
+        "relora_cpu_offload": fields.get("method.cpu_offload", False),
+        "jagged_restart_steps": fields.get("method.restart_steps", 150),
+    }
 
 
 def method_stand_ins(config: Config) -> Kept:
@@ -93,7 +115,7 @@ def targets_stand_ins(config: Config) -> Kept:
 
 def write_targets(fields: Fields) -> Config:
     wanted = fields.get("target_modules")
-    if fields["method"] != "lora":
+    if fields["method"] not in _LORAS:
         return {}
     if wanted == "all-linear":
         return {"lora_target_linear": True}
@@ -128,7 +150,7 @@ def write_format(fields: Fields) -> Config:
     name = fields.get("format")
     if name is None:
         return {"load_in_4bit": False, "load_in_8bit": False}
-    if fields["method"] != "lora" or name not in ("nf4", "fp4", "int8"):
+    if fields["method"] not in _LORAS or name not in ("nf4", "fp4", "int8"):
         raise Inexpressible("format", name)
     if name == "int8":
         return {"load_in_4bit": False, "load_in_8bit": True}
@@ -187,7 +209,7 @@ def read_adapter_dtype(config: Config) -> Fields:
 
 def write_adapter_dtype(fields: Fields) -> Config:
     asked = fields.get("adapter_dtype", "auto")
-    if fields["method"] != "lora" or asked == "auto":
+    if fields["method"] not in _LORAS or asked == "auto":
         return {}
     if asked == "float32":
         return {"peft_autocast_adapter_dtype": True}

@@ -34,17 +34,22 @@ LAYOUT_KEYS = (
 )  # fmt: skip
 _SMALLER_8 = StandIn(value="adamw_8bit", errs="high", because="it holds less than two 8-bit states")
 _LIKE_8 = StandIn(value="adamw_8bit", errs="either way", because="two states of about a byte, in another layout")
-_SMALLER = StandIn(value="adamw", errs="high", because="it holds less than two states of a weight's size")
 _LARGER = StandIn(value="adamw", errs="low", because="it holds more than two states of a weight's size")
+_LIKE_MUON = StandIn(value="muon", errs="either way", because="one momentum of matrices, other temporaries")
 OPTIMIZERS = {
-    **dict.fromkeys(("muon", "dion", "sinkgd", "polora", "came_pytorch"), _SMALLER),
+    "muon": StandIn(value="muon", errs="either way", because="torch's Muon, not Axolotl's own"),
+    **dict.fromkeys(("dion", "sinkgd", "polora"), _LIKE_MUON),
+    "came_pytorch": StandIn(value="adafactor", errs="low", because="it holds a first moment and a second confidence"),
     **dict.fromkeys(("adopt_adamw", "adamc"), StandIn(value="adamw", errs="either way")),
     "optimi_adamw": _LARGER,
-    **dict.fromkeys(("ao_adamw_4bit", "q_galore_adamw8bit", "flash_sgd", "flash_sgdw", "flash_lion"), _SMALLER_8),
-    **dict.fromkeys(("ao_adamw_8bit", "ao_adamw_fp8", "flash_adamw", "flash_adam"), _LIKE_8),
-    **dict.fromkeys(("adamw_hf", "lion_pytorch"), StandIn(value="adamw", errs="high")),
+    **dict.fromkeys(("flash_sgd", "flash_sgdw", "flash_lion"), _SMALLER_8),
+    **dict.fromkeys(("flash_adamw", "flash_adam"), _LIKE_8),
+    "adamw_hf": StandIn(value="adamw", errs="high"),
+    "lion_pytorch": StandIn(value="lion", errs="high", because="its state has the weight's own dtype"),
 }
 """Axolotl's own optimizers (utils/schemas/enums.py, CustomSupportedOptimizers), and two of older versions."""
+MODELLED = ("ao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_fp8", "q_galore_adamw8bit")
+"""Those of them that are priced as they are."""
 
 
 # -- activations ------------------------------------------------------------------------------------------------------

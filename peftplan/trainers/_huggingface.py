@@ -8,7 +8,6 @@ modeling_utils.py, gradient_checkpointing_enable; utils/quantization_config.py, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from peftplan.errors import RequestError
 from peftplan.trainers import _deepspeed
@@ -24,42 +23,6 @@ from peftplan.trainers.rules import (
     unpriced,
     words,
 )
-
-_ADAMW = {"optimizer": "adamw"}
-_ADAMW_8BIT = {"optimizer": "adamw_8bit"}
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw_torch": _ADAMW,
-    "adamw_torch_fused": _ADAMW | {"optimizer.impl": "fused"},
-    "adamw_bnb_8bit": _ADAMW_8BIT,
-    "adamw_8bit": _ADAMW_8BIT,
-    "paged_adamw_8bit": _ADAMW_8BIT | {"optimizer.is_paged": True},
-    "paged_adamw_32bit": _ADAMW_8BIT | {"optimizer.is_paged": True, "optimizer.optim_bits": 32},
-    "paged_adamw": _ADAMW_8BIT | {"optimizer.is_paged": True, "optimizer.optim_bits": 32},
-}
-"""What `optim` means in a job's fields; where two mean the same, the first one is written."""
-_SMALLER = StandIn(value="adamw", errs="high", because="it holds less than two states of a weight's size")
-_LARGER = StandIn(value="adamw", errs="low", because="it holds more than two states of a weight's size")
-_LIKE = StandIn(value="adamw", errs="either way", because="two states of a weight's size, other temporaries")
-_SMALLER_8 = StandIn(value="adamw_8bit", errs="high", because="it holds one state or smaller ones")
-_LARGER_8 = StandIn(value="adamw_8bit", errs="low", because="it holds one more state")
-_LIKE_8 = StandIn(value="adamw_8bit", errs="either way", because="8-bit states of another layout")
-_PAGED = {"optimizer.is_paged": True}
-OTHER_OPTIMIZERS: dict[str, StandIn] = {
-    **dict.fromkeys(("adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit"), _SMALLER),
-    **dict.fromkeys(("lion_32bit", "lomo", "adalomo", "adamw_anyprecision", "schedule_free_sgd"), _SMALLER),
-    **dict.fromkeys(("galore_adamw", "galore_adafactor", "galore_adamw_layerwise"), _SMALLER),
-    **dict.fromkeys(("galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise"), _SMALLER),
-    **dict.fromkeys(("ademamix", "grokadamw", "paged_ademamix_32bit"), _LARGER),
-    **dict.fromkeys(("schedule_free_radam", "schedule_free_adamw", "stable_adamw"), _LIKE),
-    **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused", "adamw_apex_fused"), _LIKE),
-    "paged_lion_32bit": _SMALLER,
-    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit", "adamw_torch_4bit"), _SMALLER_8),
-    **dict.fromkeys(("galore_adamw_8bit", "galore_adamw_8bit_layerwise"), _SMALLER_8),
-    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), _LARGER_8),
-    "adamw_torch_8bit": _LIKE_8,
-}
-"""Optimizers of transformers that peftplan has not: priced as the nearest it has."""
-_OPTIMIZER_FIELDS = ("optimizer", "optimizer.*")
 
 ATTENTION: dict[str, str | StandIn] = {
     "sdpa": "sdpa",
@@ -83,50 +46,6 @@ def batches() -> tuple[Rule, ...]:
         same("per_device_train_batch_size", "micro_batch", default=8),
         same("gradient_accumulation_steps", "grad_accum", default=1),
     )
-
-
-def optimizer(
-    key: str = "optim", *, default: str = "adamw_torch_fused", others: Mapping[str, StandIn] | None = None
-) -> Rule:
-    """`optim`: AdamW in torch's fused kernels where nothing is said, since torch 2.8. `others` are a trainer's own."""
-    unmodelled = {**OTHER_OPTIMIZERS, **(others or {})}
-
-    def read(config: Config) -> Fields:
-        word = config.get(key)
-        if word is None:
-            return {}
-        if word in OPTIMIZERS:
-            return OPTIMIZERS[word]
-        if word in unmodelled:
-            paged = _PAGED if word.startswith("paged") and unmodelled[word].value == "adamw_8bit" else {}
-            return {"optimizer": unmodelled[word].value, **paged}
-        raise RequestError(f"{key}: {word!r} is not an optimizer of transformers")
-
-    def write(fields: Fields) -> Config:
-        own = {name: value for name, value in fields.items() if name.partition(".")[0] == "optimizer"}
-        own = {name: value for name, value in own.items() if value not in _OPTIMIZER_DEFAULTS.get(name, ())}
-        if not own:
-            return {}
-        word = next((word for word, meant in OPTIMIZERS.items() if meant == own), None)
-        if word is None:
-            raise Inexpressible("optimizer", " ".join(f"{name}={value}" for name, value in own.items()))
-        return {key: word}
-
-    def stand_ins(config: Config) -> Mapping[str, str]:
-        found = unmodelled.get(config.get(key) or "")
-        return {} if found is None else {key: found.why("optimizer")}
-
-    def silent(config: Config) -> Fields:
-        return {} if config.get(key) else OPTIMIZERS[default]
-
-    return custom((key,), _OPTIMIZER_FIELDS, read=read, write=write, defaults=silent, stand_ins=stand_ins)
-
-
-_OPTIMIZER_DEFAULTS: dict[str, tuple[Any, ...]] = {
-    "optimizer.impl": ("auto", "foreach"), "optimizer.optim_bits": (8,), "optimizer.is_paged": (False,),
-    "optimizer.min_8bit_size": (4096,),
-}  # fmt: skip
-"""Settings that say what the name alone says on CUDA."""
 
 
 def attention(key: str = "attn_implementation") -> Rule:
@@ -307,8 +226,6 @@ def compiled_and_fused() -> tuple[Rule, ...]:
         ),
         unpriced("neftune_noise_alpha", StandIn(errs="low", because="it adds noise of the embeddings' size")),
         unpriced("auto_find_batch_size", StandIn(errs="high", because="the batch shrinks until it fits"), writes=False),
-        unpriced("optim_args", StandIn(errs="either way")),
-        unpriced("optim_target_modules", StandIn(errs="either way")),
         unpriced("torch_empty_cache_steps", StandIn(errs="high", because="the cache is given back between steps")),
     )
 

@@ -19,6 +19,9 @@ ATTENTION = {
 }
 """extras/constants.py, AttentionFunction; auto leaves it to transformers, which takes sdpa."""
 
+UPCAST = ("full", "freeze", "llama_pro")
+"""Methods whose trained weights of the base become fp32 (model/adapter.py, init_adapter); BAdam's do not."""
+
 
 def kind(config: Config) -> str:
     return config.get("finetuning_type") or "lora"
@@ -28,6 +31,20 @@ def is_lora(config: Config) -> bool:
     return kind(config) == "lora"
 
 
+def is_badam(config: Config) -> bool:
+    """train/trainer_utils.py, _create_badam_optimizer: by layers; it is not read for LoRA."""
+    return bool(config.get("use_badam")) and kind(config) in ("full", "freeze") and not _by_ratio(config)
+
+
+def unread_badam(config: Config) -> Kept:
+    """Its keys where nothing reads them: written back as they stand."""
+    return {} if is_badam(config) else dict.fromkeys((key for key in config if key.startswith("badam_")), None)
+
+
+def _by_ratio(config: Config) -> bool:
+    return config.get("badam_mode") == "ratio"
+
+
 # -- method -----------------------------------------------------------------------------------------------------------
 
 
@@ -35,37 +52,65 @@ def read_method(config: Config) -> Fields:
     found = kind(config)
     if found not in ("lora", "oft", "freeze", "full"):
         raise RequestError(f"finetuning_type: {found!r} is not read; known: lora, oft, freeze, full")
+    if is_badam(config):
+        return {"method": "badam"}
     if found != "freeze":
         return {"method": found}
     extra = names(config.get("freeze_extra_modules"))
     layers = abs(config.get("freeze_trainable_layers") or 2)
     train = tuple(EXTRA.get(name, name) for name in extra)
-    return {"method": "freeze", "method.layers": layers} | ({"method.train": train} if train else {})
+    also = {"method.train": train} if train else {}
+    if config.get("use_llama_pro"):
+        return {"method": "llama_pro", "method.num_new_blocks": layers, "method.expand": False, **also}
+    return {"method": "freeze", "method.layers": layers, **also}
 
 
 def write_method(fields: Fields) -> Config:
     method = fields["method"]
-    if method not in ("lora", "oft", "freeze", "full"):
+    if method == "badam":
+        return _write_badam(fields)
+    if method not in ("lora", "oft", "freeze", "full", "llama_pro"):
         raise Inexpressible("method", method)
-    if method != "freeze":
+    if method not in ("freeze", "llama_pro"):
         return {"finetuning_type": method}
     spoken = {full: name for name, full in EXTRA.items()}
     extra = ",".join(spoken.get(name, name) for name in fields.get("method.train", ()))
-    layers = fields.get("method.layers", 2)
+    keys = {"finetuning_type": "freeze", "freeze_trainable_layers": _layers(fields), "freeze_trainable_modules": "all"}
+    pro = {"use_llama_pro": True} if method == "llama_pro" else {}
+    return keys | pro | ({"freeze_extra_modules": extra} if extra else {})
+
+
+def _layers(fields: Fields) -> int:
+    if fields["method"] == "llama_pro":
+        if fields.get("method.expand", True):
+            raise Inexpressible("method.expand", "true (it trains a model that was expanded before)")
+        return int(fields.get("method.num_new_blocks", 8))
+    layers = int(fields.get("method.layers", 2))
     if layers == 0:
         raise Inexpressible("method.layers", 0)
-    return {"finetuning_type": "freeze", "freeze_trainable_layers": layers, "freeze_trainable_modules": "all"} | (
-        {"freeze_extra_modules": extra} if extra else {}
-    )
+    return layers
+
+
+def _write_badam(fields: Fields) -> Config:
+    for block in ("method.include_embedding", "method.include_lm_head"):
+        if fields.get(block):
+            raise Inexpressible(block, True)
+    return {"finetuning_type": "full", "use_badam": True}
 
 
 def method_stand_ins(config: Config) -> Kept:
-    """model/adapter.py, _setup_freeze_tuning: only trained weights become fp32."""
-    if kind(config) != "freeze":
-        return (
-            {"use_llama_pro": "new blocks are not modelled; priced without them"} if config.get("use_llama_pro") else {}
-        )
+    """model/adapter.py, _setup_freeze_tuning: only trained weights become fp32. model_utils/checkpointing.py: only
+    layers that train are checkpointed."""
     found: dict[str, str | None] = {}
+    if config.get("use_badam") and _by_ratio(config):
+        found["use_badam"] = "sparse gradients are not modelled; priced without BAdam, errs high"
+    elif is_badam(config):
+        if not config.get("disable_gradient_checkpointing"):
+            found["use_badam"] = _ABOVE
+        return found
+    if kind(config) != "freeze":
+        pro = "new blocks alone are adapted; priced as every layer, errs high"
+        return found | ({"use_llama_pro": pro} if config.get("use_llama_pro") else {})
     if not config.get("pure_bf16"):
         found["finetuning_type"] = (
             "frozen layers keep the checkpoint's dtype; priced in fp32 like trained ones, errs high"
@@ -76,9 +121,12 @@ def method_stand_ins(config: Config) -> Kept:
         )
     if (config.get("freeze_trainable_modules") or "all") != "all":
         found["freeze_trainable_modules"] = "some modules of a layer train; priced as all of them, errs high"
-    if config.get("use_llama_pro"):
-        found["use_llama_pro"] = "trained blocks are spread over the depth; priced as the last ones, errs low"
+    if config.get("use_llama_pro") and not config.get("disable_gradient_checkpointing"):
+        found["use_llama_pro"] = _ABOVE
     return found
+
+
+_ABOVE = "frozen layers above one that trains are not checkpointed; priced as if they were, errs low"
 
 
 def read_targets(config: Config) -> Fields:
@@ -190,7 +238,7 @@ def write_format(fields: Fields) -> Config:
 def read_precision(config: Config) -> Fields:
     """model/adapter.py, init_adapter: trained weights are fp32 unless pure_bf16; weights load in the checkpoint's dtype
     (model/loader.py), which nothing said stands for."""
-    trains_base = kind(config) in ("full", "freeze")
+    trains_base = kind(config) in ("full", "freeze") and not is_badam(config)
     if config.get("pure_bf16"):
         return {}
     if config.get("bf16") or config.get("fp16"):
@@ -202,7 +250,7 @@ def read_precision(config: Config) -> Fields:
 
 def write_precision(fields: Fields) -> Config:
     precision, dtype = fields["precision"], fields["dtype"]
-    trains_base = fields["method"] in ("full", "freeze")
+    trains_base = fields["method"] in UPCAST
     if precision.endswith("-mixed"):
         if trains_base and dtype != "float32":
             raise Inexpressible("precision", f"{precision} on {dtype} weights")

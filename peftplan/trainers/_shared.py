@@ -13,7 +13,7 @@ from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, Rule, S
 def knobs(
     pairs: Mapping[str, str],
     *,
-    method: str,
+    method: str | tuple[str, ...],
     where: Callable[[Config], bool],
     defaults: Fields | None = None,
     otherwise: Fields | None = None,
@@ -31,7 +31,7 @@ def knobs(
         return {field: value for field, value in given.items() if value is not False}
 
     def write(fields: Fields) -> Config:
-        if fields["method"] != method:
+        if fields["method"] not in ((method,) if isinstance(method, str) else method):
             return {}
         full = {**(otherwise or {}), **fields}
         return {key: _plain(full[field]) for key, field in pairs.items() if full.get(field) is not None}
@@ -40,6 +40,29 @@ def knobs(
         return (defaults or {}) if where(config) else {}
 
     return custom(tuple(pairs), tuple(pairs.values()), read=read, write=write, defaults=silent)
+
+
+def lisa(count: str, interval: str, states: str, *, on: Callable[[Config], bool], also: Config | None = None) -> Rule:
+    """LISA: how many layers train at a time, and for how many steps; `states` are those that the trainer's optimizer
+    keeps. `also` is written besides."""
+
+    def read(config: Config) -> Fields:
+        if not on(config):
+            return {}
+        kept = {"method.states": states} if states != "active" else {}
+        steps = {"method.step_interval": config[interval]} if config.get(interval) is not None else {}
+        return {"method.activated_layers": config[count], **kept, **steps}
+
+    def write(fields: Fields) -> Config:
+        if fields["method"] != "lisa":
+            return {}
+        if fields.get("method.states", "active") != states:
+            raise Inexpressible("method.states", fields.get("method.states", "active"))
+        layers, steps = fields.get("method.activated_layers", 2), fields.get("method.step_interval", 20)
+        return {count: layers, interval: steps, **(also or {})}
+
+    keys = (count, interval, *(also or {}))
+    return custom(keys, ("method.activated_layers", "method.step_interval", "method.states"), read=read, write=write)
 
 
 def write_recompute(fields: Fields) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.trainers._shared import names, spread
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept
@@ -45,14 +46,26 @@ def is_boft(config: Config) -> bool:
     return kind(config) == "boft"
 
 
+def is_lisa(config: Config) -> bool:
+    return kind(config) == "full" and (config.get("lisa_activated_layers") or 0) > 0
+
+
+def is_pro(config: Config) -> bool:
+    return kind(config) == "llamapro"
+
+
 # -- method -----------------------------------------------------------------------------------------------------------
 
 
 def read_method(config: Config) -> Fields:
     """pipelines/train/tuner.py, prepare_adapter. A name without a method of peftplan's is said as it is."""
     found = kind(config)
+    if is_lisa(config):
+        return {"method": "lisa"}
     if found == "full":
         return _full(config)
+    if found == "llamapro":
+        return {"method": "llama_pro"}
     if found == "ia3":
         return {"method": "ia3", "target_modules": "all-linear", "method.feedforward_modules": IA3_FEEDFORWARD}
     if found == "longlora":
@@ -75,8 +88,12 @@ def _full(config: Config) -> Fields:
 
 def write_method(fields: Fields) -> Config:
     method = fields["method"]
-    if method == "full":
+    if method in ("full", "lisa"):
         return {"tuner_type": "full"}
+    if method == "llama_pro":
+        if not fields.get("method.expand", True) or fields.get("method.train"):
+            raise Inexpressible("method", "llama_pro on an expanded model or with modules outside of the layers")
+        return {"tuner_type": "llamapro"}
     if method == "bitfit":
         train = fields.get("method.train")
         pattern = rf"({'|'.join(train)})\.bias$" if train else r"\.bias$"
@@ -176,7 +193,7 @@ def write_format(fields: Fields) -> Config:
     name = fields.get("format")
     if name is None:
         return {}
-    if fields["method"] in ("full", "bitfit") or name not in ("nf4", "fp4", "int8"):
+    if methods.get(fields["method"]).trains == "base" or name not in ("nf4", "fp4", "int8"):
         raise Inexpressible("format", name)
     if name == "int8":
         return {"quant_method": "bnb", "quant_bits": 8}

@@ -4,7 +4,8 @@ Reads: configs since 2023, with the older switches for attention and FSDP. Write
 Defaults that move memory: one sequence of 512 tokens, bf16 weights under bf16 autocast, no checkpointing, fused AdamW,
 fused LoRA kernels where no key says otherwise, adapters in fp32, and norms, embeddings and head of a packed base cast
 back to the model's dtype (loaders/model.py, _configure_embedding_dtypes).
-Not expressed: weights trained in pure bf16, methods other than full, LoRA and its variants and BitFit.
+Not expressed: weights trained in pure bf16, methods other than full, LISA, LoRA and its
+variants, ReLoRA and BitFit.
 Approximated: with `attn_implementation: sdpa` or `eager`, full fine-tuning holds norms, embeddings and head in fp32;
 they are priced in the model's dtype (errs low).
 """
@@ -17,10 +18,10 @@ from typing import Any, ClassVar, final
 import yaml
 
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _axolotl as own
 from peftplan.trainers import _axolotl_step as step
-from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable, write_recompute
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable, write_recompute
 from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
 
@@ -38,7 +39,7 @@ _LORA = knobs(
         "peft_use_rslora": "method.use_rslora",
         "peft_init_lora_weights": "method.init_lora_weights",
     },
-    method="lora",
+    method=("lora", "relora"),
     where=own.is_lora,
     defaults={"method.lora_dropout": 0.0},
     otherwise={"method.lora_alpha": 8, "method.lora_dropout": 0.0},
@@ -66,8 +67,8 @@ class Axolotl(Trainer):
     proved = (
         "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4) and int8, 8-bit AdamW, in one "
         "process: trained and saved counts and the optimizer's bytes are those of the estimate. Only parsed: flash "
-        "attention and packing, fused kernels, Liger and FSDP; its processes, where there are several, want a GPU. "
-        "DeepSpeed is not installed where this is tested. Axolotl's validation accepts any key: a "
+        "attention and packing, fused kernels, Liger, LISA, ReLoRA and FSDP; its processes, where there are several, "
+        "want a GPU. DeepSpeed is not installed where this is tested. Axolotl's validation accepts any key: a "
         "misspelt one is found by the list of its schema's keys."
     )
     dataset_keys = ("datasets",)
@@ -103,8 +104,6 @@ class Axolotl(Trainer):
         "activation_offloading": less("what backward needs lies in host memory"),
         "layer_offloading": less("frozen layers lie in host memory"),
         "selective_checkpointing*": more("some outputs are kept besides each layer's input"),
-        "lisa_*": less("a few layers train at a time"),
-        "relora": more("each restart merges the adapter into the base, for a moment"),
         "rl": more("pairs of answers, and for some a reference model"),
         "reward_model": less("a reward takes the place of the vocabulary's logits"),
         "process_reward_model": less("a reward takes the place of the vocabulary's logits"),
@@ -126,13 +125,16 @@ class Axolotl(Trainer):
     rules = (
         same("base_model", "model"),
         custom(
-            ("adapter", "unfrozen_parameters"),
-            ("method", "method.train"),
+            ("adapter", "unfrozen_parameters", "relora", "relora_cpu_offload", "jagged_restart_steps"),
+            ("method", "method.train", "method.cpu_offload", "method.restart_steps"),
             read=own.read_method,
             write=own.write_method,
             stand_ins=own.method_stand_ins,
         ),
         _LORA,
+        lisa(
+            "lisa_n_layers", "lisa_step_interval", "all", on=own.is_lisa, also={"lisa_layers_attribute": "model.layers"}
+        ),
         custom(
             ("lora_target_linear", "lora_target_modules"),
             ("target_modules",),
@@ -197,7 +199,7 @@ class Axolotl(Trainer):
             write=write_recompute,
             stand_ins=step.recompute_stand_ins,
         ),
-        _huggingface.optimizer("optimizer", others=step.OPTIMIZERS),
+        _optimizers.optimizer("optimizer", others=step.OPTIMIZERS, also=step.MODELLED),
         custom(step.KERNELS, (), read=lambda _: {}, write=step.write_kernels, stand_ins=step.kernels_stand_ins),
         custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=step.plugins_stand_ins),
         custom(

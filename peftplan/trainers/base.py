@@ -18,6 +18,7 @@ from peftplan.job import Assumption, Job, make_job
 from peftplan.plugins import canonical
 from peftplan.resolve import ATTENTION, resolve
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Rule, StandIn, covers, flatten, nest
+from peftplan.training_loop import projection
 
 Answer = TypeVar("Answer")
 NOT_CONFIG = {
@@ -268,6 +269,12 @@ def fields_of(job: Job) -> dict[str, Any]:
     if job.format is not None and formats.get(job.format)().packed:
         fields["format"] = formats.canonical(job.format)
     fields.update(_method_fields(job))
+    own = projection(job)
+    if own is not None:
+        asked = {"rank": fields.pop("rank", None), "optim_target_modules": fields.pop("target_modules", None)}
+        known = optimizers.get(own).__dataclass_fields__
+        unusual = {key: value for key, value in asked.items() if value not in (None, known[key].default)}
+        fields.update({f"optimizer.{key}": value for key, value in unusual.items()})
     if job.optimizer is not None:
         fields["optimizer"], implied = optimizers.resolve_name(job.optimizer)
         fields.update({f"optimizer.{key}": value for key, value in implied.items()})
@@ -286,7 +293,7 @@ def _method_fields(job: Job) -> Iterator[tuple[str, Any]]:
         yield "format", job.format or "nf4"
         if (job.format or "nf4") in ("nf4", "fp4"):
             yield "format.double_quant", True
-    elif name != method and not implied:
+    elif name != method and not implied and methods.optimizer_of(name) is None:
         yield "variant", name
 
 

@@ -19,13 +19,22 @@ from typing import Any, final
 from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, keeps, same, under, words
 from peftplan.units import parse_dtype
 
 _OWN_FIELD = {"r": "rank", "target_modules": "target_modules"}
 _ORDER = ("model", "method", "settings", "variant", "adapter_dtype", "quantization", "prepare", "data", "arguments")
+_OWN = ("full", "freeze", "bitfit")
+"""Methods that the script does itself."""
+_MORE = {
+    "cpt": "inputs whose tokens are marked by kind",
+    "xlora": "adapters that were trained before",
+    "shadow": "a second model with a loss of its own",
+}
+"""Methods of PEFT's that need what no row of text says."""
+_OF_TASKS = ("multitask_prompt_tuning", "poly")
 _UNPREPARED = ("eva", "corda", "loftq")
 _UNPACKED_ONLY = ("pissa", "olora")
 """Initialisations that decompose the base's weights, which PEFT cannot read from packed ones."""
@@ -33,7 +42,7 @@ _UNPACKED_ONLY = ("pissa", "olora")
 
 def _read_method(config: Config) -> Fields:
     method = config.get("method")
-    known = [name for name in methods.names() if methods.adapterhub(name) is None]
+    known = [name for name in methods.names() if _scripted(name)]
     if method not in known:
         raise RequestError(f"method: {method!r} is not one of {', '.join(known)}")
     knobs: dict[str, Any] = {}
@@ -48,28 +57,38 @@ def _read_method(config: Config) -> Fields:
     return {"method": method, **fields}
 
 
+def _scripted(method: str) -> bool:
+    return method in _OWN or ("PEFT" in methods.get(method).libraries and method not in _MORE)
+
+
 def _field(knob: str) -> str:
     return _OWN_FIELD.get(knob, f"method.{knob}")
 
 
 def _write_method(fields: Fields) -> Config:
-    if methods.adapterhub(fields["method"]) is not None:
-        raise Inexpressible("method", fields["method"])
     _refuse(fields)
     options = {knob: fields[field] for knob, field in _OWN_FIELD.items() if fields.get(field)}
     knobs = {field.partition(".")[2]: value for field, value in fields.items() if field.startswith("method.")}
     known = methods.settings_of(fields["method"])[0]
+    knobs = {knob: value for knob, value in knobs.items() if knob not in methods.get(fields["method"]).loop_knobs}
     settings = {knob: value for knob, value in options.items() if knob in known} | knobs
     return {"method": fields["method"], **{f"settings.{knob}": _listed(value) for knob, value in settings.items()}}
 
 
 def _refuse(fields: Fields) -> None:
+    method = fields["method"]
+    if not _scripted(method):
+        raise Inexpressible("method", f"{method}, which needs {_MORE[method]}" if method in _MORE else method)
+    plain = methods.make(method, methods.example(method))
+    for knob in methods.get(method).loop_knobs:
+        if fields.get(f"method.{knob}", plain.knob(knob)) != plain.knob(knob):
+            raise Inexpressible(f"method.{knob}", str(fields[f"method.{knob}"]))
     start = fields.get("method.init_lora_weights")
     if start in _UNPREPARED or (start in _UNPACKED_ONLY and "format" in fields):
         raise Inexpressible(
             "method.init_lora_weights", f"{start}" + (" on packed weights" if "format" in fields else "")
         )
-    if fields["method"] == "multitask_prompt_tuning" and fields["batching"] != "padded":
+    if fields["method"] in _OF_TASKS and fields["batching"] != "padded":
         raise Inexpressible("batching", f"{fields['batching']} with rows of several tasks")
     if fields["method"] == "lora_fa" and (fields["optimizer"], fields.get("optimizer.impl", "auto")) != (
         "adamw",
@@ -162,7 +181,7 @@ class HfScript(Trainer):
             *_huggingface.batches(),
             _huggingface.mixed_precision(),
             *_huggingface.checkpointing(default=False),
-            _huggingface.optimizer(),
+            _optimizers.optimizer(),
             *_huggingface.compiled_and_fused(),
             _huggingface.layout(),
         )),

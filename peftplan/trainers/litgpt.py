@@ -20,9 +20,9 @@ from typing import Any, final
 
 import yaml
 
+from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
-from peftplan.resolve import TRAINS_BASE
 from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does
 from peftplan.units import parse_dtype
@@ -110,7 +110,7 @@ def _read_precision(config: Config) -> Fields:
 def _write_precision(fields: Fields) -> Config:
     dtype = parse_dtype(fields["dtype"])
     adapter = fields.get("adapter_dtype")
-    if adapter is not None and fields["method"] not in TRAINS_BASE and parse_dtype(adapter) is not dtype:
+    if adapter is not None and methods.get(fields["method"]).trains != "base" and parse_dtype(adapter) is not dtype:
         raise Inexpressible("adapter_dtype", adapter)
     for word, meant in _PRECISIONS.items():
         if meant == (dtype.label, fields["precision"]):
@@ -296,7 +296,7 @@ class LitGpt(Trainer):
     def settled(self, full: Job, *, asked: Job) -> Job:
         """`full`, with LitGPT's optimizer for quantized bases and its checkpointing where the job leaves them open."""
         update: dict[str, Any] = {}
-        if asked.optimizer is None and full.format in ("nf4", "fp4", "int8"):
+        if asked.optimizer is None and full.optimizer == "adamw" and full.format in ("nf4", "fp4", "int8"):
             update["optimizer"] = "paged_adamw_32bit"
         if asked.recompute is None:
             update["recompute"] = "full" if full.gpus * full.nodes > 1 else "none"

@@ -4,21 +4,22 @@ Reads: configs of every stage, priced as supervised training. Writes: the YAML, 
 Defaults that move memory: LoRA of rank 8 on all linear layers, 8 sequences of 2,048 tokens, checkpointing on and
 reentrant, trained weights in fp32 (full fine-tuning too, unless pure_bf16), no mixed precision unless asked, double
 quantization, fused AdamW (transformers' default).
-Not expressed: methods other than full, freeze, LoRA and its variants and OFT; another dtype than the checkpoint's.
+Not expressed: methods other than full, freeze, LLaMA-Pro on an expanded model, BAdam by layers, LoRA and its variants
+and OFT; another dtype than the checkpoint's.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import ClassVar, final
 
 import yaml
 
 from peftplan.job import Job
-from peftplan.resolve import TRAINS_BASE
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _llamafactory as own
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, spread, startable
 from peftplan.trainers.base import Folder, Run, Trainer
@@ -37,6 +38,13 @@ _LORA = knobs(
     defaults={"rank": 8, "method.lora_dropout": 0.0},
     otherwise={"method.lora_alpha": 8, "method.lora_dropout": 0.0},
 )
+_BADAM = replace(knobs(
+    {f"badam_{key}": f"method.{key}" for key in (
+        "mode", "start_block", "switch_mode", "switch_interval", "update_ratio", "mask_mode", "verbose",
+    )},
+    method="badam",
+    where=own.is_badam,
+), stand_ins=own.unread_badam)  # fmt: skip
 DATA = "data"
 """Name of the dataset's entry in dataset_info.json, beside the config."""
 
@@ -65,7 +73,7 @@ class LlamaFactory(Trainer):
     beside = ("gpus", "nodes")
     harmless = _huggingface.HARMLESS | {
         "asft_alpha", "tokenized_path", "gradient_checkpointing",
-        "adam_*", "adapter_name_or_path", "apollo_*", "badam_*", "buffer_size", "cache_dir", "compute_accuracy",
+        "adam_*", "adapter_name_or_path", "apollo_*", "buffer_size", "cache_dir", "compute_accuracy",
         "create_new_adapter", "dataset*", "ddp_*", "default_system", "disable_shuffling", "dpo_*",
         "early_stopping_steps", "enable_thinking", "export_*", "galore_*", "hf_hub_token",
         "ignore_pad_token_for_loss", "image_*", "include_*", "infer_*", "interleave_probs", "kto_*",
@@ -82,7 +90,6 @@ class LlamaFactory(Trainer):
         "use_unsloth": less("its kernels keep fewer activations"),
         "use_galore": less("its states are of low rank"),
         "use_apollo": less("its states are of low rank"),
-        "use_badam": less("one block trains at a time"),
         "use_adam_mini": less("it holds one second moment a block"),
         "use_muon": less("it holds one state for matrices"),
         "shift_attn": less("attention sees parts of a row"),
@@ -106,13 +113,15 @@ class LlamaFactory(Trainer):
                 "freeze_trainable_modules",
                 "freeze_extra_modules",
                 "use_llama_pro",
+                "use_badam",
             ),
-            ("method", "method.layers", "method.train"),
+            ("method", "method.layers", "method.train", "method.num_new_blocks", "method.expand"),
             read=own.read_method,
             write=own.write_method,
             stand_ins=own.method_stand_ins,
         ),
         _LORA,
+        _BADAM,
         custom(("lora_target", "oft_target"), ("target_modules",), read=own.read_targets, write=own.write_targets),
         custom(("additional_target",), ("method.modules_to_save",), read=own.read_saved, write=own.write_saved),
         custom(
@@ -157,7 +166,7 @@ class LlamaFactory(Trainer):
             read=own.read_recompute,
             write=own.write_recompute,
         ),
-        _huggingface.optimizer(),
+        _optimizers.optimizer(),
         custom(("stage",), (), read=lambda _: {}, write=lambda _: {"stage": "sft"}, stand_ins=own.stage_stand_ins),
         does("format.prepare", False, when=own.is_packed),
         custom((), (), read=lambda _: {}, write=spread),
@@ -173,7 +182,7 @@ class LlamaFactory(Trainer):
         update: dict[str, str] = {}
         if asked.precision is None and full.dtype != "float32":
             update["precision"] = "bf16-mixed"
-            if full.method in TRAINS_BASE and asked.dtype is None:
+            if full.method in own.UPCAST and asked.dtype is None:
                 update["dtype"] = "float32"
         if asked.batching is None and full.batching == "exact":
             update["batching"] = "padded"

@@ -3,8 +3,8 @@
 Reads: YAML configs, with the older names of `tuner_type`. Writes: the YAML and the command.
 Defaults that move memory: LoRA of rank 8 with dropout 0.05 on all linear layers, one sequence, 16 sequences a step,
 checkpointing on and reentrant, autocast in the weights' dtype, logits of the answers only, fused AdamW.
-Not expressed: methods other than full, BitFit, LoRA and its variants, VeRA on one module, FourierFT, BOFT and IA3;
-padded rows where there is one sequence.
+Not expressed: methods other than full, LISA, LLaMA-Pro, BitFit, LoRA and its variants, VeRA on one module, FourierFT,
+BOFT and IA3; padded rows where there is one sequence.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import ClassVar, final
 import yaml
 
 from peftplan.job import Job
-from peftplan.trainers import _huggingface
+from peftplan.trainers import _huggingface, _optimizers
 from peftplan.trainers import _swift as own
-from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, startable, write_recompute
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable, write_recompute
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same, words
 
@@ -62,6 +62,13 @@ _BOFT = knobs(
     defaults={"method.boft_block_size": 4},
     otherwise={"method.boft_block_size": 4, "method.boft_block_num": 0, "method.boft_n_butterfly_factor": 1},
 )
+_PRO = knobs(
+    {"llamapro_num_new_blocks": "method.num_new_blocks", "llamapro_num_groups": "method.num_groups"},
+    method="llama_pro",
+    where=own.is_pro,
+    defaults={"method.num_new_blocks": 4},
+    otherwise={"method.num_new_blocks": 8},
+)
 
 
 @final
@@ -78,8 +85,8 @@ class Swift(Trainer):
         "On the CPU with a tiny random model: full, BitFit, LoRA, DoRA, QLoRA (nf4), IA3, VeRA, BOFT and "
         "FourierFT in one process: trained and saved counts and the optimizer's bytes are those of the estimate; LoRA "
         "on two processes, with DDP and FSDP2; every example config written back is accepted "
-        "by its parser. Only parsed: flash attention and packing, Liger, GaLore, LISA; DeepSpeed is not installed "
-        "where this is tested."
+        "by its parser. Only parsed: flash attention and packing, Liger, GaLore, LISA, LLaMA-Pro; DeepSpeed is not "
+        "installed where this is tested."
     )
     dataset_keys = ("dataset",)
     beside = ("gpus", "nodes")
@@ -87,7 +94,7 @@ class Swift(Trainer):
         "ENV*", "acc_strategy", "adam_*", "adapters", "add_version", "agent_template", "cached_*", "check_model",
         "columns", "create_checkpoint_symlink", "custom_register_path", "dataset*", "ddp_*", "early_stop*",
         "enable_thinking", "external_plugins", "freeze_aligner", "freeze_llm", "freeze_vit", "galore_*",
-        "ignore_args_error", "interleave_prob", "lazy_tokenize", "lisa_step_interval", "load_args", "load_data_args",
+        "ignore_args_error", "interleave_prob", "lazy_tokenize", "load_args", "load_data_args",
         "load_from_cache_file", "lorap_emb_lr", "loss_scale", "lr_scheduler*", "max_epochs", "max_new_tokens",
         "max_shard_size", "metric*", "model_author", "model_name", "model_type", "packing_length", "packing_num_proc",
         "packing_strategy", "predict_with_generate", "response_prefix", "resume_*", "safe_serialization",
@@ -99,7 +106,6 @@ class Swift(Trainer):
     instead: ClassVar[Mapping[str, StandIn]] = {
         "use_liger_kernel": less("its kernels and its loss keep less"),
         "use_galore": less("its states are of low rank"),
-        "lisa_activated_layers": less("a few layers train at a time"),
         "optimizer": StandIn(errs="either way", because="an optimizer of ms-swift's own is priced as `optim` says"),
         "sequence_parallel_size": less("a row is spread over GPUs"),
         "tuner_backend": less("unsloth's kernels keep fewer activations"),
@@ -124,7 +130,7 @@ class Swift(Trainer):
                 "trainable_parameters",
                 "trainable_parameters_regex",
             ),
-            ("method", "method.train", "method.feedforward_modules"),
+            ("method", "method.train", "method.feedforward_modules", "method.expand"),
             read=own.read_method,
             write=own.write_method,
             stand_ins=own.method_stand_ins,
@@ -133,6 +139,8 @@ class Swift(Trainer):
         _VERA,
         _FOURIER,
         _BOFT,
+        _PRO,
+        lisa("lisa_activated_layers", "lisa_step_interval", "active", on=own.is_lisa),
         custom(
             ("target_modules", "target_regex"),
             ("target_modules",),
@@ -178,7 +186,7 @@ class Swift(Trainer):
             read=own.read_recompute,
             write=write_recompute,
         ),
-        _huggingface.optimizer(),
+        _optimizers.optimizer(),
         custom(
             ("use_logits_to_keep",),
             (),

@@ -18,6 +18,7 @@ from typing import Any, final
 
 import yaml
 
+from peftplan import optimizers
 from peftplan.errors import RequestError
 from peftplan.job import Job
 from peftplan.trainers import _torchtune
@@ -50,12 +51,21 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
         "optimizer.is_paged": True,
         "optimizer.optim_bits": 32,
     },
+    "torch.optim.SGD": {"optimizer": "sgd"},
+    "torch.optim.RMSprop": {"optimizer": "rmsprop"},
+    "torch.optim.Adagrad": {"optimizer": "adagrad"},
+    "torch.optim.Adafactor": {"optimizer": "adafactor_torch"},
+    "torchao.optim.AdamW8bit": {"optimizer": "adamw_low_bit"},
+    "torchao.optim.AdamW4bit": {"optimizer": "adamw_low_bit", "optimizer.bits": 4, "optimizer.block_size": 128},
+    "torchao.optim.AdamWFp8": {"optimizer": "adamw_low_bit", "optimizer.bits": "fp8"},
 }
+_FUSED = ("torch.optim.AdamW", "torch.optim.SGD")
+_ARGUMENTS = ("momentum", "nesterov", "centered")
+"""Of torch's optimizers, what moves memory (weight decay is not passed on)."""
 _OTHER_OPTIMIZER = StandIn(value="adamw", errs="either way", because="AdamW holds two states of a weight's size")
 _CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
 _CHUNKS = StandIn(errs="high", because="only an eighth of the logits is held in fp32 at a time")
 _WHOLE = StandIn(errs="either way", because="the fp32 logits are not kept beside those of the model's dtype")
-_IN_BACKWARD = StandIn(errs="high", because="each gradient is gone before the next is made")
 _DISTRIBUTED = (
     "fsdp_cpu_offload", "fsdp.cpu_offload", "fsdp_reshard_after_forward", "custom_sharded_layers",
     "tensor_parallel_dim", "tensor_parallel_plan._component_",
@@ -174,21 +184,27 @@ def _write_dtype(fields: Fields) -> Config:
 
 
 def _read_optimizer(config: Config) -> Fields:
-    name = config.get("optimizer._component_")
-    found = _OPTIMIZERS.get(str(name), {"optimizer": _OTHER_OPTIMIZER.value})
-    return found | (
-        {"optimizer.impl": "fused"} if config.get("optimizer.fused") and found["optimizer"] == "adamw" else {}
-    )
+    name = str(config.get("optimizer._component_"))
+    found = dict(_OPTIMIZERS.get(name, {"optimizer": _OTHER_OPTIMIZER.value}))
+    known = optimizers.get(found["optimizer"]).__dataclass_fields__
+    for key in _ARGUMENTS:
+        if key in known and config.get(f"optimizer.{key}"):
+            found[f"optimizer.{key}"] = config[f"optimizer.{key}"]
+    if config.get("optimizer.fused") and name in _FUSED:
+        found["optimizer.impl"] = "fused"
+    return found | ({"optimizer.in_backward": True} if config.get("optimizer_in_bwd") else {})
 
 
 def _write_optimizer(fields: Fields) -> Config:
     own = {key: value for key, value in fields.items() if key.partition(".")[0] == "optimizer"}
-    impl = own.pop("optimizer.impl", "auto")
-    name = next((name for name, meant in _OPTIMIZERS.items() if meant == own), None)
+    rest = dict(own)
+    impl, in_backward = rest.pop("optimizer.impl", "auto"), rest.pop("optimizer.in_backward", False)
+    arguments = {key: rest.pop(key) for key in (f"optimizer.{name}" for name in _ARGUMENTS) if key in rest}
+    name = next((name for name, meant in _OPTIMIZERS.items() if meant == rest), None)
     if name is None or impl == "for-loop":
-        raise Inexpressible("optimizer", " ".join(f"{key}={value}" for key, value in {**own, "impl": impl}.items()))
-    fused = {"optimizer.fused": impl == "fused"} if name == "torch.optim.AdamW" else {}
-    return {"optimizer._component_": name, **fused}
+        raise Inexpressible("optimizer", " ".join(f"{key}={value}" for key, value in own.items()))
+    fused = {"optimizer.fused": impl == "fused"} if name in _FUSED else {}
+    return {"optimizer._component_": name, **fused, **arguments, "optimizer_in_bwd": bool(in_backward)}
 
 
 def _other_optimizer(config: Config) -> Mapping[str, str]:
@@ -293,10 +309,10 @@ class Torchtune(Trainer):
             StandIn(errs="high", because="what backward needs lies in host memory"), writes=False,
         ),
         custom(
-            ("optimizer._component_", "optimizer.fused"), ("optimizer", "optimizer.*"),
+            ("optimizer._component_", "optimizer.fused", "optimizer_in_bwd", *(f"optimizer.{a}" for a in _ARGUMENTS)),
+            ("optimizer", "optimizer.*"),
             read=_read_optimizer, write=_write_optimizer, stand_ins=_other_optimizer,
         ),
-        unpriced("optimizer_in_bwd", _IN_BACKWARD),
         custom(
             ("loss._component_", "loss.num_output_chunks"), (), read=lambda _: {},
             write=lambda _: {"loss._component_": _CHUNKED}, stand_ins=_lost_chunks,
@@ -328,7 +344,6 @@ class Torchtune(Trainer):
             "epochs": 1,
             "max_steps_per_epoch": run.max_steps,
             "clip_grad_norm": None,
-            "optimizer_in_bwd": False,
             "save_adapter_weights_only": True,
             "metric_logger._component_": "torchtune.training.metric_logging.DiskLogger",
             "metric_logger.log_dir": f"{run.output_dir}/logs",

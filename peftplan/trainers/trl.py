@@ -19,7 +19,7 @@ import yaml
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface
+from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, keeps, same, unpriced
 from peftplan.units import parse_dtype
@@ -248,7 +248,7 @@ class Trl(Trainer):
         ),
         unpriced("pad_to_multiple_of", _MULTIPLE, off=(None, "auto")),
         *_huggingface.checkpointing(default=True),
-        _huggingface.optimizer(),
+        _optimizers.optimizer(),
         _huggingface.attention(),
         *_huggingface.compiled_and_fused(),
         unpriced("model_init_kwargs.use_kernels", _huggingface.KERNELS),

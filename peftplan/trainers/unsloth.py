@@ -168,7 +168,7 @@ class Unsloth(Trainer):
     def settled(self, full: Job, *, asked: Job) -> Job:
         """`full`, with Unsloth's own optimizer and precision where the job leaves them open."""
         update: dict[str, Any] = {}
-        if asked.optimizer is None:
+        if asked.optimizer is None and full.optimizer == "adamw":
             update["optimizer"] = "adamw_8bit"
         if asked.precision is None and asked.dtype is None:
             update |= {"precision": "bf16-mixed", "dtype": "bfloat16"}

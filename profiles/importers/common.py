@@ -41,7 +41,9 @@ def without_none(job: Row) -> Row:
     return {key: value for key, value in job.items() if value is not None and value != {}}
 
 
-def published(row: Row, *, job: Row, measured: tuple[Measured, ...], gaps: tuple[str, ...] = ()) -> Record:
+def published(
+    row: Row, *, job: Row, measured: tuple[Measured, ...], campaign: str, gaps: tuple[str, ...] = ()
+) -> Record:
     """The record of one row of the published table."""
     return Record(
         id=row["id"],
@@ -49,8 +51,10 @@ def published(row: Row, *, job: Row, measured: tuple[Measured, ...], gaps: tuple
         source=row["source"].removeprefix("github issue/PR text (stored excerpt): "),
         source_rev=str(row.get("source_rev", "as stored")),
         date=str(row.get("date", "unknown")),
+        campaign=campaign,
         gpu=row["gpu"],
         job=without_none(job),
+        out_of_memory=bool(row["measured"].get("oom")),
         measured=measured,
         setup_known="full" if row["confidence"] == "full" else "partial",
         gaps=gaps,

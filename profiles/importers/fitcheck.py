@@ -43,12 +43,17 @@ _PHASES: tuple[tuple[MemoryKind, str, str | None], ...] = (
 
 
 def wants(row: Row) -> bool:
-    """Rows of this family that measured something (two are out-of-memory verdicts)."""
-    return str(row["id"]).startswith("fitcheck-") and "mem_value" in row["measured"]
+    """Rows of this family."""
+    return str(row["id"]).startswith("fitcheck-")
 
 
 def record(row: Row) -> Record:
-    return published(row, job=_job(row), measured=_measured(row))
+    return published(row, job=_job(row), measured=_measured(row), campaign=_campaign(str(row["id"])))
+
+
+def _campaign(identity: str) -> str:
+    """`fitcheck-09-15`, `fitcheck-edge`: the day of the sweep, or the runs at the edge of the card."""
+    return "-".join(identity.split("-")[: 2 if identity.startswith("fitcheck-edge") else 3])
 
 
 def _job(row: Row) -> Row:
@@ -91,6 +96,8 @@ def _settings(identity: str, *, quantized: bool) -> Row:
 
 def _measured(row: Row) -> tuple[Measured, ...]:
     found = row["measured"]
+    if found.get("oom"):
+        return ()
     if "fits" in found:
         return (exact("device", found["mem_value"] * MIB, why_off=_RACED),)
     cached = _cached(row)

@@ -43,7 +43,8 @@ def wants(row: Row) -> bool:
 def record(row: Row) -> Record:
     early = row["id"].startswith("gh-")
     measured = _measured_early(row) if early else _measured(row)
-    made = published(row, job=_job(row, early=early), measured=measured, gaps=_gaps(row))
+    campaign = "-".join(str(row["id"]).split("-")[:2])
+    made = published(row, job=_job(row, early=early), measured=measured, campaign=campaign, gaps=_gaps(row))
     if not early:
         return made
     return made.model_copy(update={"notes": "GB of 1e9 bytes, as the pull request's CSV shows. " + made.notes})

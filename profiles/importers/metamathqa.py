@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from importers.common import Row, beyond, exact, without_none
+from peftplan.hardware.find import find_gpu
+from peftplan.hardware.gpus import usable_bytes
 from peftplan.records import Measured, Record
 
 LONGEST = 702
@@ -32,8 +34,13 @@ _HARNESS = {
     "allocator.seq_len_before": SHORTEST,
     "load.on_device": True,
 }
+_OSF_BEFORE = "OSF of PEFT up to 0.19, which put each whole weight together anew in every forward and kept it"
+"""From 0.21 on it adds a low-rank branch instead. A graph written as 0.19 did it reserves 36.03 GiB for these runs,
+within 0.5 % of them (2026-11)."""
+_UNFREEZES = "2026-07-14"
+"""From run.py at d787f51bb on, the wiki pass under `disable_adapter` sets requires_grad on everything adapter-like."""
 _NEUTRAL = (None, False, "none", 0, 0.0)
-_LORA_KNOBS = ("use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
+_LORA_KNOBS = ("use_bdlora", "use_rslora", "use_dora", "lora_dropout", "lora_bias", "bias", "modules_to_save")
 
 
 def record(row: Row) -> Record:
@@ -45,6 +52,7 @@ def record(row: Row) -> Record:
         source=f"{provenance['repo']}:{provenance['path']}",
         source_rev=f"{provenance['snapshot_head'][:10]} (blob {provenance['git_blob'][:10]})",
         date=row["created_at"][:10],
+        campaign=f"metamathqa-{row['created_at'][:7]}",
         gpu=row["gpu"],
         job=without_none(_job(row)),
         measured=_measured(row),
@@ -62,8 +70,8 @@ def _job(row: Row) -> Row:
     targets = config.get("target_modules")
     return {
         "model": train["model_id"],
-        "method": "full" if row["peft_type"] == "FULL_FINETUNING" else row["peft_type"].lower(),
-        "rank": config.get("r"),
+        "method": _method(row),
+        "rank": None if row["peft_type"] == "ADALORA" else config.get("r"),  # its own is init_r; PEFT ignores r
         "target_modules": sorted(targets) if isinstance(targets, list) else targets,
         "set": {**_HARNESS, **_knobs(row["peft_type"], config)},
         "dtype": "bfloat16",
@@ -75,8 +83,25 @@ def _job(row: Row) -> Row:
         "batching": "padded",
         "recompute": "full" if train.get("gradient_checkpointing") else "none",
         "attention": "sdpa",
-        "gpu": row["gpu"],
+        "gpu": None if _beyond_card(row) else row["gpu"],
     }
+
+
+def _method(row: Row) -> str:
+    if _lora_fa(row):
+        return "lora_fa"
+    return "full" if row["peft_type"] == "FULL_FINETUNING" else str(row["peft_type"]).lower()
+
+
+def _lora_fa(row: Row) -> bool:
+    return bool(row["train"]["optimizer_type"] == "lora-fa")
+
+
+def _beyond_card(row: Row) -> bool:
+    """Whether it held more than the card of that name has: the card was another (a 4090 of 48 GB), or memory of the
+    host's stood in. A prediction for the card itself would give cached memory back at its limit."""
+    card: int | None = usable_bytes(find_gpu(row["gpu"])).bytes
+    return card is not None and row["measured"]["memory_reserved_max_bytes"] > card
 
 
 def _knobs(peft_type: str, config: Row) -> Row:
@@ -84,6 +109,8 @@ def _knobs(peft_type: str, config: Row) -> Row:
     ignored = ("r", "target_modules", "task_type", "peft_type", "peft_version", "base_model_name_or_path")
     keys = _LORA_KNOBS if peft_type == "LORA" else [key for key in config if key not in ignored]
     chosen = {key: config.get(key) for key in keys if _counts(config.get(key))}
+    if peft_type == "ADALORA":  # every run is older than peft 0.21.0
+        chosen["trains_ranknum"] = False
     return {f"method.{key}": value for key, value in chosen.items()}
 
 
@@ -94,12 +121,13 @@ def _counts(value: Any) -> bool:
 def _gaps(row: Row) -> tuple[str, ...]:
     config = row["peft_config"] or {}
     found = []
-    if row["train"]["optimizer_type"] != "AdamW":
-        found.append(f"optimizer {row['train']['optimizer_type']}")
-    if config.get("use_bdlora"):
-        found.append("BD-LoRA (block-diagonal factors)")
-    if config.get("init_lora_weights") == "mica":
-        found.append("MiCA (only A is trained)")
+    half_frozen = _lora_fa(row) or config.get("init_lora_weights") == "mica"
+    if half_frozen and row["created_at"] >= _UNFREEZES:
+        found.append("the harness runs the model without its adapter, after which the frozen factor has gradients too")
+    if row["peft_type"] == "OFT" and not config.get("oft_block_size") and row["versions"]["peft"] < "0.16":
+        found.append("OFT of PEFT up to 0.15, with other blocks")
+    if row["peft_type"] == "OSF" and row["versions"]["peft"] < "0.20":
+        found.append(_OSF_BEFORE)
     if row["experiment_name"].endswith("steps1000-ff"):
         found.append("its memory is that of full fine-tuning, its config says LoRA")
     return tuple(found)
@@ -128,7 +156,8 @@ def _why_off(row: Row) -> str | None:
     if row["peft_type"] == "PREFIX_TUNING":
         return (
             "the run's maximum belongs to its validation, whose generation needed 1 GiB more from 2026 on: the same "
-            "training step under the harness of 2025 reserved 19.45 GiB"
+            "training step under the harness of 2025 reserved 19.45 GiB; transformers' cache by now copies what it is "
+            "given, and the prefix of 50 sequences takes 1.07 GiB"
         )
     return (
         "the cache was emptied every tenth step only, so the batches after the largest, nearly as long, met its "

@@ -33,7 +33,7 @@ def wants(row: Row) -> bool:
 def record(row: Row) -> Record:
     family = row["id"].split("-", 1)[0]
     job, measured, gaps = {"lithub": _lithub, "swift": _swift, "tpreflight": _preflight, "gh": _tune}[family](row)
-    return published(row, job=job, measured=measured, gaps=gaps)
+    return published(row, job=job, measured=measured, campaign=family, gaps=gaps)
 
 
 _Parts = tuple[Row, tuple[Measured, ...], tuple[str, ...]]

@@ -29,14 +29,17 @@ Not modelled: nothing known.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from peftplan.graph.edit import train
-from peftplan.methods.base import Method
+from peftplan.methods.base import Family, Method
 
 
 @dataclass(frozen=True)
 class Toy(Method):
     final: bool = True
+    family: ClassVar[Family] = "selective"
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     def apply(self, graph, host):
         return train(graph, lambda region, weight: "norm" in weight.name and (self.final or region.name == "layers"))
@@ -85,7 +88,8 @@ def test_a_new_file_is_a_new_method(toy: Path) -> None:
     assert "toy" in methods.names()
     (row,) = lists.rows("methods", "toy")
     assert row["name"] == "toy"
-    assert "](#toy) |" in methods_page()
+    assert row["trains"] == "the weights of the norms"
+    assert "](#toy) | selective | A toy that trains" in methods_page()
     found = estimate(zoo.job("grouped", {"method": "toy"})).parameters
     assert found.trainable == 7 * 48
     assert f"| {toy.stem} |" in page()

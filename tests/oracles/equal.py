@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftplan.instruments.trace import trace
-from peftplan.job import make_job
+from peftplan.instruments.trace import Trace, trace
+from peftplan.job import Job, make_job
 from peftplan.pipeline import read
+from peftplan.result import Estimate
 
 SIZES = {
     "hidden_size": 48,
@@ -23,6 +24,7 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "gemma": {"head_dim": 16},
     "phi3": {"pad_token_id": 0},
+    "mistral": {"sliding_window": 9},
 }
 """What each tiny model's config says besides `SIZES`: awkward on purpose, so that wrong dimensions cannot hide."""
 
@@ -32,9 +34,18 @@ Row = tuple[str, dict[str, Any]]
 
 def assert_equal(family: str, fields: dict[str, Any]) -> None:
     """Parameters, bytes kept for backward, FLOPs and peak: predicted and traced are the same numbers."""
+    job = tiny_job(family, fields)
+    assert_same(trace(job), read(job).estimate)
+
+
+def tiny_job(family: str, fields: dict[str, Any]) -> Job:
+    """A job on one of the tiny models."""
     config = {"model_type": family, **SIZES, **OWN[family]}
-    job = make_job(model=family, config=config, **{**COMMON, **fields})
-    real, guess = trace(job), read(job).estimate
+    return make_job(model=family, config=config, **{**COMMON, **fields})
+
+
+def assert_same(real: Trace, guess: Estimate) -> None:
+    """Predicted and traced are the same numbers."""
     predicted = {
         "total": guess.parameters.total,
         "trainable": guess.parameters.trainable,

@@ -81,7 +81,7 @@ def stepped(optimizer: Any, weights: list[Any]) -> int:
 def predicted(name: str, knobs: dict[str, Any], weights: list[Any]) -> int:
     """Bytes of the states as the model counts them."""
     kinds = {real: kind for kind, real in TYPES.items()}
-    given = [Trained(weight.numel(), kinds[weight.dtype], 1) for weight in weights]
+    given = [Trained(tuple(weight.shape), kinds[weight.dtype]) for weight in weights]
     return sum(state.bytes * state.copies for state in optimizers.make(name, knobs).states(given, "cpu"))
 
 

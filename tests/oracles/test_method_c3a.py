@@ -11,13 +11,14 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "o_proj", "down_proj")
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "set": {"method.block_size": 8}}),
     ("llama", {**PLAIN, "set": {"method.block_size": 8}}),
     ("llama", {**AGAIN, "set": {"method.block_size": 8}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.block_size": 4, "method.bias": "all"}}),
@@ -38,7 +39,6 @@ def test_c3a_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.block_size": 7}}, "block_size=7 does not divide"),
         ({"set": {"method.exclude_modules": "q_proj"}}, "has no such setting"),
-        ({"format": "nf4"}, "no C3A on packed weights"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -24,6 +24,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 2, "set": {"method.para": True}}),
     ("qwen2", {**PLAIN, "adapter_dtype": "bf16"}),
     ("phi3", {**PLAIN, "rank": 5}),
+    ("llama_biased", {**WIDE, "rank": 3, "set": {"method.decomposition_method": "qr", "method.deft_dropout": 0.1}}),
+    ("qwen2", {**AGAIN, "rank": 4, "set": {"method.decomposition_method": "qr", "method.para": True}}),
 ]
 
 
@@ -37,8 +39,8 @@ def test_deft_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"set": {"method.deft_dropout": 1.0}}, "deft_dropout=1.0"),
-        ({"set": {"method.decomposition_method": "qr"}}, "qr is not modelled"),
-        ({"format": "nf4"}, "no DEFT on packed weights"),
+        ({"set": {"method.r": 0}}, "at least 1"),
+        ({"format": "nf4"}, "starts it from a product"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -38,7 +38,7 @@ def test_delora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.module_dropout": 1.0}}, "module_dropout=1.0"),
         ({"set": {"method.rank_pattern": {"q_proj": 0}}}, "at least 1"),
-        ({"format": "nf4"}, "no DeLoRA on packed weights"),
+        ({"format": "nf4"}, "norm of the weight"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -23,6 +23,9 @@ ROWS: list[Row] = [
     ("llama", {**MIXED, "dtype": "bf16", "rank": 3}),
     ("gemma", {**WIDE, "rank": 2}),
     ("phi3", {**PLAIN, "rank": 5}),
+    ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.config_C": "vector", "method.config_D_E": "vector"}}),
+    ("llama_biased", {**AGAIN, "set": {"method.config_C": "none", "method.config_D_E": "none"}}),
+    ("llama_biased", {**PLAIN, "rank": 3}),
 ]
 
 
@@ -36,8 +39,7 @@ def test_glora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"set": {"method.exclude_modules": "q_proj"}}, "has no such setting"),
-        ({"set": {"model.attention_bias": True}}, "has a bias, is not modelled"),
-        ({"format": "nf4"}, "no GLoRA on packed weights"),
+        ({"format": "nf4"}, "plain torch.nn.Linear only"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -11,13 +11,14 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "o_proj", "down_proj")
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "rank": 4}),
     ("llama", {**PLAIN, "rank": 4}),
     ("llama", {**AGAIN, "rank": 6, "set": {"method.gralora_dropout": 0.1, "method.hybrid_r": 3}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "rank": 4, "set": {"method.bias": "all", "method.hybrid_r": 3}}),

@@ -25,6 +25,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 2}),
     ("llama_biased", {**WIDE, "rank": 2, "set": {"method.bias": "all"}}),
     ("phi3", {**PLAIN, "rank": 2}),
+    ("qwen2", {**MIXED, "dtype": "bf16", "rank": 3, "set": {"method.apply_GS": True}}),
+    ("llama", {**AGAIN, "rank": 4, "set": {"method.apply_GS": True}}),
 ]
 
 
@@ -38,8 +40,7 @@ def test_hra_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"rank": 5000}, "larger than the input of"),
-        ({"set": {"method.apply_GS": True}}, "apply_GS is not modelled"),
-        ({"format": "nf4"}, "no HRA on packed weights"),
+        ({"format": "nf4"}, "not in the shape of one"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -11,19 +11,23 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "o_proj", "down_proj")
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "rank": 4}),
     ("llama", {**PLAIN, "rank": 4}),
     ("llama", {**AGAIN, "rank": 3, "set": {"method.num_B": 4}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "rank": 3}),
     ("gemma", {**WIDE, "rank": 2, "set": {"method.num_B": 3}}),
     ("qwen2", {**PLAIN, "rank": 4, "adapter_dtype": "bf16"}),
     ("phi3", {**PLAIN, "rank": 5}),
+    ("llama", {**PLAIN, "rank": 4, "set": {"method.stride_A": 2}}),
+    ("qwen2", {**AGAIN, "rank": 3, "target_modules": ".*[qkv]_proj", "set": {"method.stride_A": 2}}),
+    ("phi3", {**WIDE, "rank": 3, "target_modules": "all-linear", "set": {"method.stride_A": 3}}),
 ]
 
 
@@ -33,13 +37,16 @@ def test_lily_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     assert_equal(family, {"method": "lily", "target_modules": targets, **fields})
 
 
+@pytest.mark.parametrize("targets", [r".*\.(q|o)_proj", r".*\.(gate|down)_proj"])
+def test_a_pattern_shares_by_shape(targets: str) -> None:
+    assert_equal("llama", {**AGAIN, "method": "lily", "target_modules": targets, "rank": 3})
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"set": {"method.stride_A": 2}}, "stride_A=2 is not modelled"),
+        ({"set": {"method.stride_A": 0}}, "stride_A=0"),
         ({"set": {"method.num_B": 0}}, "num_B=0"),
-        ({"target_modules": "model.*q_proj"}, "by a pattern"),
-        ({"format": "nf4"}, "no Lily on packed weights"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

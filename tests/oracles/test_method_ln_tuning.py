@@ -26,6 +26,7 @@ ROWS: list[Row] = [
     ("qwen2", {**WIDE, **NORMS}),
     ("gemma", AGAIN),
     ("phi3", {**PLAIN, **NORMS}),
+    ("qwen2", PLAIN),
 ]
 
 

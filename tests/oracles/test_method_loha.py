@@ -26,6 +26,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 5}),
     ("gemma", {**AGAIN, "rank": 4, "set": {"method.rank_pattern": {"layers.1.self_attn.v_proj": 7}}}),
     ("phi3", {**MIXED, "dtype": "bf16", "rank": 4}),
+    ("qwen2", {**PLAIN, "rank": 4, "set": {"method.rank_dropout": 0.1, "method.module_dropout": 0.1}}),
+    ("llama", {**MIXED, "dtype": "bf16", "rank": 3, "set": {"method.rank_dropout": 0.1}}),
 ]
 
 
@@ -38,9 +40,9 @@ def test_loha_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"set": {"method.rank_dropout": 0.1}}, "rank_dropout=0.1 is not modelled"),
-        ({"set": {"method.module_dropout": 0.1}}, "module_dropout=0.1 is not modelled"),
-        ({"format": "nf4"}, "no LoHa on packed weights"),
+        ({"set": {"method.rank_dropout": 1.0}}, "rank_dropout=1.0"),
+        ({"set": {"method.module_dropout": 1.5}}, "module_dropout=1.5"),
+        ({"format": "nf4"}, "packed weight's shape"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -31,6 +31,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 40, "set": {"method.decompose_factor": 4}}),
     ("gemma", {**AGAIN, "rank": 4}),
     ("phi3", {**MIXED, "dtype": "bf16", "rank": 4}),
+    ("qwen2", {**AGAIN, "rank": 4, "set": {"method.rank_dropout": 0.1, "method.rank_dropout_scale": True}}),
+    ("llama", {**PLAIN, "rank": 4, "adapter_dtype": "bf16", "set": {"method.rank_dropout": 0.1}}),
 ]
 
 
@@ -51,9 +53,9 @@ def test_the_factors_are_those_of_peft() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"set": {"method.rank_dropout": 0.1}}, "rank_dropout=0.1 is not modelled"),
+        ({"set": {"method.rank_dropout": 1.0}}, "rank_dropout=1.0"),
         ({"set": {"method.decompose_factor": 0}}, "decompose_factor=0"),
-        ({"format": "int8"}, "no LoKr on packed weights"),
+        ({"format": "nf4"}, "packed weight's shape"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

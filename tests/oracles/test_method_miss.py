@@ -27,6 +27,9 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 5, "set": {"method.init_weights": "mini", "method.mini_r": 2}}),
     ("phi3", {**AGAIN, "rank": 48}),
     ("llama", {**PLAIN, "rank": 7, "adapter_dtype": "bf16"}),
+    ("llama_biased", {**WIDE, "rank": 8, "set": {"method.init_weights": "bat"}}),
+    ("qwen2", {**PACKED, "format": "int8", "rank": 4, "set": {"method.init_weights": "bat"}}),
+    ("llama", {**AGAIN, "rank": 8, "set": {"method.init_weights": "bat"}}),
 ]
 
 
@@ -40,7 +43,7 @@ def test_miss_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"rank": 5000}, "larger than the input of self_attn.q_proj"),
-        ({"set": {"method.init_weights": "bat"}}, "bat is not modelled"),
+        ({"rank": 48, "set": {"method.init_weights": "bat"}}, "does not divide both sides"),
         ({"set": {"method.init_weights": "mini", "method.mini_r": 3}}, "mini_r=3 does not divide"),
     ],
 )

@@ -28,6 +28,9 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "set": {"method.oft_block_size": 5, "method.block_share": True, TERMS: 3}}),
     ("gemma", {**AGAIN, "set": {"method.oft_block_size": 8, TERMS: 7}}),
     ("phi3", {**PLAIN, "adapter_dtype": "bf16", "set": {"method.oft_block_size": 16, TERMS: 2}}),
+    ("qwen2", {**AGAIN, "set": {"method.oft_block_size": 8, "method.use_cayley_neumann": False}}),
+    ("llama", {**PLAIN, "adapter_dtype": "bf16", "set": {"method.oft_block_size": 8, "method.coft": True}}),
+    ("gemma", {**PACKED, "set": {"method.oft_block_size": 8, "method.coft": True, "method.use_cayley_neumann": False}}),
 ]
 
 
@@ -41,7 +44,6 @@ def test_oft_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"rank": 4}, "set one of them, the other to 0"),
-        ({"set": {"method.coft": True}}, "not modelled"),
         ({"set": {"method.num_cayley_neumann_terms": 1}}, "at least 2"),
     ],
 )

@@ -38,7 +38,7 @@ def test_peanut_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.depth": -1}}, "depth=-1"),
         ({"set": {"method.act_fn": "mish"}}, "act_fn=mish is not modelled"),
-        ({"format": "nf4"}, "no PEANuT on packed weights"),
+        ({"format": "nf4"}, "not in the shape of one"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

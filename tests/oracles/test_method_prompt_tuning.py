@@ -22,7 +22,7 @@ ROWS: list[Row] = [
     ("llama", {**PACKED, "recompute": "full", "batching": "padded"}),
     ("llama", {**AGAIN, "set": {"loop.outputs_until": "loss"}}),
     ("llama", {**WIDE, "attention": "eager"}),
-    ("qwen2", MIXED),
+    ("qwen2", {**MIXED, "set": {"method.modules_to_save": ["lm_head"]}}),
     ("gemma", AGAIN),
     ("gemma", PLAIN),
     ("phi3", WIDE),
@@ -49,6 +49,8 @@ def test_every_activation_is_longer_by_the_virtual_tokens() -> None:
         ({}, "num_virtual_tokens=None"),
         ({"set": {**TOKENS, "method.token_dim": 7}}, "token_dim=7 does not fit"),
         ({"set": TOKENS, "batching": "packed"}, "PEFT drops position_ids"),
+        ({"set": {**TOKENS, "method.num_transformer_submodules": 2}}, "num_transformer_submodules=2 does not fit"),
+        ({"set": {**TOKENS, "method.modules_to_save": ["embed_tokens"]}}, "would never train"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

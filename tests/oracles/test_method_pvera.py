@@ -11,13 +11,14 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "o_proj", "down_proj")
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "rank": 4}),
     ("llama", {**PLAIN, "rank": 4}),
     ("llama", {**AGAIN, "rank": 3, "set": {"method.pvera_dropout": 0.1}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "rank": 4, "set": {"method.bias": "all"}}),
@@ -37,7 +38,6 @@ def test_pvera_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"set": {"method.pvera_dropout": 1.0}}, "pvera_dropout=1.0"),
-        ({"format": "nf4"}, "PVeRA on packed weights is not modelled"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -11,13 +11,14 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "o_proj", "down_proj")
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "batching": "padded", "set": {"method.group_size": 8}}),
     ("llama", {**PLAIN, "set": {"method.group_size": 8}}),
     ("llama", {**AGAIN, "set": {"method.group_size": 8, "method.variant": "road_2"}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.group_size": 8, "method.variant": "road_4"}}),
@@ -37,7 +38,6 @@ def test_road_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"set": {"method.group_size": 7}}, "must be even and divide"),
-        ({"format": "nf4"}, "RoAd on packed weights is not modelled"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

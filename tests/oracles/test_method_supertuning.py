@@ -24,6 +24,8 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "set": {"method.sparsity": 0.5}}),
     ("qwen2", {**PLAIN, "adapter_dtype": "bf16"}),
     ("phi3", {**PLAIN, "set": {"method.sparsity": 0.9}}),
+    ("llama", {**PLAIN, "rank": 4, "set": {"method.sparsity": 0.9, "method.lora_dropout": 0.1}}),
+    ("qwen2", {**AGAIN, "rank": 3, "set": {"method.sparsity": 0.8}}),
 ]
 
 
@@ -37,8 +39,8 @@ def test_supertuning_is_what_peft_does(family: str, fields: dict[str, Any]) -> N
     ("fields", "said"),
     [
         ({"set": {"method.sparsity": 1.0}}, "sparsity=1.0"),
-        ({"rank": 4}, "LoRA beside SuperTuning is not modelled"),
-        ({"format": "nf4"}, "no SuperTuning on packed weights"),
+        ({"set": {"method.r": 0}}, "at least 1"),
+        ({"format": "nf4"}, "torch does not mix integers in"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -24,6 +24,9 @@ ROWS: list[Row] = [
     ("gemma", {**WIDE, "rank": 2, "set": {"method.u": 3}}),
     ("qwen2", {**PLAIN, "rank": 4, "adapter_dtype": "bf16"}),
     ("phi3", {**PLAIN, "rank": 5}),
+    ("llama", {**PLAIN, "set": {"method.u": 7, "method.weight_tying": 0.5}}),
+    ("qwen2", {**AGAIN, "rank": 3, "set": {"method.weight_tying": 1.0}}),
+    ("phi3", {**WIDE, "set": {"method.weight_tying": 0.3}}),
 ]
 
 
@@ -36,9 +39,9 @@ def test_tinylora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"set": {"method.weight_tying": 0.5}}, "weight_tying=0.5 is not modelled"),
+        ({"set": {"method.weight_tying": 1.5}}, "weight_tying=1.5"),
         ({"set": {"method.u": 0}}, "u=0"),
-        ({"format": "nf4"}, "no TinyLoRA on packed weights"),
+        ({"format": "nf4"}, "integers cannot be parameters"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
@@ -24,6 +24,16 @@ ROWS: list[Row] = [
     ("gemma", {**PLAIN, "set": {"method.token_indices": [1], "model.tie_word_embeddings": True}}),
     ("llama", {**AGAIN, "set": {"method.token_indices": [1, 7], "model.tie_word_embeddings": True}}),
     ("qwen2", {**MIXED, "dtype": "bf16", "set": {"method.token_indices": [1, 7], "model.tie_word_embeddings": True}}),
+    ("qwen2", {**PACKED, "set": {"method.token_indices": [1, 7], "model.tie_word_embeddings": True}}),
+    ("llama", {**PLAIN, "target_modules": ["lm_head"], "set": {"method.token_indices": [1]}}),
+    (
+        "gemma",
+        {
+            **AGAIN,
+            "target_modules": ["embed_tokens", "lm_head"],
+            "set": {"method.token_indices": [1], "model.tie_word_embeddings": False},
+        },
+    ),
 ]
 
 
@@ -36,8 +46,14 @@ def test_trainable_tokens_is_what_peft_does(family: str, fields: dict[str, Any])
     ("fields", "said"),
     [
         ({}, "say which rows"),
-        ({"target_modules": "q_proj", "set": {"method.token_indices": [1]}}, "are not modelled"),
-        ({"format": "nf4", "set": {"method.token_indices": [1]}}, "packed weights are not modelled"),
+        ({"target_modules": "q_proj", "set": {"method.token_indices": [1]}}, "no rows of tokens"),
+        (
+            {
+                "target_modules": ["embed_tokens", "lm_head"],
+                "set": {"method.token_indices": [1], "model.tie_word_embeddings": True},
+            },
+            "one of two tied modules",
+        ),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

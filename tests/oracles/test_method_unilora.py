@@ -38,7 +38,7 @@ def test_unilora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.theta_d_length": 0}}, "theta_d_length=0"),
         ({"set": {"method.exclude_modules": "q_proj"}}, "has no such setting"),
-        ({"format": "nf4"}, "no Uni-LoRA on packed weights"),
+        ({"format": "nf4"}, "they are 0, and nothing trains"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -11,13 +11,14 @@ pytest.importorskip("peft")
 from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, assert_equal, name
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row, assert_equal, name
 
 pytestmark = pytest.mark.trace
 
 TARGETS = ("q_proj", "v_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "o_proj", "down_proj")
 ROWS: list[Row] = [
+    ("qwen2", {**PACKED, "recompute": "full", "set": {"method.vector_length": 4, "method.num_vectors": 9}}),
     ("llama", {**PLAIN, "rank": 2, "set": {"method.vector_length": 4, "method.num_vectors": 9}}),
     (
         "llama",
@@ -56,7 +57,6 @@ def test_vblora_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     [
         ({"set": {"method.vector_length": 7}}, "vector_length=7 does not divide"),
         ({"set": {"method.topk": 0}}, "topk=0"),
-        ({"format": "nf4"}, "no VB-LoRA on packed weights"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

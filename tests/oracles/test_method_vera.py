@@ -42,7 +42,7 @@ def test_vera_is_what_peft_does(family: str, fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"set": {"method.vera_dropout": 1}}, "below 1"),
-        ({"precision": "bf16-mixed", "dtype": "fp32"}, "float32 in place of bfloat16"),
+        ({"precision": "bf16-mixed", "dtype": "fp32", "target_modules": "lm_head"}, "float32 in place of bfloat16"),
     ],
 )
 def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -132,6 +132,26 @@ def test_unfrozen_parameters() -> None:
     assert AXOLOTL.config(job, Run())["unfrozen_parameters"] == ["^lm_head.weight$", "model.layers.2[0-9]+.mlp"]
 
 
+def test_lisa_needs_both_of_its_keys() -> None:
+    job = read(lisa_n_layers=4, lisa_step_interval=20, lisa_layers_attribute="model.layers")
+    assert (job.method, job.settings["method.activated_layers"], job.settings["method.states"]) == ("lisa", 4, "all")
+    assert not why(job, "lisa_n_layers")
+    assert AXOLOTL.config(job, Run())["lisa_layers_attribute"] == "model.layers"
+    assert read(lisa_n_layers=4).method == "full"
+    active = job.model_copy(update={"settings": {**job.settings, "method.states": "active"}})
+    with pytest.raises(Inexpressible, match=r"method\.states=active"):
+        AXOLOTL.config(active, Run())
+
+
+def test_restarts() -> None:
+    job = read(
+        adapter="qlora", load_in_4bit=True, lora_r=8, relora=True, relora_cpu_offload=True, jagged_restart_steps=9
+    )
+    assert (job.method, job.rank, job.settings["method.cpu_offload"]) == ("relora", 8, True)
+    assert not why(job, "relora")
+    assert AXOLOTL.config(job, Run())["jagged_restart_steps"] == 9
+
+
 def test_fused_kernels_are_on_where_no_key_says_otherwise() -> None:
     lora = {"adapter": "lora", "lora_r": 8, "lora_target_linear": True}
     assert "on where no lora_*_kernel key is set" in why(read(**lora), "lora_mlp_kernel")
@@ -187,7 +207,9 @@ def test_a_misspelt_key_is_named_with_its_neighbour() -> None:
 JOBS = st.fixed_dictionaries(
     {
         "model": st.sampled_from(["qwen25-0.5b", "tinyllama"]),
-        "method": st.sampled_from(["full", "lora", "qlora", "dora", "rslora", "lora_plus", "pissa", "qdora", "bitfit"]),
+        "method": st.sampled_from(
+            ["full", "lora", "qlora", "dora", "rslora", "lora_plus", "pissa", "qdora", "bitfit", "lisa", "relora"]
+        ),
         "micro_batch": st.integers(1, 3),
         "grad_accum": st.integers(1, 4),
         "seq_len": st.sampled_from([64, 1024]),
@@ -206,6 +228,8 @@ JOBS = st.fixed_dictionaries(
 def test_there_and_back(fields: dict[str, Any]) -> None:
     if fields["method"] == "bitfit":
         fields["model"] = "qwen25-0.5b"
+    if fields["method"] == "lisa":
+        fields["set"] = {"method.states": "all"}
     job = make_job(**fields)
     if trips.expressible("axolotl", job):
         trips.there_and_back("axolotl", job)

@@ -72,6 +72,28 @@ def test_the_last_layers_train() -> None:
     assert FACTORY.config(first, Run())["freeze_trainable_layers"] == -2
 
 
+def test_an_expanded_model() -> None:
+    keys = {"finetuning_type": "freeze", "freeze_trainable_layers": 8, "use_llama_pro": True}
+    job = read(**keys, freeze_extra_modules="norm", pure_bf16=True)
+    assert (job.method, job.settings["method.num_new_blocks"], job.settings["method.expand"]) == ("llama_pro", 8, False)
+    assert job.settings["method.train"] == ("model.norm",)
+    assert "errs low" in why(job, "use_llama_pro")
+    assert not why(read(**keys, disable_gradient_checkpointing=True), "use_llama_pro")
+    assert "errs high" in why(read(use_llama_pro=True), "use_llama_pro")
+
+
+def test_a_block_at_a_time() -> None:
+    job = read(finetuning_type="full", use_badam=True, badam_switch_mode="fixed", badam_start_block=0, bf16=True)
+    assert (job.method, job.settings["method.switch_mode"], job.settings["method.start_block"]) == ("badam", "fixed", 0)
+    assert (job.precision, job.dtype) == ("bf16-mixed", None)
+    assert "errs low" in why(job, "use_badam")
+    assert FACTORY.config(job, Run())["badam_start_block"] == 0
+    ratio = read(finetuning_type="full", use_badam=True, badam_mode="ratio")
+    assert ratio.method == "full"
+    assert "sparse gradients" in why(ratio, "use_badam")
+    assert FACTORY.config(ratio, Run())["badam_mode"] == "ratio"
+
+
 @pytest.mark.parametrize(
     ("keys", "batching"),
     [
@@ -107,7 +129,20 @@ JOBS = st.fixed_dictionaries(
     {
         "model": st.sampled_from(["qwen25-0.5b", "tinyllama"]),
         "method": st.sampled_from(
-            ["full", "freeze", "lora", "qlora", "dora", "rslora", "lora_plus", "pissa", "qdora", "oft"]
+            [
+                "full",
+                "freeze",
+                "lora",
+                "qlora",
+                "dora",
+                "rslora",
+                "lora_plus",
+                "pissa",
+                "qdora",
+                "oft",
+                "badam",
+                "llama_pro",
+            ]
         ),
         "micro_batch": st.integers(1, 3),
         "grad_accum": st.integers(1, 4),
@@ -126,7 +161,9 @@ JOBS = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(JOBS)
 def test_there_and_back(fields: dict[str, Any]) -> None:
-    if fields["method"] in ("full", "freeze"):
+    if fields["method"] == "llama_pro":
+        fields["set"] = {"method.num_new_blocks": 1, "method.expand": False}
+    if fields["method"] in ("full", "freeze", "badam", "llama_pro"):
         fields["target_modules"] = None
     elif fields["method"] == "oft":
         fields["target_modules"] = "all-linear"
@@ -142,6 +179,8 @@ def test_there_and_back(fields: dict[str, Any]) -> None:
     ("fields", "field"),
     [
         ({"method": "ia3"}, "method"),
+        ({"method": "llama_pro", "set": {"method.num_new_blocks": 1}}, "method.expand"),
+        ({"method": "badam", "set": {"method.include_embedding": True}}, "method.include_embedding"),
         ({"target_modules": r".*\.q_proj"}, "target_modules"),
         ({"batching": "packed", "attention": "sdpa"}, "batching"),
         ({"batching": "packed", "attention": "fa2", "micro_batch": 2}, "batching"),

@@ -47,10 +47,17 @@ QUICK: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-packed": ("trl", {"method": "lora", "batching": "packed", "recompute": "full"}),
 }
 """{name: (trainer, fields of the job)}."""
-PEFTS = tuple(name for name in methods.names() if methods.adapterhub(name) is None)
 VARIANTS = ("rslora", "lora_plus", "pissa", "olora", "qdora")
+NEEDS = {"adamss": "sklearn"}
+"""What PEFT imports for a method without requiring it."""
+RUNNABLE = tuple(
+    name
+    for name in methods.names()
+    if trainers.support()[name]["hf_script"]
+    and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]) is not None)
+)
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"script-{name}": ("hf_script", {"method": name}) for name in (*PEFTS, *VARIANTS)},
+    **{f"script-{name}": ("hf_script", {"method": name}) for name in (*RUNNABLE, *VARIANTS)},
     **{
         f"script-nf4-{name}": ("hf_script", {"method": name, "format": "nf4"})
         for name in ("ia3", "vera", "oft", "miss", "ln_tuning", "prompt_tuning", "lora_fa")
@@ -68,10 +75,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 FITTING: dict[str, dict[str, Any]] = {
     "c3a": {"method.block_size": 16},
     "road": {"method.group_size": 16},
+    "shira": {"method.r": 4},
     "vblora": {"method.vector_length": 16},
+    "waveft": {"method.n_frequency": 100},
     "trainable_tokens": {"method.token_indices": [5, 6]},
 }
-"""Settings of methods whose defaults do not divide the tiny model's sizes, or that have none."""
+"""Settings of methods whose defaults do not fit or divide the tiny model's sizes, or that have none."""
 SAVED_BESIDE = {
     "delora": "PEFT saves the norms of the base's weights",
     "lora_fa": "PEFT saves A, which does not train, beside B",
@@ -82,6 +91,8 @@ SAVED_BESIDE = {
     "tinylora": "PEFT saves the frozen halves and projections beside the trained vectors",
     "glora": "PEFT saves zeros in place of the paths that are off",
     "supertuning": "PEFT saves where the trained values go beside them",
+    "shira": "PEFT saves where the trained values go beside them",
+    "adamss": "PEFT saves the frozen directions beside what trains",
     "lily": "PEFT saves what layers share once for each of them",
 }
 """Methods whose saved adapter is not what trains, and why."""

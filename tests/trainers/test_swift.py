@@ -86,6 +86,11 @@ def test_methods_by_their_names() -> None:
     assert read(lorap_lr_ratio=16.0).method == "lora_plus"
     assert read(init_weights="pissa").settings["method.init_lora_weights"] == "pissa"
     assert "method.init_lora_weights" not in read(init_weights="true").settings
+    lisa = read(tuner_type="full", lisa_activated_layers=4, lisa_step_interval=10)
+    assert (lisa.method, lisa.settings["method.activated_layers"]) == ("lisa", 4)
+    assert read(tuner_type="full", lisa_activated_layers=0).method == "full"
+    pro = read(tuner_type="llamapro", llamapro_num_groups=2)
+    assert (pro.method, pro.settings["method.num_new_blocks"], pro.settings["method.num_groups"]) == ("llama_pro", 4, 2)
     with pytest.raises(RequestError, match="longlora does not run"):
         read(tuner_type="longlora")
 
@@ -127,6 +132,8 @@ JOBS = st.fixed_dictionaries(
                 "ia3",
                 "fourierft",
                 "boft",
+                "lisa",
+                "llama_pro",
             ]
         ),
         "micro_batch": st.integers(1, 3),

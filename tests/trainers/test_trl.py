@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from peftplan import estimate, trainers
 from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
 from peftplan.trainers import Run
+from peftplan.trainers._optimizers import WORDS, meaning
 from peftplan.trainers.rules import flatten
 from tests.trainers import fixtures
 from tests.trainers.spread import MODEL, jobs
@@ -86,13 +88,60 @@ def test_batching(keys: dict[str, object], batching: str) -> None:
     assert read(**keys).batching == batching
 
 
-@pytest.mark.parametrize("optim", ["adafactor", "lion_8bit", "galore_adamw", "ademamix", "paged_lion_8bit"])
+@pytest.mark.parametrize("optim", ["adamw_torch_xla", "adamw_torch_npu_fused"])
 def test_an_optimizer_without_a_model_is_stood_in_for(optim: str) -> None:
     job = read(optim=optim)
     assert "not modelled; priced as optimizer adamw" in why(job, "optim")
     assert trainers.get("trl").config(job, Run())["optim"] == optim
     changed = job.model_copy(update={"optimizer": "paged_adamw_32bit", "settings": {}})
     assert trainers.get("trl").config(changed, Run())["optim"] == "paged_adamw_32bit"
+
+
+def test_every_optimizer_of_transformers_is_read_and_written() -> None:
+    training_args = pytest.importorskip("transformers.training_args")
+    for known in training_args.OptimizerNames:
+        job = read(optim=known.value)
+        written = trainers.get("trl").config(job, Run())["optim"]
+        assert meaning(written) == meaning(known.value) if known.value in WORDS else written == known.value
+
+
+def test_an_optimizers_arguments_are_settings() -> None:
+    said = {"optim": "galore_adamw", "optim_args": "rank=64, update_proj_gap=50, scale=0.5"}
+    job = read(**said, optim_target_modules=["self_attn", "mlp"])
+    assert job.optimizer == "galore"
+    assert job.settings["optimizer.rank"] == 64
+    assert job.settings["optimizer.optim_target_modules"] == ("self_attn", "mlp")
+    written = trainers.get("trl").config(job, Run())
+    assert written["optim"] == "galore_adamw"
+    assert written["optim_args"] == "rank=64,update_proj_gap=50"
+    assert written["optim_target_modules"] == ["self_attn", "mlp"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "galore", "rank": 32},
+        {"method": "apollo"},
+        {"method": "lomo"},
+        {"optimizer": "apollo_mini", "method": "full"},
+        {"optimizer": "sgd", "method": "full", "set": {"optimizer.momentum": 0.9}},
+        {"optimizer": "paged_lion_8bit"},
+        {"optimizer": "adamw_torch_4bit"},
+    ],
+)
+def test_optimizers_there_and_back(fields: dict[str, Any]) -> None:
+    there_and_back("trl", Job(model="llama-7b", micro_batch=2, **fields))
+
+
+@pytest.mark.parametrize("name", ["axolotl", "hf_script", "llamafactory", "swift"])
+def test_other_trainers_of_transformers_say_them_too(name: str) -> None:
+    there_and_back(name, Job(model="llama-7b", micro_batch=2, method="full", optimizer="adafactor"))
+
+
+def test_what_transformers_has_no_word_for_is_refused() -> None:
+    for optimizer in ("muon", "adam_mini", "deepspeed_cpu_adam"):
+        with pytest.raises(Unsupported, match=optimizer):
+            trainers.write_folder(Job(model="llama-7b", optimizer=optimizer), trainer="trl", run=Run())
 
 
 @pytest.mark.parametrize(

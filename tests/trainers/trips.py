@@ -17,6 +17,8 @@ ALSO_SAID = {
     "format.double_quant", "method.lora_alpha", "method.lora_dropout", "method.vera_dropout", "adapter_dtype",
     "format.prepare", "format.compute_dtype", "method.layers", "method.oft_block_size", "method.n_frequency",
     "method.boft_block_size", "method.boft_block_num", "method.boft_n_butterfly_factor", "method.boft_dropout",
+    "method.activated_layers", "method.step_interval", "method.num_new_blocks",
+    "method.restart_steps", "method.cpu_offload",
 }  # fmt: skip
 """What a written config says of a job that is silent on it: a default, or what the trainer does."""
 

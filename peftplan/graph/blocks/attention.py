@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from peftplan.arch.core import Attention
 from peftplan.errors import RequestError
+from peftplan.graph.blocks.groups import shifted
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
 from peftplan.graph.ops import FusedAttention, internal
@@ -43,6 +44,8 @@ class Site:
     past_dtype: DType
     half: DType
     """What flash attention casts fp32 queries to outside autocast: the dtype of the linear layers."""
+    groups: int = 1
+    """Parts of a row that are attended to alone."""
 
     @property
     def keys(self) -> int:
@@ -73,6 +76,8 @@ def attend(
         k, v = b.copy(k, label="k_cache"), b.copy(v, label="v_cache", dtype=promote(k.dtype, v.dtype))
         if site.attention.window is not None:  # DynamicSlidingWindowLayer counts the tokens it has seen in a tensor
             b.plain("cache_length", dtype=DType.int64)
+    if site.groups > 1:
+        return shifted(b, site, attend, q, k, v, mask), ()
     if site.implementation.startswith("flash_attention"):
         return _flash_package(b, site, q, k, v), ()
     if not _takes_groups(site, mask):

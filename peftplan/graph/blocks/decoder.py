@@ -32,6 +32,8 @@ class Batch:
     documents: int = 1
     past: int = 0
     """Tokens before the first whose keys and values come with the batch, as a cache."""
+    groups: int = 1
+    """Parts of a row that attention looks at alone, half of the heads at parts that lie half a part further on."""
 
     @property
     def keys(self) -> int:
@@ -57,6 +59,8 @@ class WeightTypes:
     bias: DType
     opaque: bool = False
     """Whether the blocks' linear layers run in kernels that autocast does not reach (they return the input's dtype)."""
+    widened: frozenset[str] = frozenset()
+    """Linear layers (by path) whose adapters cast what autocast computes back to the input's dtype."""
 
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
@@ -139,7 +143,8 @@ def _entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, _Shared]:
     weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight")
     out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
     b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
-    hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
+    with b.marked("embed"):  # part of the embedding's module
+        hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
     position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
     if setup.modeling.repeats_positions and batch.size > 1:
         b.make("row_positions", batch.size, batch.seq, dtype=DType.int64, ins=(position,))
@@ -218,7 +223,9 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        return b.linear(x, weight, bias, label=label, autocast=not types.opaque)
+        y = b.linear(x, weight, bias, label=label, autocast=not types.opaque)
+        wide = weight.name.removesuffix(".weight") in types.widened
+        return b.cast(y, x.dtype, label=f"{label}_widened") if wide else y
 
 
 def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType, index: int, count: int) -> Region:
@@ -315,6 +322,7 @@ def _attention(
         past=batch.past,
         past_dtype=types.embedding,
         half=types.linear,
+        groups=batch.groups,
     )
     out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)

@@ -22,9 +22,9 @@ from peftplan.graph.ops.elementwise import (
     Squash,
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
-from peftplan.graph.ops.formula import Formula
-from peftplan.graph.ops.layout import Cast, Concat, Copy, RotateHalf, Slice, View, WeightCast
-from peftplan.graph.ops.linear import DetachedLinear, Linear, MatMul, PackedLinear
+from peftplan.graph.ops.formula import Formula, Hooked
+from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
+from peftplan.graph.ops.linear import DetachedLinear, Linear, MatMul, PackedLinear, Solve
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
@@ -38,9 +38,11 @@ __all__ = [
     "Div",
     "Dropout",
     "Embedding",
+    "Flattened",
     "Formula",
     "FusedAttention",
     "Hold",
+    "Hooked",
     "Keep",
     "Linear",
     "LogSoftmax",
@@ -55,6 +57,7 @@ __all__ = [
     "Scale",
     "Slice",
     "Softmax",
+    "Solve",
     "Square",
     "Squash",
     "View",

@@ -35,3 +35,28 @@ class Formula(Op):
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
         return tuple(g for g in self.grads if g.to.name in need)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hooked(Op):
+    """A parameter whose gradient is made anew by a hook when it has arrived (Tensor.register_hook); no bytes forward.
+
+    It stands right before the first op that reads the parameter: so it runs back when the last has, as a hook does
+    (torch/csrc/autograd/engine.cpp: a leaf's accumulation goes before every other node).
+    """
+
+    multiplies_back = True
+
+    hook_flops: int
+    temporary_bytes: int
+
+    def grad_flops(self, need: Need) -> int:
+        return self.hook_flops if self.ins[0].name in need else 0
+
+    def moved_bytes(self) -> int:
+        return 0
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        weight = self.ins[0]
+        return (Grad(weight, weight.logical_bytes, self.temporary_bytes),) if weight.name in need else ()

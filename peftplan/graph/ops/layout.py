@@ -71,6 +71,20 @@ class Slice(Unary):
 class Concat(HandsOn):
     """torch.cat: keeps nothing; gradients are views of the incoming one."""
 
+    narrows = True
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flattened(HandsOn):
+    """Parameters in one buffer, seen as one (nn.LSTM.flatten_parameters): no bytes forward; their gradients are views
+    of one."""
+
+    narrows = True
+
+    def moved_bytes(self) -> int:
+        return 0
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)

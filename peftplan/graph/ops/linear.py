@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import final
 
 from peftplan.graph.core import Grad, Need, Op, Tensor
@@ -102,5 +103,35 @@ class PackedLinear(Op):
 class DetachedLinear(Detached):
     """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
 
+    temporary_bytes: int = 0
+
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
+
+    def scratch_bytes(self) -> int:
+        return self.temporary_bytes
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solve(Op):
+    """torch.linalg.solve: ins = (A, B), matrices or batches of them; keeps A, the result, A's LU and its pivots.
+
+    B's gradient is solved for too; A's is a product and its negative (FunctionsManual.cpp, linalg_solve_backward).
+    """
+
+    lu: Tensor
+    pivots: Tensor
+
+    def grad_flops(self, need: Need) -> int:
+        return 2 * self.out.numel * self.out.shape[-1] if self.ins[0].name in need else 0
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        return (self.ins[0], self.lu, self.pivots, self.out) if self.ins[0].name in need else ()
+
+    def scratch_bytes(self) -> int:
+        return self.lu.nbytes + self.pivots.nbytes + 4 * prod(self.out.shape[:-2])
+
+    def backward(self, need: Need) -> tuple[Grad, ...]:
+        a, b = self.ins
+        return (Grad(b, b.nbytes), Grad(a, a.nbytes, a.nbytes)) if a.name in need else ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EXIT_GRADIENT, SCRATCH = "gradient 0", "scratch"
-"""Keys of events: the gradient that comes into a region's backward, and a kernel's temporaries."""
+EXIT_GRADIENT, SCRATCH, CARRIED = "gradient 0", "scratch", "carried"
+"""Keys of events: the gradient that comes into a region's backward, a kernel's temporaries, and the last gradient of a
+weight that the region before left to be used here."""
 
 Key = str | int
 """What is allocated: a storage by its name, a gradient by its number."""

@@ -8,11 +8,12 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from peftplan.graph.core import PARAMS, Op, Tensor, is_global
-from peftplan.step.walk.account import Account, event_key
+from peftplan.step.walk.account import CARRIED, Account, event_key
 from peftplan.step.walk.kept import Kept
+from peftplan.step.walk.updates import Updates, Waiting
 
 
 class Gradient:
@@ -35,22 +36,39 @@ class Gradient:
 class Gradients:
     """The gradients in flight in one region's backward."""
 
-    __slots__ = ("_made", "_size", "account", "flowing", "global_grads", "grads_exist", "kept", "need", "of_params")
+    __slots__ = (
+        "_arrived", "_last", "_made", "_penalised", "_size", "_updates", "_waits", "account", "flowing", "global_grads",
+        "grads_exist", "kept", "need", "of_params",
+    )  # fmt: skip
 
     def __init__(
-        self, account: Account, kept: Kept, need: set[str], *, global_grads: dict[str, int], grads_exist: bool
+        self,
+        account: Account,
+        kept: Kept,
+        need: set[str],
+        *,
+        global_grads: dict[str, int],
+        grads_exist: bool,
+        updates: Updates | None = None,
     ) -> None:
         self.account = account
         self.kept = kept
         self.need = need
         self.global_grads = global_grads
         self.grads_exist = grads_exist
+        self._waits = kept.plan.region.is_penalty
         self.flowing: dict[str, Gradient] = {}
         """The gradient of each value, as far as it has been summed."""
         self.of_params: list[Gradient] = []
         """Parameter gradients that this region's backward leaves."""
+        self._updates = updates
+        self._arrived: list[tuple[Tensor, Gradient]] = []
+        self._last: Gradient | None = None
         self._made = 0
         self._size: Callable[[int], int] = kept.plan.size
+        penalty = kept.plan.region.penalty
+        self._penalised = frozenset(t.name for t in penalty.params()) if penalty is not None else frozenset[str]()
+        """Parameters that have a part of their gradient already, from the penalty's backward, which is over by now."""
 
     def enter(self, exit_: Tensor, *, root: bool) -> None:
         """The gradient of the exit, alive already. The engine itself holds the gradient of a `root`."""
@@ -90,9 +108,14 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
-            if final != gradient.request_bytes:
-                made[j] = (to, self.make(final, where))
-                self._release(gradient)
+            if op.narrows and to.dtype is op.out.dtype:
+                continue
+            reduced = to.numel * op.out.dtype.size
+            for step in (reduced, final) if final < reduced < gradient.request_bytes else (final,):
+                if step != gradient.request_bytes:
+                    whole, gradient = gradient, self.make(step, where)
+                    self._release(whole)
+            made[j] = (to, gradient)
         self._release(incoming)
         if saves and not recomputed:
             self.kept.release(saves)
@@ -101,15 +124,19 @@ class Gradients:
                 gradient.viewed |= to is op.ins[0]
         for to, gradient in made:
             if to.kind in PARAMS:
-                self._accumulate(to, gradient, where)
+                self._accumulate(to, gradient, op)
             else:
                 self._hand_on(to, gradient, where)
+        if self._arrived:
+            self._update(where)
 
     def _hand_on(self, to: Tensor, gradient: Gradient, where: str) -> None:
         flowing = self.flowing
         old = flowing.get(to.name)
         if to.name not in self.need:
             self._release(gradient)
+        elif self._is_foreign(to):
+            self._meet(to, gradient)
         elif old is None:
             flowing[to.name] = gradient
         elif old.refs == 1 and not old.viewed:  # input_buffer.cpp, accumulate: in place where nobody else holds it
@@ -119,19 +146,98 @@ class Gradients:
             self._release(old)
             self._release(gradient)
 
-    def _accumulate(self, to: Tensor, gradient: Gradient, where: str) -> None:
-        """AccumulateGrad: the gradient is added to what is there, or stays."""
-        if self.grads_exist or to.name in self.global_grads:
+    def _is_foreign(self, to: Tensor) -> bool:
+        """Whether it is a value of the whole model that another region made."""
+        return is_global(to.storage) and to.storage not in self.kept.plan.made_globals and to.name == to.storage
+
+    def _meet(self, to: Tensor, gradient: Gradient) -> None:
+        """The regions that read a value add their gradients of it into one, which the region that made it is given."""
+        if to.name in self.global_grads:
+            self._release(gradient)
+        self.global_grads.setdefault(to.name, gradient.bytes)
+
+    def take_met(self) -> None:
+        """What other regions left for the values that this one made."""
+        for name in self.kept.plan.made_globals:
+            if name in self.need and name in self.global_grads:
+                self._made += 1
+                request = self.kept.plan.request_bytes[name]
+                self.flowing[name] = Gradient(request, self.global_grads.pop(name), self._made)
+
+    def _accumulate(self, to: Tensor, gradient: Gradient, op: Op) -> None:
+        """AccumulateGrad: the gradient is added to what is there, or stays. It runs once, when every part has come: a
+        penalty's waits for the layer's even where there is a gradient to add it to."""
+        size = self._size(to.logical_bytes)
+        if to.name in self._penalised:
+            self._release(gradient)
+            if self.grads_exist:
+                self.account.free(size, f"{to.name} waiting")
+                self.account.grad_bytes -= size
+            return
+        if (self.grads_exist and not self._waits) or to.name in self.global_grads:
             self._release(gradient)
             return
-        size = self._size(to.logical_bytes)
-        if is_global(to.name):
-            self.global_grads[to.name] = size
-        if gradient.refs > 1:  # an alias of an incoming gradient cannot be stolen: it is cloned
+        if gradient.refs > 1 and not op.narrows:  # an incoming gradient itself cannot be stolen: it is cloned
             self._release(gradient)
-            gradient = self.make(gradient.request_bytes, where)
+            gradient = self.make(to.logical_bytes, op.name)
+        held = gradient.bytes if gradient.refs == 1 else size  # of several parts each counts for itself
+        alone = self._updates is not None and self._updates.alone(to)
+        if is_global(to.name) and not alone:
+            self.global_grads[to.name] = held
         self.of_params.append(gradient)
-        self.account.grad_bytes += size
+        self.account.grad_bytes += held
+        if alone:
+            self._arrived.append((to, gradient))
+
+    def _update(self, where: str) -> None:
+        """The weights whose gradients have just arrived, or where that is the policy, those before them."""
+        updates = self._updates
+        assert updates is not None
+        for to, gradient in self._arrived:
+            scratch = updates.policy.scratch_bytes(to, self.kept.plan.region)
+            if scratch is None:
+                continue
+            if updates.policy.late:
+                self._use_waiting(updates.waiting, where)
+                updates.waiting.bytes, updates.waiting.scratch_bytes = gradient.bytes, scratch
+                self._last = gradient
+            else:
+                self.account.touch(scratch, where)
+                self._use(gradient)
+        self._arrived.clear()
+
+    def last_updates(self, weight: Callable[[str], Tensor]) -> Iterator[tuple[int, int]]:
+        """(bytes, temporaries of its update) of each gradient that is left when all regions' backward is done."""
+        updates = self._updates
+        if updates is None:
+            return
+        if updates.waiting.bytes:
+            yield updates.waiting.bytes, updates.waiting.scratch_bytes
+        for name, size in self.global_grads.items():
+            scratch = updates.policy.scratch_bytes(weight(name), self.kept.plan.region)
+            if scratch is not None:
+                yield size, scratch
+
+    def _use_waiting(self, waiting: Waiting, where: str) -> None:
+        if not waiting.bytes:
+            return
+        self.account.touch(waiting.scratch_bytes, where)
+        if self._last is not None:
+            self._use(self._last)
+        else:
+            self.account.grad_bytes -= waiting.bytes
+            self.account.free(waiting.bytes, CARRIED)
+
+    def _use(self, gradient: Gradient) -> None:
+        self.account.grad_bytes -= gradient.bytes
+        self._release(gradient)
+
+    def settle(self, leaf: Tensor, gradient: Gradient) -> None:
+        """A leaf that is no parameter takes its gradient as it is, but clones a part of a larger one whose rows do not
+        follow each other (accumulate_grad.h, obeys_layout_contract)."""
+        if gradient.request_bytes != leaf.logical_bytes and leaf.shape[0] > 1:
+            self.make(leaf.logical_bytes, leaf.name)
+            self._release(gradient)
 
     def _release(self, gradient: Gradient) -> None:
         gradient.refs -= 1

@@ -9,6 +9,7 @@ from peftplan.step.walk.account import Account, Watermark
 from peftplan.step.walk.gradients import Gradients
 from peftplan.step.walk.kept import Kept, Saved
 from peftplan.step.walk.plan import Plan, stopping_point
+from peftplan.step.walk.updates import Updates
 from peftplan.units import DType
 
 
@@ -17,7 +18,8 @@ class RegionWalk:
 
     `checkpointed`: nothing is kept, and the forward runs again in backward; by CheckpointFunction where `reentrant`.
     A checkpoint holds its layer's input, so it does not die in the region. `grads_exist` says that parameter
-    gradients are already allocated (accumulation); `global_grads` holds the bytes of those shared with other regions.
+    gradients are already allocated (accumulation); `global_grads` holds the bytes of those shared with other regions;
+    `updates` lets gradients go as they arrive.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class RegionWalk:
         reentrant: bool = False,
         grads_exist: bool = False,
         global_grads: dict[str, int] | None = None,
+        updates: Updates | None = None,
     ) -> None:
         self.plan = plan
         self.region = plan.region
@@ -44,6 +47,7 @@ class RegionWalk:
             need,
             global_grads=global_grads if global_grads is not None else {},
             grads_exist=grads_exist,
+            updates=updates,
         )
         self.cached_names: tuple[str, ...] = ()
         self.cached_bytes = 0
@@ -237,6 +241,7 @@ class RegionWalk:
         flowing = gradients.flowing
         if region.exit.name in self.need:
             gradients.enter(region.exit, root=root)
+        gradients.take_met()
         for name in region.handed:  # its parts' gradients meet in one
             if name in self.need:
                 flowing[name] = gradients.make(self.plan.request_bytes[name], name)
@@ -244,7 +249,10 @@ class RegionWalk:
         for i in range(len(region.ops) - 1, -1, -1):
             op = region.ops[i]
             incoming = flowing.pop(op.out.name, None)
-            if incoming is None or op.out.name == self._leaf:
+            if incoming is None:
+                continue
+            if op.out.name == self._leaf:
+                gradients.settle(op.out, incoming)
                 continue
             if recompute and not recomputed and saves[i]:
                 recomputed = True
