@@ -154,7 +154,9 @@ class Region:
 
     `entry` is the hidden state that comes in (None for the first region), `exit` the one handed on. `returned` names
     values that are part of the model's output (logits, KV cache) and live as long as that does; `held` names values
-    that a caller of the model made, and holds until the model's forward returns. `handed` names values of which every
+    that a caller of the model made, and holds until the model's forward returns; `lingers` names those that somebody
+    holds on to from a checkpointed forward until the layer runs again, `trails` those of that second run until its
+    backward is done, with the graph that made them. `handed` names values of which every
     layer takes its own part: that layer's `taken`, alive on entry and freed by it. `leaf` is the embedding's output,
     which checkpointing makes a leaf that requires a gradient, where that is not the exit. `penalty` is what the loss
     adds for this region's own weights, once for each of `count`: it takes the sum of those before it and hands on the
@@ -169,6 +171,8 @@ class Region:
     """How many equal regions follow each other."""
     returned: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    lingers: tuple[str, ...] = ()
+    trails: tuple[str, ...] = ()
     handed: tuple[str, ...] = ()
     taken: tuple[Tensor, ...] = ()
     leaf: str | None = None
