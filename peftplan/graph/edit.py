@@ -66,6 +66,7 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
 def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
     """Replace the ops of every module for which `choose` gives a rewriter. The last new op must write the old out."""
     new: list[Op] = []
+    homes: dict[str, str] = {}
     done = 0
     for start, end, module in modules(region):
         rewriter = choose(module)
@@ -74,16 +75,18 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
         new.extend(region.ops[done:start])
         new.extend(rewriter(module))
         done = end
+        if new[-1].out.base != module.out.base:
+            homes[module.out.name] = new[-1].out.base
     if not done:
         return region
     new.extend(region.ops[done:])
-    return _settled(replace(region, ops=tuple(new)))
+    changed = replace(region, ops=tuple(new))
+    return _settled(changed, homes) if homes else changed
 
 
-def _settled(region: Region) -> Region:
-    """The region with every value in the storage it is in: a module that now writes its output in place, into its base
-    layer's, moves whoever reads or views that output."""
-    homes: dict[str, str] = {}
+def _settled(region: Region, homes: dict[str, str]) -> Region:
+    """The region with every value in the storage it is in: modules that now write their output in place, into the
+    storage that `homes` says, move whoever reads or views that output."""
 
     def moved(t: Tensor) -> Tensor:
         home = homes.get(t.storage)
@@ -127,7 +130,13 @@ def after(region: Region, path: str, result: Tensor, then: Callable[[Tensor], tu
 
 def _mentions(op: Op, name: str) -> bool:
     """Whether it writes, reads or views that value."""
-    return name in [n for t in (op.out, *op.ins) for n in (t.name, t.base)]
+    out = op.out
+    if out.name == name or out.base == name:
+        return True
+    for t in op.ins:  # noqa: SIM110 (any() over a generator takes three times as long, and this is every edit's inner loop)
+        if t.name == name or t.base == name:
+            return True
+    return False
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:
