@@ -9,8 +9,6 @@ from itertools import groupby
 from peftplan.graph.core import PARAMS, Graph, Op, Region, Tensor
 from peftplan.graph.ops import Hold
 
-MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Module:
@@ -51,13 +49,9 @@ Rewriter = Callable[[Module], tuple[Op, ...]]
 
 def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
     """(start, end, module) for every projection of the region: consecutive base ops of one site."""
-    end = 0
-    marks = (op.site if op.part == "base" and op.site in MODULE_SITES else None for op in region.ops)
-    for site, run in groupby(marks):
-        start, end = end, end + len(list(run))
-        if site is None:
-            continue
+    for start, end in region.projections:
         ops = region.ops[start:end]
+        site = ops[0].site
         weight = next(t for op in ops for t in op.ins if t.kind in PARAMS and len(t.shape) == 2)
         path = "lm_head" if site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
         yield start, end, Module(path=path, site=site, ops=ops, weight=weight)

@@ -67,7 +67,8 @@ class OnLinears(Method):
 
     def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
         """What each adapted module of each layer is given."""
-        return plan(graph, choice, self.size)
+        by_pattern_of_names = any(isinstance(value, Mapping) and value for value in vars(self).values())
+        return plan(graph, choice, self.size, by_layer=by_pattern_of_names)
 
     @abstractmethod
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:

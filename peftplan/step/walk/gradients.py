@@ -137,7 +137,7 @@ class Gradients:
         old = flowing.get(to.name)
         if to.name not in self.need:
             self._release(gradient)
-        elif is_global(to.name) and self._is_foreign(to):
+        elif to.name[0] == "@" and self._is_foreign(to):
             self._meet(to, gradient)
         elif old is None:
             flowing[to.name] = gradient
