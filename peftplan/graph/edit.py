@@ -58,7 +58,7 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
 
 
 def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
-    """Replace the ops of every module for which `choose` gives a rewriter. The last new op must write the old out."""
+    """Replace the ops of every module for which `choose` gives a rewriter. One of the new ops must write the old out."""
     new: list[Op] = []
     homes: dict[str, str] = {}
     done = 0
@@ -67,10 +67,12 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
         if rewriter is None:
             continue
         new.extend(region.ops[done:start])
-        new.extend(rewriter(module))
+        made = rewriter(module)
+        new.extend(made)
         done = end
-        if new[-1].out.base != module.out.base:
-            homes[module.out.name] = new[-1].out.base
+        written = next(op.out for op in reversed(made) if op.out.name == module.out.name)
+        if written.base != module.out.base:
+            homes[module.out.name] = written.base
     if not done:
         return region
     new.extend(region.ops[done:])

@@ -202,9 +202,7 @@ def _hub_dtype(model: torch.nn.Module, choices: Choices) -> torch.dtype | None:
 def _adalora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     """`update_and_allocate` is the loop's call (see `step`), `trains_ranknum` what PEFT's releases differ in."""
     model = _adapt(model, choices)
-    if not choices.job.knobs("method").get(
-        "trains_ranknum", True
-    ):  # before peft 0.21.0, _mark_only_adapters_as_trainable
+    if not choices.job.knobs("method").get("trains_ranknum", True):  # before peft 0.21.0
         for name, param in model.named_parameters():
             if ".ranknum." in name:
                 param.requires_grad_(False)
@@ -217,19 +215,20 @@ def _xlora(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    job = choices.job
-    adapters = job.knobs("method").get("adapters", 2)
+    job, knobs = choices.job, choices.job.knobs("method")
+    adapters, rank = knobs.get("adapters", 2), job.rank or knobs.get("r", 8)
     count = adapters if isinstance(adapters, int) else len(adapters)
     model.config.use_cache = False  # it refuses a model that builds a cache
     with tempfile.TemporaryDirectory() as folder:
-        targets = _as_peft_has_it(job.target_modules) if job.target_modules is not None else None
-        LoraConfig(r=job.rank or 8, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder)
+        targets = _as_peft_has_it(job.target_modules or knobs.get("target_modules"))
+        LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder)
         save_file({}, str(Path(folder, "adapter_model.safetensors")))
         own = {
             "method.hidden_size": model.config.hidden_size,
             "method.adapters": {str(i): folder for i in range(count)},
         }
-        given = job.model_copy(update={"settings": {**job.settings, **own}, "rank": None, "target_modules": None})
+        its = {key: value for key, value in job.settings.items() if key not in ("method.r", "method.target_modules")}
+        given = job.model_copy(update={"settings": {**its, **own}, "rank": None, "target_modules": None})
         return _adapt(model, dataclasses.replace(choices, job=given))
 
 

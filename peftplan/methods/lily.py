@@ -1,7 +1,7 @@
 """Lily: LoRA whose B is mixed, by a router, from a few that all layers share (Zhong 2024, arXiv:2407.09946).
 
 Trains: r in for every stride_A adapted neighbours and r num_B per adapted linear layer, and num_B r out once for each
-kind of layer (with all-linear, PEFT shares nothing); plus copies of `modules_to_save`.
+kind of layer; plus copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, r + num_B numbers a token, and the mixed B.
 Not modelled: embeddings.
 Mirrors peft/tuners/lily/layer.py Linear.forward and model.py _post_injection_hook, peft 0.21.2.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, final
 
 from peftplan.errors import RequestError
@@ -26,7 +26,10 @@ from peftplan.methods.targets import ALL_LINEAR, Targets
 HARMLESS = COMMON | {"scaling", "init_weights"}
 
 
-@final
+WHOLE_NAMES = 20
+"""From this many on PEFT shortens a list of module names (MIN_TARGET_MODULES_FOR_OPTIMIZATION)."""
+
+
 @dataclass(frozen=True)
 class Lily(OnLinears):
     """PEFT's LilyConfig."""
@@ -35,6 +38,7 @@ class Lily(OnLinears):
     stride_A: int = 1  # noqa: N815 (PEFT's name)
     num_B: int = 2  # noqa: N815 (PEFT's name)
     title: ClassVar[str] = "Lily"
+    shares: ClassVar[bool] = True
 
     def check(self) -> None:
         check_rank(self.r)
@@ -43,22 +47,27 @@ class Lily(OnLinears):
         if self.stride_A < 1:
             raise RequestError(f"method.stride_A={self.stride_A}: must be at least 1")
 
+    def apply(self, graph: Graph, host: Host) -> Graph:
+        """PEFT makes all-linear a list of whole names, no two of one kind, and shortens it where it is long."""
+        if self.shares and self._on_all and sum(map(len, self.planned(graph, host).values())) < WHOLE_NAMES:
+            return _Alone(**{f.name: getattr(self, f.name) for f in fields(self)}).apply(graph, host)
+        return super().apply(graph, host)
+
     @property
-    def _shares_nothing(self) -> bool:
-        """PEFT makes all-linear a list of whole names: no two are of one kind."""
+    def _on_all(self) -> bool:
         return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
 
     def _kind(self, module: Module) -> str:
         """_post_injection_hook: modules of one name, or of all that a pattern matches, that are of one shape."""
         wanted = self.target_modules
-        if isinstance(wanted, str) and not self._shares_nothing and not re.fullmatch(r"\w+", wanted):
+        if isinstance(wanted, str) and not self._on_all and not re.fullmatch(r"\w+", wanted):
             return f"{module.out_features}x{module.in_features}"
         return module.path
 
     def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
         """The number of the A that each module has, of its kind; 0 where it has one of its own."""
         planned = super().plan(graph, choice)
-        if self.stride_A == 1 or self._shares_nothing:
+        if self.stride_A == 1 or not self.shares:
             return planned
         met: Counter[str] = Counter()
         numbered: dict[int | str, dict[str, int]] = {key: {} for key in planned}
@@ -75,7 +84,7 @@ class Lily(OnLinears):
         a = a._replace(name=f"@lily_A.{kind}.{size}.weight") if size else a
         router = b.weight("lily_router.weight", self.num_B, self.r, dtype=dtype, kind=ADAPTER)
         shared = b.weight("lily_B.weight", self.num_B * self.r, out, dtype=dtype, kind=ADAPTER)
-        if not self._shares_nothing:
+        if self.shares:
             shared = shared._replace(name=f"@lily_B.{kind}.weight")
         with b.marked(module.site, "down"):
             x = b.cast(module.x, dtype, label="lily_x")
@@ -99,6 +108,14 @@ class Lily(OnLinears):
         width = shared.numel // self.num_B
         mixed = b.matmul(mean.view(1, self.num_B), shared, 1, width, inner=self.num_B, label="mixed")
         return mixed, (logits, chances, mean)
+
+
+@final
+@dataclass(frozen=True)
+class _Alone(Lily):
+    """Each module has its own A and B."""
+
+    shares: ClassVar[bool] = False
 
 
 METHOD = Lily

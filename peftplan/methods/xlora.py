@@ -62,7 +62,9 @@ class Xlora(Method):
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         self._check(host)
-        planned = plan(graph, targets(host.arch.family, self.target_modules), lambda path: path)
+        family = host.arch.family
+        wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        planned = plan(graph, targets(family, wanted), lambda path: path)
         layers = sum(map(len, planned.values()))
         labels = next(t for t in graph.inputs if t.name == "@labels")
         scalings = Tensor(SCALINGS, (*labels.shape, layers, self._count), _softmax_dtype(host))

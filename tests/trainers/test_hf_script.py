@@ -17,9 +17,7 @@ from tests.trainers.spread import MODEL, jobs
 from tests.trainers.trips import expressible, there_and_back
 
 REFUSED = {"eva", "corda", "loftq"}
-NO_WORD = {"q_galore"}
-"""transformers' Trainer has no such optimizer."""
-PEFTS = {name for name in (*methods.names(), *methods.aliases()) if methods.adapterhub(name) is None}
+WRITTEN = sorted(method for method, able in trainers.support().items() if able["hf_script"])
 
 
 @given(jobs())
@@ -29,10 +27,17 @@ def test_what_is_written_is_read_back(job: Job) -> None:
         there_and_back("hf_script", job)
 
 
-@pytest.mark.parametrize("method", sorted(PEFTS - REFUSED - NO_WORD))
+@pytest.mark.parametrize("method", WRITTEN)
 def test_every_method_is_written_and_read_back(method: str) -> None:
     job = trainers.example(method)
     there_and_back("hf_script", job)
+
+
+def test_pefts_methods_are_written_and_no_others() -> None:
+    own = {"full", "freeze", "bitfit", "galore", "apollo", "lomo", "adalomo"}
+    pefts = {name for name in (*methods.names(), *methods.aliases()) if "PEFT" in methods.get(name).libraries}
+    assert set(WRITTEN) - pefts == own
+    assert pefts - set(WRITTEN) == REFUSED | {"cpt", "xlora"}
 
 
 @pytest.mark.parametrize("method", sorted(REFUSED))
