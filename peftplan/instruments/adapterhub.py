@@ -47,6 +47,8 @@ def _train(model: Any, job: Job) -> None:
     if cls is None:
         raise UnknownName("method", job.method, ())
     knobs = {**methods.resolve_name(job.method)[1], **job.knobs("method")}
+    if job.rank is not None:
+        knobs["r"] = job.rank
     mine = {name: value for name, value in knobs.items() if name not in (*cls.fused, "num_adapters")}
     config = AdapterConfig.load(cls.base_config, **mine)
     if not cls.fused:

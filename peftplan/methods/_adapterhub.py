@@ -12,7 +12,7 @@ from typing import ClassVar, final
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.blocks.modeling import ADAPTERS_LLAMA, ADAPTERS_MISTRAL, TRANSFORMERS_4, Modeling
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import Graph
+from peftplan.graph.core import ADAPTER, Grad, Graph, Tensor
 from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
@@ -59,6 +59,24 @@ class AdapterHub(Method, ABC):
 def hooked(host: Host) -> bool:
     """Whether adapters sit in hooks of transformers' own layers."""
     return host.arch.family in HOOKED
+
+
+def check_left_out(layers: tuple[int, ...], host: Host) -> None:
+    """`leave_out`. Raises RequestError for layers that the model does not have, and for all that it has."""
+    if len({*layers}) >= host.arch.num_layers:
+        raise RequestError("method.leave_out names every layer: nothing trains; leave one of them in")
+    beyond = [i for i in layers if i >= host.arch.num_layers]
+    if beyond:
+        raise RequestError(f"method.leave_out names layer {beyond[0]}; the model has {host.arch.num_layers}")
+
+
+def gate(b: Builder, x: Tensor, dtype: DType, *, outputs: int = 1) -> Tensor:
+    """`use_gating`: a number of each row, the mean over its tokens of a sigmoid of what enters: (B, 1, outputs)."""
+    weight = b.weight("gate.weight", outputs, x.shape[-1], dtype=dtype, kind=ADAPTER)
+    bias = b.weight("gate.bias", outputs, dtype=dtype, kind=ADAPTER)
+    opened = b.squash(b.linear(x, weight, bias, label="gate"), label="gate_sigmoid")
+    mean = Tensor("", (x.shape[0], 1, outputs), opened.dtype)
+    return b.formula("gate_mean", mean, opened, grads=(Grad(opened, opened.logical_bytes),))
 
 
 def new_dtype(host: Host, graph: Graph) -> DType:

@@ -16,7 +16,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, writing
-from peftplan.methods._adapterhub import AdapterHub, hooked
+from peftplan.methods._adapterhub import AdapterHub, check_left_out, hooked
 from peftplan.methods._branches import check_share
 from peftplan.methods._invertible import Coupling
 from peftplan.methods.base import Host
@@ -102,11 +102,7 @@ class Bottleneck(AdapterHub, ABC):
     def adapt(self, graph: Graph, host: Host, dtype: DType) -> Graph:
         self.check(host)
         hidden = host.arch.hidden
-        if len({*self.leave_out}) >= host.arch.num_layers:
-            raise RequestError("method.leave_out names every layer: nothing trains; leave one of them in")
-        beyond = [i for i in self.leave_out if i >= host.arch.num_layers]
-        if beyond:
-            raise RequestError(f"method.leave_out names layer {beyond[0]}; the model has {host.arch.num_layers}")
+        check_left_out(self.leave_out, host)
 
         def width(index: int) -> int | None:
             return None if index in self.leave_out else self.width(hidden, index)
