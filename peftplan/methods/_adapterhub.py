@@ -21,6 +21,8 @@ HOOKED = ("qwen2", "qwen3")
 """Families whose layers, transformers' own, it hooks into; it replaces the others' with its own."""
 COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
 """Settings of its configs that memory does not feel."""
+KEEPS_OUTPUT = ("relu", "tanh", "sigmoid")
+KEEPS_INPUT = ("gelu", "silu", "swish", "leakyrelu")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ def check_left_out(layers: tuple[int, ...], host: Host) -> None:
     beyond = [i for i in layers if i >= host.arch.num_layers]
     if beyond:
         raise RequestError(f"method.leave_out names layer {beyond[0]}; the model has {host.arch.num_layers}")
+
+
+def check_non_linearity(name: str) -> None:
+    """`non_linearity`. Raises Unsupported for those whose formula is not known here."""
+    if name.lower() not in KEEPS_OUTPUT + KEEPS_INPUT:
+        known = ", ".join(KEEPS_OUTPUT + KEEPS_INPUT)
+        raise Unsupported(f"method.non_linearity={name} is not modelled; use one of {known}")
+
+
+def squeezed(b: Builder, x: Tensor, name: str) -> Tensor:
+    """Activation_Function_Class (adapters/methods/modeling.py)."""
+    label = name.lower()
+    return b.squash(x, label=label) if label in KEEPS_OUTPUT else b.activate(x, label=label)
 
 
 def gate(b: Builder, x: Tensor, dtype: DType, *, outputs: int = 1) -> Tensor:

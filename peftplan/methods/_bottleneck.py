@@ -16,14 +16,12 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, writing
-from peftplan.methods._adapterhub import AdapterHub, check_left_out, hooked
+from peftplan.methods._adapterhub import AdapterHub, check_left_out, check_non_linearity, hooked, squeezed
 from peftplan.methods._branches import check_share
 from peftplan.methods._invertible import Coupling
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
-KEEPS_OUTPUT = ("relu", "tanh", "sigmoid")
-KEEPS_INPUT = ("gelu", "silu", "swish", "leakyrelu")
 Factor = float | dict[str, float]
 
 
@@ -72,9 +70,7 @@ class Bottleneck(AdapterHub, ABC):
         check_share("dropout", self.dropout)
         if not self.mh_adapter and not self.output_adapter:
             raise RequestError("method.output_adapter=false and mh_adapter=false: nothing trains; set one of them")
-        if self.non_linearity.lower() not in KEEPS_OUTPUT + KEEPS_INPUT:
-            known = ", ".join(KEEPS_OUTPUT + KEEPS_INPUT)
-            raise Unsupported(f"method.non_linearity={self.non_linearity} is not modelled; use one of {known}")
+        check_non_linearity(self.non_linearity)
         if self.residual_before_ln == "post_add" and not self.is_parallel:
             raise RequestError(
                 "method.residual_before_ln=post_add: adapters takes it only from a norm after the sublayer, which "
@@ -174,8 +170,7 @@ class Bottleneck(AdapterHub, ABC):
         return b.weight(label, *shape, dtype=dtype, kind=ADAPTER)._replace(trainable=self.adapters_train)
 
     def _squeezed(self, b: Builder, x: Tensor) -> Tensor:
-        name = self.non_linearity.lower()
-        return b.squash(x, label=name) if name in KEEPS_OUTPUT else b.activate(x, label=name)
+        return squeezed(b, x, self.non_linearity)
 
     def _scaled(self, b: Builder, up: Tensor, dtype: DType) -> Tensor:
         if not isinstance(self.scaling, str):

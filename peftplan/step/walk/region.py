@@ -222,7 +222,8 @@ class RegionWalk:
         gradients.take_met()
         for name in region.handed:  # its parts' gradients meet in one
             if name in self.need:
-                flowing[name] = gradients.make(self.plan.request_bytes[name], name)
+                whole = next(op.out for op in region.ops if op.out.name == name)
+                flowing[name] = gradients.make(whole.logical_bytes, name)
         recomputed = False
         for i in range(len(region.ops) - 1, -1, -1):
             op = region.ops[i]
