@@ -53,7 +53,9 @@ class RegionWalk:
         self.pinned_bytes = 0
         """What the region still holds when its backward is done, until the loss dies."""
         self.taken_grad_bytes = 0
-        """Gradients of what the region took, alive until the backward of the region that handed it on."""
+        """Gradients of what the region took, alive until they meet in the one that handed it on."""
+        self.parts_grad_bytes = 0
+        """Those of all regions that took their parts of what this one handed on."""
         leaf = self.region.leaf
         self._leaf = leaf if leaf in need else None
         """A value that accumulates its gradient like a parameter."""
@@ -224,6 +226,7 @@ class RegionWalk:
             if name in self.need:
                 whole = next(op.out for op in region.ops if op.out.name == name)
                 flowing[name] = gradients.make(whole.logical_bytes, name)
+        self.account.current -= self.parts_grad_bytes
         recomputed = False
         for i in range(len(region.ops) - 1, -1, -1):
             op = region.ops[i]
