@@ -36,6 +36,9 @@ class AdapterHub(Method, ABC):
     fused: ClassVar[tuple[str, ...]] = ()
     """Knobs of a fusion of adapters, beside those of the adapters; `num_adapters` says how many."""
 
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Knobs that are each a part's settings, of a union of methods, in the order of its configs."""
+
     @final
     def apply(self, graph: Graph, host: Host) -> Graph:
         return _with_context(self.adapt(graph, host, new_dtype(host, graph)), host)

@@ -16,7 +16,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, writing
-from peftplan.methods._adapterhub import AdapterHub, check_left_out, check_non_linearity, hooked, squeezed
+from peftplan.methods._adapterhub import AdapterHub, check_left_out, check_non_linearity, gate, hooked, squeezed
 from peftplan.methods._branches import check_share
 from peftplan.methods._invertible import Coupling
 from peftplan.methods.base import Host
@@ -57,6 +57,7 @@ class Bottleneck(AdapterHub, ABC):
     scaling: float | Literal["learned", "channel"] = 1.0
     is_parallel: bool = False
     dropout: float = 0.0
+    use_gating: bool = False
     leave_out: tuple[int, ...] = ()
     inv_adapter: Literal["nice", "glow"] | None = None
     inv_adapter_reduction_factor: float | None = None
@@ -155,10 +156,13 @@ class Bottleneck(AdapterHub, ABC):
         with b.scope(f"adapters.{name}"):
             down = self._squeezed(b, self.project(b, x, inside.size, "adapter_down.0", inside.dtype))
             up = self._scaled(b, self.project(b, down, x.shape[-1], "adapter_up", inside.dtype), inside.dtype)
-            out = b.dropout(up, self.dropout)
+            out = self._gated(b, b.dropout(up, self.dropout), x, inside.dtype)
             summed = out if residual is None else b.add(out, residual, label="residual")
             b.hold(down, up, x)
         return up, summed
+
+    def _gated(self, b: Builder, up: Tensor, x: Tensor, dtype: DType) -> Tensor:
+        return b.mul(up, gate(b, x, dtype), label="gated") if self.use_gating else up
 
     def project(self, b: Builder, x: Tensor, width: int, label: str, dtype: DType) -> Tensor:
         """One of the two projections."""
