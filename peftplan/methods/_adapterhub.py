@@ -6,6 +6,7 @@ Mirrors adapters/wrappers/model.py init and adapters/wrappers/interfaces.py, ada
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -38,6 +39,10 @@ class AdapterHub(Method, ABC):
 
     parts: ClassVar[tuple[str, ...]] = ()
     """Knobs that are each a part's settings, of a union of methods, in the order of its configs."""
+
+    def members(self) -> Iterator[AdapterHub]:
+        """Those parts, of a union."""
+        return iter(())
 
     @final
     def apply(self, graph: Graph, host: Host) -> Graph:
