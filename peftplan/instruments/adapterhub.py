@@ -47,14 +47,25 @@ def _train(model: Any, job: Job) -> None:
     if cls is None:
         raise UnknownName("method", job.method, ())
     knobs = {**methods.resolve_name(job.method)[1], **job.knobs("method")}
+    if job.rank is not None:
+        knobs["r"] = job.rank
     mine = {name: value for name, value in knobs.items() if name not in (*cls.fused, "num_adapters")}
-    config = AdapterConfig.load(cls.base_config, **mine)
+    config = _union(cls, mine) if cls.parts else AdapterConfig.load(cls.base_config, **mine)
     if not cls.fused:
         model.add_adapter(_NAME, config=config)
         model.train_adapter(_NAME)
         return
     count = methods.make(job.method, knobs).knob("num_adapters")
     _fuse(model, config, count, {name: knobs[name] for name in cls.fused if name in knobs})
+
+
+def _union(cls: type[methods.AdapterHub], knobs: dict[str, Any]) -> Any:
+    """The library's own union, the settings of each part laid over that part."""
+    from adapters import AdapterConfig, ConfigUnion
+
+    whole: Any = AdapterConfig.load(cls.base_config)
+    said = (knobs.get(name) or {} for name in cls.parts)
+    return ConfigUnion(*[part.replace(**each) for part, each in zip(whole.configs, said, strict=True)])
 
 
 def _fuse(model: Any, config: Any, count: int, knobs: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ Mirrors adapters/wrappers/model.py init and adapters/wrappers/interfaces.py, ada
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.blocks.modeling import ADAPTERS_LLAMA, ADAPTERS_MISTRAL, TRANSFORMERS_4, Modeling
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import Graph, Region
+from peftplan.graph.core import ADAPTER, Grad, Graph, Region, Tensor
 from peftplan.graph.edit import split_runs
 from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
@@ -24,6 +25,8 @@ HOOKED = ("qwen2", "qwen3")
 """Families whose layers, transformers' own, it hooks into; it replaces the others' with its own."""
 COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
 """Settings of its configs that memory does not feel."""
+KEEPS_OUTPUT = ("relu", "tanh", "sigmoid")
+KEEPS_INPUT = ("gelu", "silu", "swish", "leakyrelu")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class AdapterHub(Method, ABC):
     reentrant: ClassVar[bool] = False
     fused: ClassVar[tuple[str, ...]] = ()
     """Knobs of a fusion of adapters, beside those of the adapters; `num_adapters` says how many."""
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Knobs that are each a part's settings, of a union of methods, in the order of its configs."""
+
+    def members(self) -> Iterator[AdapterHub]:
+        """Those parts, of a union."""
+        return iter(())
 
     @final
     def apply(self, graph: Graph, host: Host) -> Graph:
@@ -63,6 +73,37 @@ class AdapterHub(Method, ABC):
 def hooked(host: Host) -> bool:
     """Whether adapters sit in hooks of transformers' own layers."""
     return host.arch.family in HOOKED
+
+
+def check_left_out(layers: tuple[int, ...], host: Host) -> None:
+    """`leave_out`. Raises RequestError for layers that the model does not have, and for all that it has."""
+    if len({*layers}) >= host.arch.num_layers:
+        raise RequestError("method.leave_out names every layer: nothing trains; leave one of them in")
+    beyond = [i for i in layers if i >= host.arch.num_layers]
+    if beyond:
+        raise RequestError(f"method.leave_out names layer {beyond[0]}; the model has {host.arch.num_layers}")
+
+
+def check_non_linearity(name: str) -> None:
+    """`non_linearity`. Raises Unsupported for those whose formula is not known here."""
+    if name.lower() not in KEEPS_OUTPUT + KEEPS_INPUT:
+        known = ", ".join(KEEPS_OUTPUT + KEEPS_INPUT)
+        raise Unsupported(f"method.non_linearity={name} is not modelled; use one of {known}")
+
+
+def squeezed(b: Builder, x: Tensor, name: str) -> Tensor:
+    """Activation_Function_Class (adapters/methods/modeling.py)."""
+    label = name.lower()
+    return b.squash(x, label=label) if label in KEEPS_OUTPUT else b.activate(x, label=label)
+
+
+def gate(b: Builder, x: Tensor, dtype: DType, *, outputs: int = 1) -> Tensor:
+    """`use_gating`: a number of each row, the mean over its tokens of a sigmoid of what enters: (B, 1, outputs)."""
+    weight = b.weight("gate.weight", outputs, x.shape[-1], dtype=dtype, kind=ADAPTER)
+    bias = b.weight("gate.bias", outputs, dtype=dtype, kind=ADAPTER)
+    opened = b.squash(b.linear(x, weight, bias, label="gate"), label="gate_sigmoid")
+    mean = Tensor("", (x.shape[0], 1, outputs), opened.dtype)
+    return b.formula("gate_mean", mean, opened, grads=(Grad(opened, opened.logical_bytes),))
 
 
 def new_dtype(host: Host, graph: Graph) -> DType:

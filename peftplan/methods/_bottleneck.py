@@ -16,14 +16,12 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, writing
-from peftplan.methods._adapterhub import AdapterHub, hooked
+from peftplan.methods._adapterhub import AdapterHub, check_left_out, check_non_linearity, gate, hooked, squeezed
 from peftplan.methods._branches import check_share
 from peftplan.methods._invertible import Coupling
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
-KEEPS_OUTPUT = ("relu", "tanh", "sigmoid")
-KEEPS_INPUT = ("gelu", "silu", "swish", "leakyrelu")
 Factor = float | dict[str, float]
 
 
@@ -59,6 +57,7 @@ class Bottleneck(AdapterHub, ABC):
     scaling: float | Literal["learned", "channel"] = 1.0
     is_parallel: bool = False
     dropout: float = 0.0
+    use_gating: bool = False
     leave_out: tuple[int, ...] = ()
     inv_adapter: Literal["nice", "glow"] | None = None
     inv_adapter_reduction_factor: float | None = None
@@ -72,9 +71,7 @@ class Bottleneck(AdapterHub, ABC):
         check_share("dropout", self.dropout)
         if not self.mh_adapter and not self.output_adapter:
             raise RequestError("method.output_adapter=false and mh_adapter=false: nothing trains; set one of them")
-        if self.non_linearity.lower() not in KEEPS_OUTPUT + KEEPS_INPUT:
-            known = ", ".join(KEEPS_OUTPUT + KEEPS_INPUT)
-            raise Unsupported(f"method.non_linearity={self.non_linearity} is not modelled; use one of {known}")
+        check_non_linearity(self.non_linearity)
         if self.residual_before_ln == "post_add" and not self.is_parallel:
             raise RequestError(
                 "method.residual_before_ln=post_add: adapters takes it only from a norm after the sublayer, which "
@@ -102,11 +99,7 @@ class Bottleneck(AdapterHub, ABC):
     def adapt(self, graph: Graph, host: Host, dtype: DType) -> Graph:
         self.check(host)
         hidden = host.arch.hidden
-        if len({*self.leave_out}) >= host.arch.num_layers:
-            raise RequestError("method.leave_out names every layer: nothing trains; leave one of them in")
-        beyond = [i for i in self.leave_out if i >= host.arch.num_layers]
-        if beyond:
-            raise RequestError(f"method.leave_out names layer {beyond[0]}; the model has {host.arch.num_layers}")
+        check_left_out(self.leave_out, host)
 
         def width(index: int) -> int | None:
             return None if index in self.leave_out else self.width(hidden, index)
@@ -163,10 +156,13 @@ class Bottleneck(AdapterHub, ABC):
         with b.scope(f"adapters.{name}"):
             down = self._squeezed(b, self.project(b, x, inside.size, "adapter_down.0", inside.dtype))
             up = self._scaled(b, self.project(b, down, x.shape[-1], "adapter_up", inside.dtype), inside.dtype)
-            out = b.dropout(up, self.dropout)
+            out = self._gated(b, b.dropout(up, self.dropout), x, inside.dtype)
             summed = out if residual is None else b.add(out, residual, label="residual")
             b.hold(down, up, x)
         return up, summed
+
+    def _gated(self, b: Builder, up: Tensor, x: Tensor, dtype: DType) -> Tensor:
+        return b.mul(up, gate(b, x, dtype), label="gated") if self.use_gating else up
 
     def project(self, b: Builder, x: Tensor, width: int, label: str, dtype: DType) -> Tensor:
         """One of the two projections."""
@@ -178,8 +174,7 @@ class Bottleneck(AdapterHub, ABC):
         return b.weight(label, *shape, dtype=dtype, kind=ADAPTER)._replace(trainable=self.adapters_train)
 
     def _squeezed(self, b: Builder, x: Tensor) -> Tensor:
-        name = self.non_linearity.lower()
-        return b.squash(x, label=name) if name in KEEPS_OUTPUT else b.activate(x, label=name)
+        return squeezed(b, x, self.non_linearity)
 
     def _scaled(self, b: Builder, up: Tensor, dtype: DType) -> Tensor:
         if not isinstance(self.scaling, str):

@@ -53,7 +53,7 @@ class AdapterFusion(Bottleneck):
             raise RequestError(f"method.num_adapters={self.num_adapters}: fusion needs at least 2")
         if not (self.query or self.key or self.value):
             raise RequestError("method.query, key and value are all false: nothing trains; leave one of them in")
-        for knob in ("residual_before", "is_parallel", "leave_out", "dropout"):
+        for knob in ("residual_before", "is_parallel", "leave_out", "dropout", "use_gating"):
             if self.knob(knob):
                 raise Unsupported(f"method.{knob} with AdapterFusion is not modelled; leave it out")
 

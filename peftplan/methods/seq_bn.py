@@ -4,7 +4,7 @@ Trains: per layer a projection of the hidden states down to hidden / reduction_f
 with `inv_adapter` two small networks besides, which change the embeddings.
 Keeps for backward: what enters both projections, and what the non-linearity's formula reads; of the frozen layers what
 a gradient needs to pass through, as every adapter does.
-Not modelled: new layer norms, gating, GLOW's invertible adapters, hypercomplex layers (`compacter`), families without
+Not modelled: new layer norms, GLOW's invertible adapters, hypercomplex layers (`compacter`), families without
 an interface in adapters.
 Mirrors adapters/configuration/adapter_config.py SeqBnConfig, adapters 1.3.0.
 """

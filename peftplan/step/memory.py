@@ -389,14 +389,13 @@ def _backward(part: Segment, account: _Account, *, root: bool) -> None:
     start_total, start = account.total, mine.current
     walk.start_phase()
     saved_before, grads_before = mine.saved_bytes, mine.grad_bytes
+    walk.parts_grad_bytes = account.taken_grad_bytes if part.region.handed else 0
     walk.backward(root=root)
     if part.checkpointed:
         mine.current -= part.entry_bytes
         if walk.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end
             mine.current -= walk.plan.size(part.region.exit.nbytes)
     delta = mine.current - start
-    if part.region.handed:
-        account.total -= account.taken_grad_bytes
     account.taken_grad_bytes += part.count * walk.taken_grad_bytes
     grads = mine.grad_bytes - grads_before
     saved = mine.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)

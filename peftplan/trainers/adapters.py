@@ -7,13 +7,14 @@ vectors scale what the layers give (PEFT's with `feedforward_modules` empty), an
 adapters has no place for LoRA at `o_proj` and `gate_proj`, no prompt tuning of decoders, and projects prefixes as wide
 as the model.
 Half-precision weights train under autocast only: adapters are float32 and are not cast (1.3.0, methods/lora.py).
-Its own methods (bottleneck adapters and their fusion) are written with every knob; what is fused are folders that
-`save_adapter` wrote, whose adapters are taken to be like the job's.
+Its own methods (bottleneck adapters and their fusion, its own LoRA, IA3 and prefixes, and unions of these) are written
+with every knob; what is fused are folders that `save_adapter` wrote, whose adapters are taken to be like the job's.
 Defaults: none; everything that moves memory is in CONFIG. A key of `arguments` that is taken out falls back to
 transformers 4.57.6 (training_args.py).
 Does: `intermediate_lora` adapts `down_proj` and `output_lora` adapts `up_proj` of Llama's kind of feed-forward.
-Of LoRA, IA3 and prefix tuning PEFT's modules and transformers 5.23's models are priced; adapters 1.3.0 runs
-transformers 4.57.6, which could err either way. Its own methods are priced as it runs them.
+Of `lora`, `ia3` and `prefix_tuning` PEFT's modules and transformers 5.23's models are priced; adapters 1.3.0 runs
+transformers 4.57.6, which could err either way. Its own methods, `hub_lora`, `hub_ia3` and `hub_prefix_tuning` among
+them, are priced as it runs them.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ class Adapters(Trainer):
             "adapter_config.r",
             "adapter_config.attn_matrices",
             "adapter_config.reduction_factor",
+            "adapter_config.prefix_tuning",
             "model.name",
         }
     )
@@ -150,8 +152,8 @@ class Adapters(Trainer):
     dataset_keys = ("data.dataset",)
     proved = (
         "Trained three steps of a tiny Llama on the CPU, from the written script with another model and other rows:"
-        " LoRA, IA3, prefix tuning, LoRA on NF4, bottleneck adapters of each kind and a fusion; trained counts as"
-        " predicted, the adapter saved. No GPU."
+        " LoRA, IA3, prefix tuning, LoRA on NF4, bottleneck adapters of each kind, its unions and a fusion; trained"
+        " counts as predicted, the adapter saved. No GPU."
     )
     harmless = frozenset({f"arguments.{pattern}" for pattern in _huggingface.HARMLESS} | {"data.dataset"})
     rules = (

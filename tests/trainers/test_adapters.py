@@ -40,6 +40,20 @@ OWN: dict[str, dict[str, Any]] = {
     "houlsby": {"method": "houlsby", "set": {"method.non_linearity": "gelu", "method.dropout": 0.1}},
     "parallel": {"method": "scaled_parallel"},
     "compacter": {"method": "compacter++", "set": {"method.reduction_factor": 8}},
+    "hub_lora": {"method": "hub_lora", "rank": 4, "set": {"method.intermediate_lora": True, "method.dropout": 0.1}},
+    "hub_ia3": {
+        "method": "hub_ia3",
+        "dtype": "float32",
+        "precision": "fp32",
+        "set": {"method.attn_matrices": ["q", "k", "v"]},
+    },
+    "hub_prefix_tuning": {"method": "hub_prefix_tuning", "set": {"method.bottleneck_size": 24}},
+    "hub_prefix_tuning_flat": {"method": "hub_prefix_tuning_flat", "set": {"method.prefix_length": 6}},
+    "mam": {"method": "mam", "set": {"method.prefix_tuning": {"prefix_length": 9}}},
+    "unipelt": {
+        "method": "unipelt",
+        "set": {"method.adapter": {"reduction_factor": 8}, "method.lora": {"r": 4, "attn_matrices": ["q", "k"]}},
+    },
     "adapterdrop": {"method": "adapterdrop", "set": {"method.leave_out": [0]}},
 }
 FUSED: dict[str, Any] = {"method": "adapterfusion", "set": {"method.num_adapters": 2, "method.value": False}}

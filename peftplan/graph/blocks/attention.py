@@ -41,7 +41,10 @@ class Site:
     """Whether values do."""
     past: int
     """Tokens whose keys and values come as a cache."""
+    prefix: int
+    """Tokens whose keys and values the layer itself puts before its own, and before the mask."""
     past_dtype: DType
+    prefix_dtype: DType
     half: DType
     """What flash attention casts fp32 queries to outside autocast: the dtype of the linear layers."""
     groups: int = 1
@@ -49,7 +52,12 @@ class Site:
 
     @property
     def keys(self) -> int:
-        return self.past + self.seq
+        return self.past + self.prefix + self.seq
+
+    @property
+    def joined(self) -> bool:
+        """Whether keys and values are put together out of parts, which lays them out by head."""
+        return self.past + self.prefix > 0
 
     @property
     def full_shape(self) -> tuple[int, int, int, int]:
@@ -69,6 +77,8 @@ def attend(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """From per-head q, k, v to the (B, S, N*D) input of the output projection, and what the layer is handed
     besides: eager attention's weights."""
+    if site.prefix:
+        k, v, mask = _after_prefix(b, site, k, v, mask)
     if site.past:
         k, v = _after_past(b, site, k, "key"), _after_past(b, site, v, "value")
     elif site.use_cache:
@@ -98,6 +108,29 @@ def _after_past(b: Builder, site: Site, t: Tensor, what: str) -> Tensor:
     shape = (site.size, site.attention.kv_heads, site.past, site.attention.head_dim)
     past = Tensor(f"self_attn.past_{what}", shape, site.past_dtype)
     return b.concat((past, t), *shape[:2], site.keys, shape[3], label=f"{what[0]}_cache")
+
+
+def _after_prefix(
+    b: Builder, site: Site, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """PrefixTuningLayer.compose_single (adapters 1.3.0, methods/prefix_tuning.py): every layer takes its part of the
+    prefixes of all, which live on, and puts it before its keys and values; a mask is written anew for each layer."""
+    own = (site.size, site.attention.kv_heads, site.prefix, site.attention.head_dim)
+    part = Tensor("self_attn.prefix", (2, *own), site.prefix_dtype, stored_bytes=0)
+    shape = (*own[:2], site.keys, own[3])
+    keys, values = (b.concat((part, t), *shape, label=f"{n}_prefixed") for t, n in ((k, "k"), (v, "v")))
+    longer = None
+    if mask is not None:
+        ahead = (site.size, 1, site.seq, site.prefix)
+        ones = b.plain("prefix_ones", *ahead, dtype=FP32)
+        said = ones if mask.dtype is FP32 else b.plain("prefix_said", *ahead, dtype=mask.dtype, ins=(ones,))
+        b.hold(ones)
+        turned = b.plain("prefix_mask", *ahead, dtype=mask.dtype, ins=(said,))
+        b.hold(said)
+        longer = b.plain("longer_mask", site.size, 1, site.seq, site.keys, dtype=mask.dtype, ins=(turned, mask))
+        b.hold(turned)
+    b.hold(k, v)
+    return keys, values, longer
 
 
 def _takes_groups(site: Site, mask: Tensor | None) -> bool:
@@ -135,6 +168,8 @@ def sdpa_kernel(b: Builder, site: Site, q: Tensor, k: Tensor, mask: Tensor | Non
 def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     capability = b.numerics.capability or AMPERE
     if kernel == "flash":
+        if site.prefix:  # causal over more keys than queries: check_flash_causal_non_square_seqlens
+            return False
         return mask is None and q.dtype.is_half and capability >= AMPERE and site.attention.head_dim <= 256
     aligned = site.attention.head_dim % (8 if q.dtype.is_half else 4) == 0
     grouped = k.shape[1] != q.shape[1]
@@ -294,7 +329,7 @@ def _eager(
     """
     a = site.attention
     single = site.size == 1
-    dense = single or site.values_by_head or site.use_cache or site.past > 0 or site.repeats > 1
+    dense = single or site.values_by_head or site.use_cache or site.joined or site.repeats > 1
     q_flat = q if single or site.by_head else b.copy(q, label="q_flat")
     k_flat = k if dense or site.by_head else b.copy(k, label="k_flat")
     scores = b.matmul(q_flat, k_flat, site.size, a.heads, site.seq, site.keys, inner=a.head_dim, label="scores")
@@ -328,7 +363,7 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         key = b.scale(expanded, label="k_scaled")
         single = site.size == 1  # batch and heads are one dimension then, whatever their order
         q_flat = q_scaled if site.by_head or single else b.copy(q_scaled, label="q_flat")
-        dense = single or site.values_by_head or site.use_cache or site.past > 0 or site.repeats > 1
+        dense = single or site.values_by_head or site.use_cache or site.joined or site.repeats > 1
         key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores", autocast=False)
         if b.numerics.backend == "cpu":  # in place but under the modes that trace

@@ -32,6 +32,10 @@ class Batch:
     documents: int = 1
     past: int = 0
     """Tokens before the first whose keys and values come with the batch, as a cache."""
+    prefix: int = 0
+    """Tokens whose keys and values every layer puts before its own, where the model's mask does not count them."""
+    prefix_computed: bool = True
+    """Whether they come out of a matrix product, and not straight from a weight."""
     groups: int = 1
     """Parts of a row that attention looks at alone, half of the heads at parts that lie half a part further on."""
 
@@ -248,7 +252,8 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: _Shared, dtype: DType
     cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
     lasts = setup.caches or arch.returns_cache
     cache = tuple(op.out.name for op in b.ops if op.out.name in cached)
-    past = {t.name: t for op in b.ops for t in op.ins if t.name in ("self_attn.past_key", "self_attn.past_value")}
+    given = ("self_attn.past_key", "self_attn.past_value", "self_attn.prefix")
+    past = {t.name: t for op in b.ops for t in op.ins if t.name in given}
     return Region(
         name="layers",
         ops=tuple(b.ops),
@@ -321,6 +326,8 @@ def _attention(
         values_by_head=setup.modeling.copies_heads,
         past=batch.past,
         past_dtype=types.embedding,
+        prefix=batch.prefix,
+        prefix_dtype=_prefix_dtype(setup),
         half=types.linear,
         groups=batch.groups,
     )
@@ -329,6 +336,13 @@ def _attention(
     rebound = () if setup.caches else (k, v)  # the cache hands back keys and values of its own
     b.hold(*fused, q, *rebound, out)
     return y, weights
+
+
+def _prefix_dtype(setup: Setup) -> DType:
+    """What autocast computes; the weights themselves are float32 under it."""
+    if setup.numerics.autocast is None:
+        return setup.types.embedding
+    return setup.numerics.autocast if setup.batch.prefix_computed else FP32
 
 
 def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, heads: int, label: str) -> Tensor:

@@ -57,7 +57,9 @@ class RegionWalk:
         self.pinned_bytes = 0
         """What the region still holds when its backward is done, until the loss dies."""
         self.taken_grad_bytes = 0
-        """Gradients of what the region took, alive until the backward of the region that handed it on."""
+        """Gradients of what the region took, alive until they meet in the one that handed it on."""
+        self.parts_grad_bytes = 0
+        """Those of all regions that took their parts of what this one handed on."""
         leaf = self.region.leaf
         self._leaf = leaf if leaf in need else None
         """A value that accumulates its gradient like a parameter."""
@@ -244,7 +246,9 @@ class RegionWalk:
         gradients.take_met()
         for name in region.handed:  # its parts' gradients meet in one
             if name in self.need:
-                flowing[name] = gradients.make(self.plan.request_bytes[name], name)
+                whole = next(op.out for op in region.ops if op.out.name == name)
+                flowing[name] = gradients.make(whole.logical_bytes, name)
+        self.account.current -= self.parts_grad_bytes
         recomputed = False
         for i in range(len(region.ops) - 1, -1, -1):
             op = region.ops[i]

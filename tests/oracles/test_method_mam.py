@@ -1,0 +1,59 @@
+"""Mix-and-match adapters against the traced model of AdapterHub's library, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from peftplan.errors import RequestError
+from peftplan.job import make_job
+from peftplan.pipeline import estimate
+from tests.oracles import hub
+from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row
+
+SMALL: dict[str, Any] = {
+    "method.prefix_tuning": {"prefix_length": 5, "bottleneck_size": 13}, "method.adapter": {"reduction_factor": 5},
+}  # fmt: skip
+OTHER: dict[str, Any] = {
+    "method.prefix_tuning": {"flat": True, "prefix_length": 4},
+    "method.adapter": {"mh_adapter": True, "reduction_factor": 7, "dropout": 0.1},
+}
+ROWS: list[Row] = [
+    (family, {"method": "mam", **fields})
+    for family, fields in (
+        ("llama", {**PLAIN, "micro_batch": 1, "seq_len": 60}),
+        ("llama", {**PLAIN, "set": SMALL}),
+        ("llama", {**WIDE, "set": OTHER}),
+        ("llama", {**AGAIN, "set": SMALL}),
+        ("llama", {**MIXED, "set": SMALL}),
+        ("llama", {**MIXED, "dtype": "bf16", "set": OTHER}),
+        ("llama_biased", {**WIDE, "attention": "eager", "set": OTHER}),
+        ("mistral", {**WIDE, "set": {**SMALL, "model.sliding_window": 9}}),
+    )
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=hub.key)
+def test_mam_is_what_adapters_does(row: Row) -> None:
+    hub.assert_as_recorded("mam", row)
+
+
+@pytest.mark.trainers
+def test_the_records_are_what_adapters_does() -> None:
+    assert hub.traced(ROWS)[0] == hub.recorded("mam")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "qwen2.5-7b"}, "no prefix tuning for qwen2"),
+        ({"set": {"method.adapter": {"reduction_factor": 0}}}, "must be above 0"),
+        ({"set": {"method.adapter": {"reduction": 3}}}, "reduction"),
+        ({"set": {"method.prefix_tuning": {"prefix_length": 0}}}, "must be at least 1"),
+        ({"rank": 4}, "--rank means nothing"),
+    ],
+)
+def test_it_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        estimate(make_job(**{"model": "llama-7b", "method": "mam", **fields}))
