@@ -58,7 +58,7 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
 
 
 def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
-    """Replace the ops of every module for which `choose` gives a rewriter. One of the new ops must write the old out."""
+    """Replace the ops of every module for which `choose` gives a rewriter. One of its ops must write the old out."""
     new: list[Op] = []
     homes: dict[str, str] = {}
     done = 0
