@@ -59,6 +59,7 @@ def resolve(package: str, what: str, name: str) -> tuple[str, dict[str, Any]]:
     return known[key]
 
 
+@lru_cache(maxsize=1024)
 def canonical(name: str) -> str:
     """`-` and `_` are the same, case does not matter."""
     return name.strip().lower().replace("-", "_")

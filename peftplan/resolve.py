@@ -377,6 +377,8 @@ def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: _
     reentrant = knobs.get("use_reentrant", False)
     if not isinstance(reentrant, bool):
         raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
+    if reentrant and not method.reentrant:
+        raise RequestError(f"recompute.use_reentrant=true: {method_name}'s library needs false, to pass its context on")
     return name, Recompute(layers=name == "full", reentrant=reentrant)
 
 

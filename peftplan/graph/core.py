@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from math import prod
 from operator import is_
 from typing import ClassVar, NamedTuple
@@ -22,6 +23,8 @@ from peftplan.units import DType
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
 PARAMS = frozenset({WEIGHT, ADAPTER})
+MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
+"""Sites of the projections that formats pack and methods adapt."""
 PENALTY = "penalty"
 """Names regions that are what the loss adds for the weights of others, and the sum that they hand on."""
 
@@ -154,7 +157,9 @@ class Region:
 
     `entry` is the hidden state that comes in (None for the first region), `exit` the one handed on. `returned` names
     values that are part of the model's output (logits, KV cache) and live as long as that does; `held` names values
-    that a caller of the model made, and holds until the model's forward returns. `handed` names values of which every
+    that a caller of the model made, and holds until the model's forward returns; `lingers` names those that somebody
+    holds on to from a checkpointed forward until the layer runs again, `trails` those of that second run until its
+    backward is done, with the graph that made them. `handed` names values of which every
     layer takes its own part: that layer's `taken`, alive on entry and freed by it. `leaf` is the embedding's output,
     which checkpointing makes a leaf that requires a gradient, where that is not the exit. `penalty` is what the loss
     adds for this region's own weights, once for each of `count`: it takes the sum of those before it and hands on the
@@ -169,6 +174,8 @@ class Region:
     """How many equal regions follow each other."""
     returned: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    lingers: tuple[str, ...] = ()
+    trails: tuple[str, ...] = ()
     handed: tuple[str, ...] = ()
     taken: tuple[Tensor, ...] = ()
     leaf: str | None = None
@@ -195,6 +202,17 @@ class Region:
     def owned(self) -> Iterable[Tensor]:
         """Those that are counted here."""
         return (t for t in self._params if t.kind == ADAPTER) if self.borrows else self._params
+
+    @cached_property
+    def projections(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) of every projection: consecutive base ops of one site."""
+        end, found = 0, []
+        marks = (op.site if op.part == "base" and op.site in MODULE_SITES else None for op in self.ops)
+        for site, run in groupby(marks):
+            start, end = end, end + len(list(run))
+            if site is not None:
+                found.append((start, end))
+        return tuple(found)
 
     @cached_property
     def _params(self) -> tuple[Tensor, ...]:

@@ -9,8 +9,6 @@ from itertools import groupby
 from peftplan.graph.core import PARAMS, Graph, Op, Region, Tensor
 from peftplan.graph.ops import Hold
 
-MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Module:
@@ -51,13 +49,9 @@ Rewriter = Callable[[Module], tuple[Op, ...]]
 
 def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
     """(start, end, module) for every projection of the region: consecutive base ops of one site."""
-    end = 0
-    marks = (op.site if op.part == "base" and op.site in MODULE_SITES else None for op in region.ops)
-    for site, run in groupby(marks):
-        start, end = end, end + len(list(run))
-        if site is None:
-            continue
+    for start, end in region.projections:
         ops = region.ops[start:end]
+        site = ops[0].site
         weight = next(t for op in ops for t in op.ins if t.kind in PARAMS and len(t.shape) == 2)
         path = "lm_head" if site == "head" else weight.name.removeprefix("@").removesuffix(".weight")
         yield start, end, Module(path=path, site=site, ops=ops, weight=weight)
@@ -66,6 +60,7 @@ def modules(region: Region) -> Iterator[tuple[int, int, Module]]:
 def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Region:
     """Replace the ops of every module for which `choose` gives a rewriter. The last new op must write the old out."""
     new: list[Op] = []
+    homes: dict[str, str] = {}
     done = 0
     for start, end, module in modules(region):
         rewriter = choose(module)
@@ -74,16 +69,18 @@ def rewrite(region: Region, choose: Callable[[Module], Rewriter | None]) -> Regi
         new.extend(region.ops[done:start])
         new.extend(rewriter(module))
         done = end
+        if new[-1].out.base != module.out.base:
+            homes[module.out.name] = new[-1].out.base
     if not done:
         return region
     new.extend(region.ops[done:])
-    return _settled(replace(region, ops=tuple(new)))
+    changed = replace(region, ops=tuple(new))
+    return _settled(changed, homes) if homes else changed
 
 
-def _settled(region: Region) -> Region:
-    """The region with every value in the storage it is in: a module that now writes its output in place, into its base
-    layer's, moves whoever reads or views that output."""
-    homes: dict[str, str] = {}
+def _settled(region: Region, homes: dict[str, str]) -> Region:
+    """The region with every value in the storage it is in: modules that now write their output in place, into the
+    storage that `homes` says, move whoever reads or views that output."""
 
     def moved(t: Tensor) -> Tensor:
         home = homes.get(t.storage)
@@ -127,7 +124,13 @@ def after(region: Region, path: str, result: Tensor, then: Callable[[Tensor], tu
 
 def _mentions(op: Op, name: str) -> bool:
     """Whether it writes, reads or views that value."""
-    return name in [n for t in (op.out, *op.ins) for n in (t.name, t.base)]
+    out = op.out
+    if out.name == name or out.base == name:
+        return True
+    for t in op.ins:  # noqa: SIM110 (any() over a generator takes three times as long, and this is every edit's inner loop)
+        if t.name == name or t.base == name:
+            return True
+    return False
 
 
 def train(graph: Graph, wanted: Callable[[Region, Tensor], bool]) -> Graph:

@@ -158,13 +158,13 @@ def base_model(choices: Choices, mode: Mode) -> torch.nn.Module:
 
 
 def _quantize(model: torch.nn.Module, choices: Choices) -> None:
-    from peft import prepare_model_for_kbit_training
-
     knobs = choices.job.knobs("format")
     double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
     compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
     quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job)
     if knobs.get("prepare", True):
+        from peft import prepare_model_for_kbit_training
+
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
@@ -287,7 +287,7 @@ def _untie_upcast(model: torch.nn.Module) -> None:
 
 def _add_adapters(model: Any, choices: Choices) -> None:
     """Load more adapters like the first, and activate and train as many as the job says."""
-    knobs = choices.job.knobs("method")
+    knobs = choices.job.knobs("method") if choices.method == "lora" else {}
     names = ["default", *(f"adapter_{i}" for i in range(1, int(knobs.get("adapters", 1))))]
     if len(names) == 1:
         return

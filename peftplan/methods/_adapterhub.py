@@ -13,11 +13,14 @@ from typing import ClassVar, final
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.blocks.modeling import ADAPTERS_LLAMA, ADAPTERS_MISTRAL, TRANSFORMERS_4, Modeling
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, Grad, Graph, Tensor
+from peftplan.graph.core import ADAPTER, Grad, Graph, Region, Tensor
+from peftplan.graph.edit import split_runs
 from peftplan.methods.base import Family, Host, Method
 from peftplan.units import DType
 
 MODELS = {"llama": ADAPTERS_LLAMA, "mistral": ADAPTERS_MISTRAL, "qwen2": TRANSFORMERS_4, "qwen3": TRANSFORMERS_4}
+_MID = "residual_attn"
+"""What enters a layer's feed-forward."""
 HOOKED = ("qwen2", "qwen3")
 """Families whose layers, transformers' own, it hooks into; it replaces the others' with its own."""
 COMMON = frozenset({"architecture", "init_weights", "init_weights_seed"})
@@ -34,6 +37,7 @@ class AdapterHub(Method, ABC):
     libraries: ClassVar[tuple[str, ...]] = ("adapters",)
     base_config: ClassVar[str]
     """What `add_adapter` knows it as."""
+    reentrant: ClassVar[bool] = False
     fused: ClassVar[tuple[str, ...]] = ()
     """Knobs of a fusion of adapters, beside those of the adapters; `num_adapters` says how many."""
 
@@ -129,4 +133,32 @@ def _with_context(graph: Graph, host: Host) -> Graph:
         b.keep(*rows)
     held = () if host.recomputes else tuple(t.name for t in rows)
     front = replace(first, ops=(*b.ops, *first.ops), held=(*first.held, *held))
-    return replace(graph, regions=(front, *rest))
+    whole = replace(graph, regions=(front, *rest))
+    return _with_residuals(whole, host) if hooked(host) else whole
+
+
+def _with_residuals(graph: Graph, host: Host) -> Graph:
+    """The context holds the last residuals that its hooks met: what entered a layer, and its feed-forward, the latter
+    until the next layer's takes its place (adapters/methods/bottleneck.py, _residual_hook_fn)."""
+    last = host.arch.num_layers - 1
+    split = split_runs(graph, lambda index: index == last)
+    return replace(split, regions=tuple(_with_residual(r, host, last) for r in split.regions))
+
+
+def _with_residual(region: Region, host: Host, last: int) -> Region:
+    if region.first_index is None or region.entry is None:
+        return region
+    at = next(i for i, op in enumerate(region.ops) if op.name == _MID)
+    mid = region.ops[at].out
+    if last and (host.recomputes or mid.dtype is not DType.float32):  # else the norm keeps it itself
+        b = Builder(host.numerics, "context.")
+        before = b.plain("residual", *mid.shape, dtype=mid.dtype)
+        made = b.ops[:]
+        b.ops.clear()
+        b.hold(before)
+        region = replace(region, ops=(*made, *region.ops[: at + 1], *b.ops, *region.ops[at + 1 :]))
+    if host.recomputes:
+        return replace(region, trails=(_MID,), lingers=(_MID,) if region.first_index == last else ())
+    if region.first_index == last and region.entry is not None:
+        return replace(region, held=(*region.held, region.entry.storage, _MID))
+    return region

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 from peftplan.errors import RequestError, Unsupported
@@ -66,7 +67,8 @@ class OnLinears(Method):
 
     def plan(self, graph: Graph, choice: Targets) -> Plan[int]:
         """What each adapted module of each layer is given."""
-        return plan(graph, choice, self.size)
+        by_pattern_of_names = any(isinstance(value, Mapping) and value for value in vars(self).values())
+        return plan(graph, choice, self.size, by_layer=by_pattern_of_names)
 
     @abstractmethod
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
@@ -77,12 +79,12 @@ class OnLinears(Method):
         del module, size, host
         raise Unsupported(f"{self.title} on embeddings is not modelled; leave embed_tokens out of --target-modules")
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         """Tensors beside the parameters, given every adapted module."""
         del chosen, host
         return ()
 
-    def unread(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def unread(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         """The adapted layers' own weights, where nothing reads them any more."""
         del chosen, host
         return ()
@@ -120,7 +122,7 @@ class OnLinears(Method):
             return ops
 
         adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
-        chosen = list(chosen_modules(graph, planned))
+        chosen = _Adapted(graph, planned)
         buffers = (*adapted.buffers, *self.buffers(chosen, host))
         unused = (*adapted.unused, *self.unread(chosen, host))
         return save_modules(replace(adapted, buffers=buffers, unused=unused), self.modules_to_save)
@@ -165,6 +167,27 @@ class Chosen(NamedTuple):
 
     module: Module
     size: int
+
+
+@dataclass(frozen=True)
+class _Adapted(Collection[Chosen]):
+    """Every adapted module, once per layer; found when first asked for, which most methods never do."""
+
+    graph: Graph
+    planned: Plan[int]
+
+    @cached_property
+    def _found(self) -> tuple[Chosen, ...]:
+        return tuple(chosen_modules(self.graph, self.planned))
+
+    def __iter__(self) -> Iterator[Chosen]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._found
 
 
 def chosen_modules(graph: Graph, planned: Plan[int]) -> Iterator[Chosen]:

@@ -27,14 +27,21 @@ Plan = Mapping[int | str, Mapping[str, S]]
 """For each layer index, and each region outside the layers by name: what each adapted module (by path) is given."""
 
 
-def plan(graph: Graph, choice: Targets, setting: Callable[[str], S]) -> Plan[S]:
-    """`setting(full module name)` of every module that `choice` picks. Raises RequestError where it picks none."""
+def plan(graph: Graph, choice: Targets, setting: Callable[[str], S], *, by_layer: bool = True) -> Plan[S]:
+    """`setting(full module name)` of every module that `choice` picks, the same in all layers unless `by_layer`.
+
+    Raises RequestError where it picks none.
+    """
     layer = next(r for r in graph.regions if r.first_index is not None)
     by_name = {r.name: r for r in graph.regions}
     result: dict[int | str, dict[str, S]] = {}
+    seen: dict[frozenset[str], dict[str, S]] = {}
     for key, paths in chosen_paths(graph, choice).items():
+        if paths in seen and not by_layer and isinstance(key, int):
+            result[key] = seen[paths]
+            continue
         region, index = (layer, key) if isinstance(key, int) else (by_name[key], 0)
-        result[key] = {p: setting(full_path(region, p, index)) for p in sorted(paths)}
+        seen[paths] = result[key] = {p: setting(full_path(region, p, index)) for p in sorted(paths)}
     return result
 
 

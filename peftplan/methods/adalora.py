@@ -14,6 +14,7 @@ peft 0.21.2.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
@@ -84,7 +85,7 @@ class Adalora(OnLinears):
         adapted = super().apply(graph, host)
         return replace(adapted, regions=tuple(penalised(region, host) for region in adapted.regions))
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         if not self.update_and_allocate:
             return ()
         return tuple(

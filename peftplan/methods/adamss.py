@@ -12,6 +12,7 @@ the weight. The rows' places stay on the CPU and are copied in every forward.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -72,7 +73,7 @@ class Adamss(OnLinears):
         count = min(self.num_subspaces, out)
         return [ceil_div(out - i, count) for i in range(count)]
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         sizes = [self._projection(c.module, host).numel for c in chosen]
         places = Tensor("@adamss_index", (sum(c.module.out_features for c in chosen),), DType.int64, BUFFER)
         projection = Tensor("@adamss_newB", (sum(sizes),), host.new_dtype, BUFFER)

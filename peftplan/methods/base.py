@@ -73,6 +73,9 @@ class Method(ABC):
     masters: ClassVar[DType | None] = None
     """The dtype of the copies of trained weights that the optimizer steps over in their place, where it has some."""
 
+    reentrant: ClassVar[bool] = True
+    """Whether they can run it with `use_reentrant` checkpoints."""
+
     def seen(self, batch: Batch) -> Batch:
         """What the model sees of a batch: longer where the method puts tokens or a cache in front of it."""
         return batch

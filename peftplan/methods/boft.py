@@ -12,6 +12,7 @@ is a buffer on the CPU, whatever the model's device.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -61,7 +62,7 @@ class Boft(OnLinears):
             raise RequestError(f"BOFT blocks of or by {given} do not fit the input of {module.path} ({wide})")
         return (wide // given, given) if self.boft_block_size else (given, wide // given)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         if host.numerics.backend != "cpu":
             return ()
         return (Tensor("@boft_P", (sum(c.module.in_features**2 for c in chosen),), FP32, BUFFER),)

@@ -9,6 +9,7 @@ of the adapter's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
@@ -52,7 +53,7 @@ class Delora(OnLinears):
     def size(self, path: str) -> int:
         return by_pattern(path, self.r, self.rank_pattern)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         return (Tensor("@w_norm", (sum(c.module.in_features for c in chosen),), host.new_dtype, BUFFER),)
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:

@@ -9,6 +9,7 @@ places are two rows of int64 per layer; the transforms are complex64, eight byte
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
@@ -42,7 +43,7 @@ class Fourierft(OnLinears):
     def size(self, path: str) -> int:
         return by_pattern(path, self.n_frequency, self.n_frequency_pattern)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         del host
         return (Tensor("@fourierft_indices", (2, sum(c.size for c in chosen)), DType.int64, BUFFER),)
 

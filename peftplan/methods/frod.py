@@ -12,6 +12,7 @@ GPU, until somebody moves the adapted model as a whole. The base layer is called
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -83,7 +84,7 @@ class Frod(OnLinears):
         """How many elements off the core's diagonal train."""
         return max(1, min(int(wide * wide * self.sparse_rate), wide * wide - wide))
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         if host.numerics.backend != "cpu":
             return ()
         kinds = {c.module.path: c.module.in_features for c in chosen}
@@ -94,7 +95,7 @@ class Frod(OnLinears):
             Tensor("@frod_s_indices", (sum(2 * self._count(n) + 2 for n in kinds.values()),), INT64, BUFFER),
         )
 
-    def unread(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def unread(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         if self.frod_dropout:
             return ()
         away = self.runtime_offload_base_weight and host.numerics.backend != "cpu"

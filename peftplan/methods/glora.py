@@ -10,6 +10,7 @@ without bias has no use for are buffers of zeros.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -41,7 +42,7 @@ class Glora(OnLinears):
     def check(self) -> None:
         check_rank(self.r)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         count = sum(self._zeros(c.module) for c in chosen)
         return (Tensor("@glora_zeros", (count,), host.base_dtype, BUFFER),)
 

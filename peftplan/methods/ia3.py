@@ -113,7 +113,10 @@ def _packed(module: Module, kernel: PackedLinear, host: Host, *, at_input: bool)
     b = Builder(host.numerics, f"{module.path}.")
     x = module.x
     if x.dtype is not DType.float32 and not (sees_autocast(host) and host.new_dtype is x.dtype):
-        raise Unsupported(f"PEFT's IA3 turns {module.path} to fp32 on this packed base, which is not modelled")
+        made = f"PEFT's IA3 makes the output of {module.path} float32 on this packed base"
+        if host.numerics.autocast is None:
+            raise RequestError(f"{made}, and the rest of the model refuses that; set format.prepare=true")
+        raise Unsupported(f"{made}, which is not modelled under autocast; leave autocast out")
     with b.marked(module.site, "scale"):
         scaling = _scaling(b, module, host, at_input=at_input)
         given = b.mul(x, scaling, label="ia3_scaled") if at_input else x

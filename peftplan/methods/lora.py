@@ -13,7 +13,7 @@ in `_dora`, `_lora` and `_velora`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, final
 
@@ -206,7 +206,7 @@ class Lora(OnLinears):
 
     # -- the branch ---------------------------------------------------------------------------------------------
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         if self.velora_config is None:
             return ()
         size = sum(self.velora_config.group(c.module.in_features) for c in chosen)

@@ -10,6 +10,7 @@ Mirrors peft/tuners/oft/layer.py Linear.forward and OFTRotationModule.forward, p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -62,7 +63,7 @@ class Oft(OnLinears):
         size = _nearest_divisor(width, self.oft_block_size)
         return width // size, size
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         """Each module's `rows` and `cols`: where its weights go in a block."""
         del host
         sizes = (self._blocks(c.module.in_features)[1] for c in chosen)

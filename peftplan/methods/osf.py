@@ -12,7 +12,7 @@ storage for both their parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from re import search
 from typing import ClassVar, NamedTuple, final
@@ -80,7 +80,7 @@ class Osf(OnLinears):
             )
         return Ranks(high, whole - high, out, wide)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         ranks = [self._ranks(c.module, c.size) for c in chosen]
         kept = sum(r.low * (r.out + r.wide + 1) for r in ranks)
         high = sum(r.high * r.out for r in ranks if r.out > r.wide)

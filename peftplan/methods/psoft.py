@@ -11,6 +11,7 @@ leaves it; LAPACK's on a CPU is cut to r rows.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -54,7 +55,7 @@ class Psoft(OnLinears):
             if self.cayley_neumann_eps is not None and not 0 < self.cayley_neumann_eps < 1:
                 raise RequestError(f"method.cayley_neumann_eps={self.cayley_neumann_eps}: must be between 0 and 1")
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         del host
         upper = 2 * len(chosen) * self._angles if self.psoft_orth else 0
         rows = [min(c.module.weight.shape) if self.psoft_svd == "full" else self.r for c in chosen]

@@ -10,6 +10,7 @@ model.py, peft 0.21.2. A (2 r, widest in) and B (widest out, r) are one pair of 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -48,7 +49,7 @@ class Pvera(OnLinears):
         a = Tensor("@pvera_A", (2 * self.r, wide), host.new_dtype, BUFFER)
         return a, Tensor("@pvera_B", (out, self.r), host.new_dtype, BUFFER)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         wide = max(c.module.in_features for c in chosen)
         return self._pair(wide, max(c.module.out_features for c in chosen), host)
 

@@ -12,6 +12,7 @@ widest adapted layers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -70,7 +71,7 @@ class Randlora(OnLinears):
         check_rank(self.r)
         check_share("randlora_dropout", self.randlora_dropout)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         sides = [max(c.module.weight.shape[i] for c in chosen) for i in (0, 1)]
         small, large = min(sides), max(sides)
         return self._pair(small, large, ceil_div(small, self.r), host)

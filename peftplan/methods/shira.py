@@ -11,6 +11,7 @@ packed weight is unpacked, of 4 bits to the dtype it came from, of 8 to float32,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -47,7 +48,7 @@ class Shira(OnLinears):
             )
         return count
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         del host
         return (Tensor("@shira_indices", (2, sum(self._count(c.module) for c in chosen)), DType.int32, BUFFER),)
 

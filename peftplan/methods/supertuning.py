@@ -10,6 +10,7 @@ Mirrors peft/tuners/supertuning/layer.py Linear.forward and update_layer, peft 0
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -52,7 +53,7 @@ class Supertuning(OnLinears):
             raise RequestError(f"method.sparsity={self.sparsity} leaves nothing of {module.path} to train; lower it")
         return count
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         del host
         return (Tensor("@supertuning_indices", (sum(self._count(c.module) for c in chosen),), DType.int32, BUFFER),)
 

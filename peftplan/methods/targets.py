@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from peftplan.errors import RequestError
-from peftplan.graph.core import Graph, Region
-from peftplan.graph.edit import MODULE_SITES, modules
+from peftplan.graph.core import MODULE_SITES, Graph, Region
+from peftplan.graph.edit import modules
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "llama": ("q_proj", "v_proj"),

@@ -10,6 +10,7 @@ Mirrors peft/tuners/tinylora/layer.py Linear.forward and _compute_R, peft 0.21.2
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -71,7 +72,7 @@ class Tinylora(OnLinears):
         a, b, p = (Tensor(f"@tinylora_{n}", shape, host.new_dtype, BUFFER) for n, shape in shapes.items())
         return a, b, p
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         wide, out = (sum(c.module.weight.shape[i] for c in chosen) for i in (1, 0))
         a, b, p = self._frozen(wide, out, host)
         return a, b, p._replace(shape=(len(chosen) * self.u, self.r, self.r))

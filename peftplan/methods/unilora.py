@@ -9,6 +9,7 @@ Mirrors peft/tuners/unilora/layer.py Linear.forward and _get_lora_matrices, peft
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -48,7 +49,7 @@ class Unilora(OnLinears):
         if self.theta_d_length < 1:
             raise RequestError(f"method.theta_d_length={self.theta_d_length}: must be at least 1")
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         count = sum(self.r * sum(c.module.weight.shape) for c in chosen)
         return (
             Tensor("@unilora_indices", (count,), DType.int64, BUFFER),

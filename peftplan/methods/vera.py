@@ -10,6 +10,7 @@ B (widest out, r) are one pair of buffers for the model, in the adapter's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -45,7 +46,7 @@ class Vera(OnLinears):
         a = Tensor("@vera_A", (self.r, wide), host.new_dtype, BUFFER)
         return a, Tensor("@vera_B", (out, self.r), host.new_dtype, BUFFER)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         wide = max(c.module.in_features for c in chosen)
         return self._pair(wide, max(c.module.out_features for c in chosen), host)
 

@@ -11,7 +11,7 @@ coefficients' places are two rows of int64 per layer. One level of the transform
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
@@ -60,7 +60,7 @@ class Waveft(OnLinears):
         shares = {re.escape(path): max(1, round(numel * each)) for path, numel in sizes.items()}
         return replace(self, proportional_parameters=False, n_frequency_pattern=shares).apply(graph, host)
 
-    def buffers(self, chosen: list[Chosen], host: Host) -> tuple[Tensor, ...]:
+    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
         del host
         return (Tensor("@waveft_indices", (2, sum(c.size for c in chosen)), DType.int64, BUFFER),)
 

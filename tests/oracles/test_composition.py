@@ -19,19 +19,23 @@ from peftplan.pipeline import read
 from tests.conformance import zoo
 from tests.conformance.checks import found
 from tests.oracles.equal import AGAIN, COMMON, OWN, PACKED, PLAIN, SIZES, assert_equal
+from tests.test_completeness import peft_types
 
 pytestmark = pytest.mark.trace
 
 OWN_TARGETS = ("trainable_tokens",)
 """Methods that are put on the embedding alone."""
+WITH_WEIGHTS = ("frod",)
+"""Methods whose sparse matrices a trace sees with weights only: held by tests of their own."""
 NORMS = ("ln_tuning",)
 """Methods that are put on norms."""
 
 
 def adapting() -> list[str]:
-    """The methods that have target_modules."""
+    """The methods of PEFT that have target_modules."""
     have = (name for name in methods.names() if "target_modules" in methods.get(name).__dataclass_fields__)
-    return [name for name in have if name not in OWN_TARGETS]
+    traced = {*peft_types(), "lora_fa"}
+    return [name for name in have if name in traced and name not in (*OWN_TARGETS, *WITH_WEIGHTS)]
 
 
 def _fields(method: str, **knobs: Any) -> dict[str, Any]:

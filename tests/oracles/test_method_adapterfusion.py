@@ -20,6 +20,7 @@ ROWS: list[Row] = [
     ("llama", {**MIXED, "method": "adapterfusion", "set": TWICE}),
     ("mistral", {**WIDE, "method": "adapterfusion", "set": {"method.value": False, "method.mh_adapter": True}}),
     ("qwen2", {**WIDE, "method": "adapterfusion", "set": TWICE}),
+    ("qwen2", {**AGAIN, "method": "adapterfusion"}),
     ("qwen3", {**PLAIN, "method": "adapterfusion", "set": {"method.key": False, "method.dropout_prob": 0.2}}),
     (
         "llama",

@@ -19,6 +19,8 @@ ROWS: list[Row] = [
     ("llama", {**AGAIN, "method": "double_seq_bn", "set": SMALL}),
     ("mistral", {**AGAIN, "method": "houlsby", "set": {"model.sliding_window": 9}}),
     ("mistral", {**MIXED, "method": "houlsby", "set": OTHER}),
+    ("qwen2", {**AGAIN, "method": "houlsby", "set": SMALL}),
+    ("mistral", {**PLAIN, "method": "double_seq_bn_inv"}),
     ("qwen2", {**WIDE, "method": "houlsby", "set": {**OTHER, "method.scaling": "learned"}}),
     ("llama", {**WIDE, "method": "houlsby", "grad_accum": 2, "set": {**SMALL, "method.leave_out": [1]}}),
     (

@@ -18,6 +18,7 @@ ROWS: list[Row] = [
     ("llama", {**MIXED, "method": "par_bn", "set": {**BESIDE, "method.dropout": 0.1}}),
     ("llama", {**AGAIN, "method": "parallel", "set": BESIDE}),
     ("mistral", {**WIDE, "method": "scaled_parallel", "set": BESIDE}),
+    ("qwen3", {**AGAIN, "method": "parallel"}),
     ("qwen2", {**PLAIN, "method": "parallel", "set": BESIDE}),
     ("qwen3", {**WIDE, "method": "scaled_par_bn", "set": {"method.leave_out": [2]}}),
 ]

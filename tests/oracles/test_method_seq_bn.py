@@ -10,7 +10,7 @@ from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles import hub
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row
 
 NARROW: dict[str, Any] = {"method.reduction_factor": 7}
 OTHER: dict[str, Any] = {
@@ -35,8 +35,16 @@ ROWS: list[Row] = [
         ("qwen2", {**PLAIN, "set": NARROW}),
         ("qwen2", {**WIDE, "set": {**OTHER, "model.use_cache": False}}),
         ("qwen2", {**MIXED, "set": {**BARE, "method.mh_adapter": True}}),
+        ("qwen3", {**AGAIN, "set": NARROW}),
+        ("llama", {**PACKED, "set": {**NARROW, "format.prepare": False}}),
         ("qwen3", {**PLAIN, "adapter_dtype": "bf16", "set": {**OTHER, "method.leave_out": [2]}}),
     )
+] + [
+    ("llama", {**PLAIN, "method": "seq_bn_inv"}),
+    ("llama", {**AGAIN, "method": "pfeiffer+inv"}),
+    ("llama", {**MIXED, "method": "seq_bn_inv"}),
+    ("qwen2", {**WIDE, "method": "seq_bn_inv", "set": {"method.inv_adapter_reduction_factor": 3}}),
+    ("qwen2", {**AGAIN, "method": "seq_bn_inv"}),
 ]  # fmt: skip
 
 
@@ -56,6 +64,9 @@ def test_the_records_are_what_adapters_does() -> None:
         ({"adapter_dtype": "fp32"}, "adapters' linear layers do not cast"),
         ({"set": {"method.residual_before_ln": "post_add"}}, "only from a norm after the sublayer"),
         ({"set": {"method.output_adapter": False}}, "nothing trains"),
+        ({"recompute": "full", "set": {"recompute.use_reentrant": True}}, "use_reentrant=true: pfeiffer"),
+        ({"set": {"method.inv_adapter": "glow"}}, "inv_adapter=glow is not modelled"),
+        ({"set": {"method.inv_adapter": "nice"}}, "needs method.inv_adapter_reduction_factor"),
         ({"set": {"method.leave_out": [40]}}, "names layer 40"),
         ({"set": {"method.reduction_factor": {"3": 2}}}, "neither layer 0 nor a default"),
         ({"set": {"method.non_linearity": "mish"}}, "is not modelled; use one of"),

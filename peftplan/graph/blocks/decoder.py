@@ -349,7 +349,9 @@ def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, he
     """Qwen3's q_norm and k_norm over head_dim."""
     if not a.qk_norm:
         return t
-    return rms_norm(b, arch, t.view(setup.batch.size, setup.batch.seq, heads, a.head_dim), setup.types.norm, label)
+    out = rms_norm(b, arch, t.view(setup.batch.size, setup.batch.seq, heads, a.head_dim), setup.types.norm, label)
+    b.hold(t)
+    return out
 
 
 def _heads(b: Builder, t: Tensor, batch: Batch, heads: int, dim: int, *, copied: bool) -> Tensor:

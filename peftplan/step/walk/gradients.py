@@ -108,6 +108,8 @@ class Gradients:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
             final = to.logical_bytes
+            if final == gradient.request_bytes:
+                continue
             if op.narrows and to.dtype is op.out.dtype:
                 continue
             reduced = to.numel * op.out.dtype.size
@@ -135,7 +137,7 @@ class Gradients:
         old = flowing.get(to.name)
         if to.name not in self.need:
             self._release(gradient)
-        elif self._is_foreign(to):
+        elif to.name[0] == "@" and self._is_foreign(to):
             self._meet(to, gradient)
         elif old is None:
             flowing[to.name] = gradient

@@ -106,6 +106,13 @@ class Kept:
             self.account.saved_bytes += size
             self._note("stash", t, storage)
 
+    def pin_whole(self, storage: str, live: dict[str, int]) -> None:
+        """A value that somebody holds on to, whoever else does: alive until `drop_pinned`."""
+        size = live.get(storage, self.bytes.get(storage))
+        if size is not None and storage not in self.pinned:
+            self.pinned[storage] = size
+            self.account.saved_bytes += size if storage not in self.counts else 0
+
     def forget_pinned(self) -> int:
         """Stop tracking what is pinned: the bytes stay in the account until whoever asks frees them."""
         total = sum(self.pinned.values())

@@ -33,7 +33,10 @@ class Plan:
         """Values made here for the whole model, with their bytes."""
 
     def storage_bytes(self, name: str) -> int:
-        """Bytes of a storage that the region makes."""
+        """Bytes of a storage that the region makes, or enters with."""
+        entry = self.region.entry
+        if entry is not None and name == entry.storage:
+            return self.size(entry.nbytes)
         return self.size(self.request_bytes[name])
 
     def _uses(self, ops: Sequence[Op]) -> list[list[str]]:

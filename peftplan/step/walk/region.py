@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from peftplan.graph.core import ACTIVATION, Tensor
 from peftplan.step.walk.account import Account, Watermark
 from peftplan.step.walk.gradients import Gradients
 from peftplan.step.walk.kept import Kept, Saved
 from peftplan.step.walk.plan import Plan, stopping_point
 from peftplan.step.walk.updates import Updates
+from peftplan.units import DType
 
 
 class RegionWalk:
@@ -82,6 +86,9 @@ class RegionWalk:
         self.cached_bytes = sum(live[name] for name in self.cached_names)
         if self._leaf is not None:
             self._count_leaf()
+        for name in self._lingering():
+            self.account.saved_bytes += live[name]
+            self.kept.saved.append(Saved("lingers", Tensor(name, (), DType.boolean), self.plan.request_bytes[name]))
 
     def _recompute(self) -> None:
         """The forward again, up to where non-reentrant recomputation stops. The graph that it makes holds what its
@@ -89,11 +96,20 @@ class RegionWalk:
         live = self._alive_on_entry()
         stashed = (t.storage for op in self.region.ops for t in op.stashed(self.need)) if self.plan.stashes else ()
         stop, run_last = stopping_point(self.region.ops, self._saves)
-        staying = {*self._cached(), *self._held(), *stashed}
+        staying = {*self._cached(), *self._held(), *self.region.trails, *stashed}
         self._run(live, staying, (), seen=stop + 1, run=stop + run_last, keep=True, stash=False)
+        for name in self._trailing():
+            self.kept.pin_whole(name, live)
         for storage, size in live.items():
-            if storage not in self.kept.counts:
+            if not self.kept.holds(storage):
                 self.account.free(size, storage)
+
+    def _trailing(self) -> Iterator[str]:
+        """What is held on to after the forward has run again, with what the nodes that made it save."""
+        names = self.region.trails
+        yield from names
+        last = max((i for i, op in enumerate(self.region.ops) if op.out.name in names), default=-1)
+        yield from (t.storage for saves in self._saves[: last + 1] for t in saves if t.kind == ACTIVATION)
 
     def _run(
         self,
@@ -152,8 +168,11 @@ class RegionWalk:
 
     def _held(self) -> tuple[str, ...]:
         """Values that others hold beyond this region; a leaf is held by the node that accumulates its gradient."""
-        held = (*self.region.held, *self.region.handed)
+        held = (*self.region.held, *self.region.handed, *self._lingering())
         return held if self._leaf is None else (*held, self._leaf)
+
+    def _lingering(self) -> tuple[str, ...]:
+        return self.region.lingers if self.checkpointed else ()
 
     def _count_leaf(self) -> None:
         """A leaf that accumulates a gradient lives as long as the graph, which counts as kept for backward."""
@@ -209,6 +228,9 @@ class RegionWalk:
             self.pinned_bytes = self.kept.forget_pinned()
         else:
             self.pinned_bytes = self.kept.forget_pinned()
+            for name in self._lingering():
+                self.account.saved_bytes -= self.plan.storage_bytes(name)
+                self.account.free(self.plan.storage_bytes(name), name)
             if self.reentrant:
                 self._forward(keep=True, stash=True)
             self._backward(recompute=not self.reentrant)
