@@ -24,6 +24,7 @@ ROWS: list[Row] = [
         ("mistral", {**WIDE, "set": {"method.alpha": 2}}),
         ("qwen2", {**PLAIN, "set": ALL}),
         ("qwen3", {**WIDE}),
+        ("qwen3", {**AGAIN}),
     )
 ]
 

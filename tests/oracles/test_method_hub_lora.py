@@ -29,6 +29,7 @@ ROWS: list[Row] = [
         ("mistral", {**WIDE, "rank": 3, "set": {"model.sliding_window": 9}}),
         ("qwen2", {**PLAIN, "set": ALL}),
         ("qwen2", {**WIDE, "set": BELOW}),
+        ("qwen2", {**AGAIN, "set": BELOW}),
         ("qwen3", {**MIXED, "set": {"method.intermediate_lora": True}}),
     )
 ]
