@@ -10,7 +10,7 @@ from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles import hub
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row
 
 ALL: dict[str, Any] = {
     "method.attn_matrices": ["q", "k", "v"], "method.intermediate_lora": True, "method.output_lora": True,
@@ -31,6 +31,7 @@ ROWS: list[Row] = [
         ("qwen2", {**WIDE, "set": BELOW}),
         ("qwen2", {**AGAIN, "set": BELOW}),
         ("qwen3", {**MIXED, "set": {"method.intermediate_lora": True}}),
+        ("llama", {**PACKED, "set": {"format.prepare": False}}),
     )
 ]
 
