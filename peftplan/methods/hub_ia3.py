@@ -4,8 +4,8 @@ Beside PEFT's `ia3` its vectors scale what every layer gives, none what one is g
 batch, and are scaled twice more.
 Trains: per adapted layer `out`; with `use_gating` in + 1 more.
 Keeps for backward: the layer's output, and the vector for every row.
-Not modelled: autocast over fp32 vectors, which would make what they scale fp32; what the hooks on Qwen's layers
-hold on to under full recomputation; families without an interface in adapters.
+Not modelled: autocast over fp32 vectors, which would make what they scale fp32; families without an interface in
+adapters.
 Mirrors adapters/methods/lora.py IA3.forward, adapters 1.3.0: of Llama and Mistral `intermediate_lora` is `down_proj`
 and `output_lora` is `up_proj`, of Qwen the other way round.
 """

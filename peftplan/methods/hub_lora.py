@@ -6,8 +6,8 @@ the scaling. There is no place for it at `o_proj` and `gate_proj`.
 Trains: per adapted layer r (in + out); with `use_gating` in + 1 more.
 Keeps for backward: what enters the branch, after dropout, the r values between A and B, both of them; with a gate the
 branch besides.
-Not modelled: DoRA, VeRA and MTL-LoRA (`use_dora`, `vera_d`, `n_up_projection`), a `dtype` of its own, what the hooks on
-Qwen's layers hold on to under full recomputation, families without an interface in adapters.
+Not modelled: DoRA, VeRA and MTL-LoRA (`use_dora`, `vera_d`, `n_up_projection`), a `dtype` of its own, families without
+an interface in adapters.
 Mirrors adapters/methods/lora.py LoRA.forward, adapters 1.3.0: of Llama and Mistral `intermediate_lora` is `down_proj`
 and `output_lora` is `up_proj`, of Qwen the other way round.
 """

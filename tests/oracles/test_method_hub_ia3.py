@@ -10,7 +10,7 @@ from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles import hub
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row
 
 ALL: dict[str, Any] = {"method.attn_matrices": ["q", "k", "v"], "method.output_lora": True}
 ROWS: list[Row] = [
@@ -24,6 +24,8 @@ ROWS: list[Row] = [
         ("mistral", {**WIDE, "set": {"method.alpha": 2}}),
         ("qwen2", {**PLAIN, "set": ALL}),
         ("qwen3", {**WIDE}),
+        ("qwen3", {**AGAIN}),
+        ("llama", {**PACKED, "set": {"format.prepare": False}}),
     )
 ]
 

@@ -10,7 +10,7 @@ from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles import hub
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row
+from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, Row
 
 ALL: dict[str, Any] = {
     "method.attn_matrices": ["q", "k", "v"], "method.intermediate_lora": True, "method.output_lora": True,
@@ -29,7 +29,9 @@ ROWS: list[Row] = [
         ("mistral", {**WIDE, "rank": 3, "set": {"model.sliding_window": 9}}),
         ("qwen2", {**PLAIN, "set": ALL}),
         ("qwen2", {**WIDE, "set": BELOW}),
+        ("qwen2", {**AGAIN, "set": BELOW}),
         ("qwen3", {**MIXED, "set": {"method.intermediate_lora": True}}),
+        ("llama", {**PACKED, "set": {"format.prepare": False}}),
     )
 ]
 
