@@ -35,8 +35,9 @@ UNWRAPPED = ("full", "freeze", "bitfit")
 WITH_VALUES = ("shira", "cpt", "frod")
 """Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
 shapes of CPT's loss and of FRoD's sparse factors depend on values."""
-LATE = ("_psoft_A_cache", "_psoft_B_cache")
-"""Buffers that PEFT makes after it has moved a layer's others to the weight's dtype; they stay float32."""
+UNRAISED = ("_psoft_A_cache", "_psoft_B_cache", "frod_U", "frod_V")
+"""Buffers that PEFT does not leave in float32 where it raises half precision: PSOFT makes its own after that, in float32
+already; FRoD's model gives them the base's dtype again (frod/model.py, _cast_adapter_dtype)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +358,7 @@ def _adapter_buffers(model: torch.nn.Module) -> Iterator[Any]:
         if isinstance(module, BaseTunerLayer):
             for name in module.other_param_names:
                 part = getattr(module, name, None)
-                if isinstance(part, BufferDict) and name not in LATE:
+                if isinstance(part, BufferDict) and name not in UNRAISED:
                     yield part
 
 

@@ -2,12 +2,13 @@
 
 Trains: sparse_rate in^2 + in numbers per adapted linear layer; plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the input times the basis, in the model's dtype, the core as a whole in x in matrix (in half
-precision), and its numbers' places. On a GPU also what is copied there in every forward: rotation, basis and places.
+precision), and its numbers' places. On a GPU also what is copied there in every forward: basis and places.
 Not modelled: sparse_rate=0, embeddings, packed bases (PEFT fails on them).
 Mirrors peft/tuners/frod/layer.py Linear.forward and _get_frod_tensors, and model.py, peft 0.21.2. Basis (in x in, one
-for each kind of layer), rotation (out x in) and places are buffers on the CPU: host memory, where the model is on a
-GPU, until somebody moves the adapted model as a whole. The base layer is called under dropout only; with
-`runtime_offload_base_weight` its weight is on the host too.
+for each kind of layer) and places stay on the CPU: host memory, where the model is on a GPU. The rotations (out x in)
+are buffers that move with the adapted model, which training loops do (measured: between the steps of PEFT's own
+comparison they are on the GPU). The base layer is called under dropout only; with `runtime_offload_base_weight` its
+weight is on the host too.
 """
 
 from __future__ import annotations
@@ -85,13 +86,13 @@ class Frod(OnLinears):
         return max(1, min(int(wide * wide * self.sparse_rate), wide * wide - wide))
 
     def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
+        rotations = Tensor("@frod_U", (sum(c.module.weight.numel for c in chosen),), host.base_dtype, BUFFER)
         if host.numerics.backend != "cpu":
-            return ()
+            return (rotations,)
         kinds = {c.module.path: c.module.in_features for c in chosen}
-        rotations = sum(c.module.weight.numel for c in chosen)
         return (
             Tensor("@frod_V", (sum(n * n for n in kinds.values()),), host.base_dtype, BUFFER),
-            Tensor("@frod_U", (rotations,), host.base_dtype, BUFFER),
+            rotations,
             Tensor("@frod_s_indices", (sum(2 * self._count(n) + 2 for n in kinds.values()),), INT64, BUFFER),
         )
 
@@ -126,8 +127,8 @@ class Frod(OnLinears):
         return (*own, *ended(b, result, module, name=self.title))
 
     def _copied(self, b: Builder, name: str, shape: tuple[int, int], host: Host, x: Tensor) -> Tensor:
-        """A factor where the input is: itself on a CPU, a copy on a GPU."""
-        if b.numerics.backend != "cpu":
+        """A factor where the input is: itself, or of the basis a copy on a GPU."""
+        if b.numerics.backend != "cpu" and name == "V":
             return b.plain(f"frod_{name}", *shape, dtype=x.dtype)
         return b.cast(Tensor(f"@frod_{name}", shape, host.base_dtype, BUFFER), x.dtype, label=f"frod_{name}")
 
