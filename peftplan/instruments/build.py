@@ -36,8 +36,8 @@ WITH_VALUES = ("shira", "cpt", "frod")
 """Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
 shapes of CPT's loss and of FRoD's sparse factors depend on values."""
 UNRAISED = ("_psoft_A_cache", "_psoft_B_cache", "frod_U", "frod_V")
-"""Buffers that PEFT does not leave in float32 where it raises half precision: PSOFT makes its own after that, in float32
-already; FRoD's model gives them the base's dtype again (frod/model.py, _cast_adapter_dtype)."""
+"""Buffers that PEFT does not leave in float32 where it raises half precision: PSOFT makes its own after that, in
+float32 already; FRoD's model gives them the base's dtype again (frod/model.py, _cast_adapter_dtype)."""
 
 
 @dataclass(frozen=True, kw_only=True)
