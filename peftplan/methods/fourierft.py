@@ -9,16 +9,15 @@ places are two rows of int64 per layer; the transforms are complex64, eight byte
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
+from peftplan.graph.core import Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern
+from peftplan.methods._branches import builder
 from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._spectrum import Spectral
 from peftplan.methods.base import Host
 from peftplan.units import DType
 
@@ -28,33 +27,21 @@ FP32, COMPLEX = DType.float32, DType.complex64
 
 @final
 @dataclass(frozen=True)
-class Fourierft(OnLinears):
+class Fourierft(Spectral):
     """PEFT's FourierFTConfig."""
 
-    n_frequency: int = 1000
-    n_frequency_pattern: dict[str, int] = field(default_factory=dict)
     bias: Literal["none", "all", "fourier_only"] = "none"
     title: ClassVar[str] = "FourierFT"
+    prefix: ClassVar[str] = "fourierft"
     returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:
         return self.bias
 
-    def size(self, path: str) -> int:
-        return by_pattern(path, self.n_frequency, self.n_frequency_pattern)
-
-    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
-        del host
-        return (Tensor("@fourierft_indices", (2, sum(c.size for c in chosen)), DType.int64, BUFFER),)
-
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
-        if not 0 < size <= module.weight.numel:
-            raise RequestError(
-                f"method.n_frequency={size}: {module.path} has room for 1 to {module.weight.numel} of them"
-            )
         b, base = builder(module, host)
         with b.marked(module.site, "down"):
-            spectrum = b.weight("fourierft_spectrum", size, dtype=host.new_dtype, kind=ADAPTER)
+            spectrum = self.spectrum(b, module, size, host)
             delta = _delta(b, spectrum, module.out_features, module.in_features)
             x = b.cast(module.x, delta.dtype, label="fourierft_x")
             change = b.linear(x, delta, label="delta_out")

@@ -11,16 +11,16 @@ coefficients' places are two rows of int64 per layer. One level of the transform
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from peftplan.errors import RequestError
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import ADAPTER, BUFFER, Grad, Graph, Op, Tensor
+from peftplan.graph.core import Grad, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, chosen_modules
+from peftplan.methods._branches import builder, chosen_modules
 from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._spectrum import Spectral
 from peftplan.methods._wavelets import LENGTHS, reconstructed
 from peftplan.methods.base import Host
 from peftplan.units import DType
@@ -30,24 +30,21 @@ HARMLESS = COMMON | {"scaling", "random_loc_seed", "init_weights", "bias"}
 
 @final
 @dataclass(frozen=True)
-class Waveft(OnLinears):
+class Waveft(Spectral):
     """PEFT's WaveFTConfig."""
 
     n_frequency: int = 2592
     wavelet_family: str = "db1"
     use_idwt: bool = True
-    n_frequency_pattern: Mapping[str, int] = field(default_factory=dict)
     proportional_parameters: bool = False
     title: ClassVar[str] = "WaveFT"
+    prefix: ClassVar[str] = "waveft"
 
     def check(self) -> None:
         if self.wavelet_family not in LENGTHS:
             raise RequestError(
                 f"method.wavelet_family={self.wavelet_family}: PEFT's WaveFT works with {', '.join(LENGTHS)}"
             )
-
-    def size(self, path: str) -> int:
-        return by_pattern(path, self.n_frequency, self.n_frequency_pattern)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         """With `proportional_parameters`, every weight has a share of all layers' numbers by its size."""
@@ -60,18 +57,10 @@ class Waveft(OnLinears):
         shares = {re.escape(path): max(1, round(numel * each)) for path, numel in sizes.items()}
         return replace(self, proportional_parameters=False, n_frequency_pattern=shares).apply(graph, host)
 
-    def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
-        del host
-        return (Tensor("@waveft_indices", (2, sum(c.size for c in chosen)), DType.int64, BUFFER),)
-
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
-        if not 0 < size <= module.weight.numel:
-            raise RequestError(
-                f"method.n_frequency={size}: {module.path} has room for 1 to {module.weight.numel} of them"
-            )
         b, base = builder(module, host)
         with b.marked(module.site, "down"):
-            spectrum = b.weight("waveft_spectrum", size, dtype=host.new_dtype, kind=ADAPTER)
+            spectrum = self.spectrum(b, module, size, host)
             delta = self._waves(b, spectrum, module) if self.use_idwt else _dense(b, spectrum, module)
             x = b.cast(module.x, delta.dtype, label="waveft_x")
             change = b.linear(x, delta, label="delta_out")

@@ -122,6 +122,7 @@ class Solve(Op):
 
     lu: Tensor
     pivots: Tensor
+    multiplies_back = True
 
     def grad_flops(self, need: Need) -> int:
         return 2 * self.out.numel * self.out.shape[-1] if self.ins[0].name in need else 0
