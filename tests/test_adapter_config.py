@@ -94,7 +94,7 @@ def test_an_unknown_knob_that_is_on_is_named(tmp_path: Path) -> None:
     ("knobs", "error", "message"),
     [
         ({}, BadFile, "no peft_type"),
-        ({"peft_type": "SHADOW"}, Unsupported, "SHADOW is not modelled: it trains a second model"),
+        ({"peft_type": "SHADOW"}, Unsupported, "SHADOW is not modelled: a second hidden state"),
         ({"peft_type": "NO_SUCH"}, Unsupported, "NO_SUCH is not modelled yet; modelled: .*lora"),
         ({"peft_type": ["LORA"]}, BadFile, "no peft_type"),
     ],

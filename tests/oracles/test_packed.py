@@ -56,8 +56,12 @@ def tiny(method: str, fmt: str) -> Job:
     return make_job(model="llama", config=config, **{**COMMON, **fields(method, fmt)})
 
 
+TRACED = [name for name in methods.names() if {"PEFT", "transformers"} & {*methods.get(name).libraries}]
+"""What the trace can build here."""
+
+
 @pytest.mark.parametrize("fmt", ["nf4", "int8"])
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", TRACED)
 def test_a_method_is_what_peft_does_or_peft_fails_too(method: str, fmt: str) -> None:
     job = tiny(method, fmt)
     if not refused(job):
