@@ -1,8 +1,8 @@
 """AdaLoRA: LoRA in three factors, whose ranks are cut while it trains (Zhang 2023, arXiv:2303.10512, section 3).
 
 Trains: init_r (in + out + 1) + 1 per adapted linear layer, whatever ranks are left: PEFT masks ranks and never takes
-them away, and since 0.21.0 it trains the number that the result is divided by (`trains_ranknum`). Plus `bias` and
-copies of `modules_to_save`.
+them away, and since 0.21.0 it trains the number that the result is divided by (`trains_ranknum`) wherever it moves or
+casts adapters: on a GPU, or under half-precision weights. Plus `bias` and copies of `modules_to_save`.
 Keeps for backward: the layer's input in the adapter's dtype, A times E, its projection, and the layer's whole change in
 the adapter's dtype, for the gradient of that number; for the loss's penalty the Gram matrix of every A and B, r x r.
 Beside the parameters it holds three numbers for each of A, B and E (RankAllocator: ipt, exp_avg_ipt, exp_avg_unc) from

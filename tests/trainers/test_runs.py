@@ -56,8 +56,13 @@ RUNNABLE = tuple(
     if trainers.support()[name]["hf_script"]
     and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]) is not None)
 )
+HALVED = ("adalora",)
+"""What trains one number more where PEFT moves or casts its adapters, which it does not in fp32 on a CPU."""
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"script-{name}": ("hf_script", {"method": name}) for name in (*RUNNABLE, *VARIANTS)},
+    **{
+        f"script-{name}": ("hf_script", {"method": name, **(HALF if name in HALVED else {})})
+        for name in (*RUNNABLE, *VARIANTS)
+    },
     **{
         f"script-nf4-{name}": ("hf_script", {"method": name, "format": "nf4"})
         for name in ("ia3", "vera", "oft", "miss", "ln_tuning", "prompt_tuning", "lora_fa")
@@ -73,6 +78,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-int8": ("trl", {"method": "lora", "format": "int8", **HALF}),
 }
 FITTING: dict[str, dict[str, Any]] = {
+    "adalora": {"method.total_step": 8},
+    "adaption_prompt": {"method.adapter_len": 4, "method.adapter_layers": 1},
     "c3a": {"method.block_size": 16},
     "road": {"method.group_size": 16},
     "shira": {"method.r": 4},
@@ -82,6 +89,9 @@ FITTING: dict[str, dict[str, Any]] = {
 }
 """Settings of methods whose defaults do not fit or divide the tiny model's sizes, or that have none."""
 SAVED_BESIDE = {
+    "adalora": "PEFT saves the ranks that are left",
+    "cartridge": "PEFT saves the frozen tokens beside the trained ones",
+    "frod": "PEFT saves the frozen basis beside the trained cores",
     "delora": "PEFT saves the norms of the base's weights",
     "lora_fa": "PEFT saves A, which does not train, beside B",
     "p_tuning": "PEFT saves the virtual tokens, not the encoder that made them",
