@@ -305,9 +305,10 @@ def _precision(job: Job, arch: Arch, notes: _Notes, method: Method) -> tuple[DTy
     _agree(job)
     stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
     if mixed:
-        dtype = parse_dtype(stated) if stated else (DType.float32 if method.trains == "base" else arch.dtype)
+        own_copies = method.trains != "base" or method.masters is not None
+        dtype = parse_dtype(stated) if stated else (arch.dtype if own_copies else DType.float32)
         if stated is None:
-            why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the frozen base keeps its dtype"
+            why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the base keeps its dtype"
             notes.add("dtype", dtype.label, why)
         return dtype, parse_dtype(base), asked
     if stated is not None:

@@ -118,7 +118,7 @@ def test_reserved_bytes_of_quantized_loras_follow_how_they_were_loaded() -> None
 
 
 UNEXPLAINED = {"fitcheck-edge-Qwen2.5-7B-Instruct-b1", "fms-main-057", "fms-main-077"}
-"""A job whose two runs differ by 11.7 %, and what nvidia-smi counts beyond the allocator in one campaign (`why_off`)."""
+"""A job whose two runs differ by 11.7 %, and what nvidia-smi counts beyond the allocator in one campaign."""
 
 
 def test_reserved_and_device_bytes_are_close_everywhere() -> None:
