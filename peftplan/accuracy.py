@@ -60,7 +60,16 @@ class Summary:
 
 def compare(records: Iterable[Record], predict: Predict, *, every_value: bool = False) -> list[Row]:
     """Each record's first measured value (or every value) beside `predict` of its job."""
+    once = remembered(predict)
     rows: list[Row] = []
+    for record in records:
+        values = record.measured if every_value else record.measured[:1]
+        rows += _record_rows(record, values, once)
+    return rows
+
+
+def remembered(predict: Predict) -> Predict:
+    """`predict` with every answer kept, for as long as the caller keeps this: a replay takes a while."""
     seen: dict[str, Estimate] = {}
 
     def once(job: Job) -> Estimate:
@@ -69,10 +78,7 @@ def compare(records: Iterable[Record], predict: Predict, *, every_value: bool = 
             seen[key] = predict(job)
         return seen[key]
 
-    for record in records:
-        values = record.measured if every_value else record.measured[:1]
-        rows += _record_rows(record, values, once)
-    return rows
+    return once
 
 
 def _record_rows(record: Record, values: Iterable[Measured], predict: Predict) -> list[Row]:

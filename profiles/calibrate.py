@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peftplan import formats
-from peftplan.accuracy import compare
+from peftplan.accuracy import compare, remembered
 from peftplan.calibration import DATA, Seen, lines
 from peftplan.pipeline import estimate
-from peftplan.records import Record, load
+from peftplan.records import load
+from peftplan.result import Estimate
 
 ROOT = Path(__file__).parent
 HELD = ("device", "reserved_peak")
@@ -21,16 +22,23 @@ HELD = ("device", "reserved_peak")
 
 def rows() -> Iterator[Seen]:
     """One row for each judged record that read what its card had to hold."""
+    predict = remembered(estimate)
     for record in load(ROOT):
-        judged = {row.kind: row for row in compare([record], estimate, every_value=True) if row.predicted_bytes}
+        judged = {row.kind: row for row in compare([record], predict, every_value=True) if row.predicted_bytes}
         kind = next((kind for kind in HELD if kind in judged), None)
         if kind is not None:
             row = judged[kind]
-            yield Seen(record.id, record.campaign, _packed(record), row.measured_bytes, row.predicted_bytes or 0)
+            yield Seen(
+                record.id,
+                record.campaign,
+                _packed(predict(record.to_job())),
+                row.measured_bytes,
+                row.predicted_bytes or 0,
+            )
 
 
-def _packed(record: Record) -> bool:
-    name = estimate(record.to_job()).job.format
+def _packed(answer: Estimate) -> bool:
+    name = answer.job.format
     return name is not None and formats.make(name, {}).packed
 
 

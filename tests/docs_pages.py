@@ -148,13 +148,14 @@ Configs are data: YAML is loaded without tags or anchors, scripts are parsed and
 
 def accuracy_page() -> str:
     """docs/accuracy.md."""
-    from peftplan.accuracy import compare
+    from peftplan.accuracy import compare, remembered
     from peftplan.records import load
     from peftplan.report.accuracy_page import page
     from peftplan.report.accuracy_plot import draw
 
-    draw(compare(load(ROOT / "profiles"), estimate, every_value=True), ROOT / "docs" / "accuracy.svg")
-    return page(ROOT / "profiles")
+    predict = remembered(estimate)
+    draw(compare(load(ROOT / "profiles"), predict, every_value=True), ROOT / "docs" / "accuracy.svg")
+    return page(ROOT / "profiles", predict)
 
 
 def readme() -> str:

@@ -190,6 +190,11 @@ class _Adapted(Collection[Chosen]):
         return module in self._found
 
 
+def widest(chosen: Collection[Chosen]) -> tuple[int, int]:
+    """The most inputs and the most outputs of any adapted module: the sides of a pair that all of them share."""
+    return max(c.module.in_features for c in chosen), max(c.module.out_features for c in chosen)
+
+
 def chosen_modules(graph: Graph, planned: Plan[int]) -> Iterator[Chosen]:
     """Every adapted module, once per layer."""
     for region in graph.regions:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, final
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, returned
+from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, returned, widest
 from peftplan.methods._linears import COMMON, ended, packed
 from peftplan.methods.base import Host
 
@@ -50,8 +50,7 @@ class Pvera(OnLinears):
         return a, Tensor("@pvera_B", (out, self.r), host.new_dtype, BUFFER)
 
     def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
-        wide = max(c.module.in_features for c in chosen)
-        return self._pair(wide, max(c.module.out_features for c in chosen), host)
+        return self._pair(*widest(chosen), host)
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size

@@ -20,7 +20,7 @@ from peftplan.errors import Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Need, Op, Tensor
 from peftplan.graph.edit import Module, writing
-from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, returned
+from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, returned, widest
 from peftplan.methods._linears import COMMON, ended, packed
 from peftplan.methods.base import Host
 from peftplan.units import ceil_div
@@ -72,8 +72,7 @@ class Randlora(OnLinears):
         check_share("randlora_dropout", self.randlora_dropout)
 
     def buffers(self, chosen: Collection[Chosen], host: Host) -> tuple[Tensor, ...]:
-        sides = [max(c.module.weight.shape[i] for c in chosen) for i in (0, 1)]
-        small, large = min(sides), max(sides)
+        small, large = sorted(widest(chosen))
         return self._pair(small, large, ceil_div(small, self.r), host)
 
     def _pair(self, small: int, large: int, count: int, host: Host) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from peftplan.accuracy import GROUPS, Row, compare, summarize, verdicts
+from peftplan.accuracy import GROUPS, Predict, Row, Verdicts, compare, remembered, summarize, verdicts
 from peftplan.calibration import Calibration, calibration
 from peftplan.pipeline import estimate
 from peftplan.records import load
@@ -38,15 +38,16 @@ that no job can state (the record names what is missing).
 """
 
 
-def page(folder: Path | str) -> str:
+def page(folder: Path | str, predict: Predict = estimate) -> str:
     """The whole page as Markdown, from the records under `folder`."""
-    rows = compare(load(folder), estimate, every_value=True)
+    records, once = load(folder), remembered(predict)
+    rows = compare(records, once, every_value=True)
     judged = [row for row in rows if row.error is not None]
     parts = [
         _HEAD,
         _summary(judged),
         _groups(rows),
-        _verdicts(folder),
+        _verdicts(verdicts(records, once)),
         _far(judged),
         "\n## Row by row\n\n",
         table(judged, style="markdown"),
@@ -76,8 +77,7 @@ def _groups(rows: list[Row]) -> str:
     return "\n![Predicted against measured](accuracy.svg)\n" + "".join(tables)
 
 
-def _verdicts(folder: Path | str) -> str:
-    found = verdicts(load(folder), estimate)
+def _verdicts(found: Verdicts) -> str:
     both = (calibration(packed=False), calibration(packed=True))
     lines = [
         "\n## Verdicts\n",

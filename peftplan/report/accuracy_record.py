@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from peftplan.accuracy import Row, compare
+from peftplan.accuracy import Predict, Row, compare, remembered
 from peftplan.breakdown import explain
 from peftplan.errors import PeftplanError
 from peftplan.pipeline import estimate
@@ -40,7 +40,8 @@ def _terms(record: Record) -> list[dict[str, Any]] | None:
 
 def render(record: Record) -> RenderableType:
     """The run, its values beside their predictions, then the ledger of the predicted peak."""
-    return Group(*_about(record), *_values(record), *_ledger(record))
+    predict = remembered(estimate)
+    return Group(*_about(record), *_values(record, predict), *_ledger(record, predict))
 
 
 def _about(record: Record) -> Iterator[RenderableType]:
@@ -55,8 +56,8 @@ def _about(record: Record) -> Iterator[RenderableType]:
         yield Text("ran out of memory")
 
 
-def _values(record: Record) -> Iterator[RenderableType]:
-    rows = compare([record], estimate, every_value=True)
+def _values(record: Record, predict: Predict) -> Iterator[RenderableType]:
+    rows = compare([record], predict, every_value=True)
     yield _table(rows) if rows else Text("nothing was measured")
     for row in rows:
         if row.why_off:
@@ -77,9 +78,9 @@ def _table(rows: Sequence[Row]) -> RenderableType:
     return shown
 
 
-def _ledger(record: Record) -> Iterator[RenderableType]:
+def _ledger(record: Record, predict: Predict) -> Iterator[RenderableType]:
     try:
         job = record.to_job()
-        yield ledger.render(estimate(job), explain(job), ())
+        yield ledger.render(predict(job), explain(job), ())
     except PeftplanError as error:
         yield Text(f"no prediction: {error}")
