@@ -22,6 +22,7 @@ OWN: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama_biased": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "qwen2": {},
+    "qwen3": {},
     "gemma": {"head_dim": 16},
     "phi3": {"pad_token_id": 0},
     "mistral": {"sliding_window": 9},
@@ -46,7 +47,12 @@ def tiny_job(family: str, fields: dict[str, Any]) -> Job:
 
 def assert_same(real: Trace, guess: Estimate) -> None:
     """Predicted and traced are the same numbers."""
-    predicted = {
+    assert predicted(guess) == traced(real)
+
+
+def predicted(guess: Estimate) -> dict[str, int]:
+    """What of an estimate must be equal."""
+    return {
         "total": guess.parameters.total,
         "trainable": guess.parameters.trainable,
         "stored": guess.parameters.stored_bytes,
@@ -55,7 +61,11 @@ def assert_same(real: Trace, guess: Estimate) -> None:
         **{kind: getattr(guess.flops, kind) for kind in ("forward", "backward", "recompute")},
         "peak": guess.memory.peak_bytes,
     }
-    traced = {
+
+
+def traced(real: Trace) -> dict[str, int]:
+    """The same of a trace."""
+    return {
         "total": real.parameters["total"],
         "trainable": real.parameters["trainable"],
         "stored": real.parameters["stored_bytes"],
@@ -64,7 +74,6 @@ def assert_same(real: Trace, guess: Estimate) -> None:
         **{kind: real.flops[kind] for kind in ("forward", "backward", "recompute")},
         "peak": real.peak_bytes,
     }
-    assert predicted == traced
 
 
 COMMON: dict[str, Any] = {"micro_batch": 3, "seq_len": 17, "backend": "cpu", "attention": "sdpa"}

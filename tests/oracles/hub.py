@@ -16,22 +16,21 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from peftplan.job import Job, make_job
+from peftplan.job import Job
 from peftplan.pipeline import read
 from tests.e2e.venvs import venv
-from tests.oracles.equal import COMMON, OWN, SIZES, Row
+from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, predicted, tiny_job
 
 HERE = Path(__file__).parent / "traced"
 ROOT = Path(__file__).parents[2]
 INSIDE = "tests.trainers.inside.for_adapters"
 Numbers = dict[str, int]
+Fields = dict[str, Any]
 
 
 def job_of(row: Row) -> Job:
     """The job on a tiny model that a row stands for."""
-    family, fields = row
-    config = {"model_type": family, **SIZES, **OWN.get(family, {})}
-    return make_job(model=family, config=config, **{**COMMON, **fields})
+    return tiny_job(*row)
 
 
 def key(row: Row) -> str:
@@ -41,16 +40,22 @@ def key(row: Row) -> str:
 
 def estimated(row: Row) -> Numbers:
     """The numbers that a trace counts, predicted."""
-    guess = read(job_of(row)).estimate
-    return {
-        "total": guess.parameters.total,
-        "trainable": guess.parameters.trainable,
-        "stored": guess.parameters.stored_bytes,
-        "static": guess.memory.static_bytes,
-        "saved": guess.memory.saved_for_backward_bytes,
-        **{kind: getattr(guess.flops, kind) for kind in ("forward", "backward", "recompute")},
-        "peak": guess.memory.peak_bytes,
-    }
+    return predicted(read(job_of(row)).estimate)
+
+
+def union_rows(method: str, small: Fields, other: Fields, *, plain: Fields) -> list[Row]:
+    """Jobs of a union of methods: its defaults in `plain`, then two choices of settings over precisions and models."""
+    rows = (
+        ("llama", plain),
+        ("llama", {**PLAIN, "set": small}),
+        ("llama", {**WIDE, "set": other}),
+        ("llama", {**AGAIN, "set": small}),
+        ("llama", {**MIXED, "set": small}),
+        ("llama", {**MIXED, "dtype": "bf16", "set": other}),
+        ("llama_biased", {**WIDE, "attention": "eager", "set": other}),
+        ("mistral", {**WIDE, "set": {**small, "model.sliding_window": 9}}),
+    )
+    return [(family, {"method": method, **fields}) for family, fields in rows]
 
 
 def recorded(name: str) -> dict[str, Numbers]:

@@ -14,11 +14,10 @@ pytest.importorskip("bitsandbytes")
 
 from peftplan import methods
 from peftplan.errors import PeftplanError, RequestError
-from peftplan.job import Job, make_job
 from peftplan.pipeline import read
 from tests.conformance import zoo
 from tests.conformance.checks import found
-from tests.oracles.equal import AGAIN, COMMON, OWN, PACKED, PLAIN, SIZES, assert_equal
+from tests.oracles.equal import AGAIN, PACKED, PLAIN, assert_equal, tiny_job
 from tests.test_completeness import peft_types
 
 pytestmark = pytest.mark.trace
@@ -56,19 +55,15 @@ def _own(method: str, targets: Any) -> dict[str, Any]:
     return {"method.feedforward_modules": ".*down_proj" if isinstance(targets, str) else ["down_proj"]}
 
 
-def _job(family: str, fields: dict[str, Any]) -> Job:
-    return make_job(model=family, config={"model_type": family, **SIZES, **OWN[family]}, **{**COMMON, **fields})
-
-
 def _alike(family: str, fields: dict[str, Any]) -> None:
     """Equal to the trace, or refused by both."""
     try:
-        read(_job(family, fields))
+        read(tiny_job(family, fields))
     except RequestError:
         from peftplan.instruments.trace import trace
 
         with pytest.raises(PeftplanError):
-            trace(_job(family, fields))
+            trace(tiny_job(family, fields))
         return
     assert_equal(family, fields)
 
@@ -146,7 +141,7 @@ REFUSED: list[dict[str, Any]] = [
 def test_both_refuse(fields: dict[str, Any]) -> None:
     asked = {"method": "lora", **PLAIN, **fields}
     with pytest.raises(RequestError):
-        read(_job("llama", asked))
+        read(tiny_job("llama", asked))
     _alike("llama", asked)
 
 

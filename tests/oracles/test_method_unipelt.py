@@ -10,7 +10,7 @@ from peftplan.errors import RequestError
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles import hub
-from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row
+from tests.oracles.equal import PLAIN, Row
 
 SMALL: dict[str, Any] = {
     "method.prefix_tuning": {"prefix_length": 5, "bottleneck_size": 13}, "method.adapter": {"reduction_factor": 5},
@@ -21,19 +21,7 @@ OTHER: dict[str, Any] = {
     "method.adapter": {"mh_adapter": True, "reduction_factor": 7, "dropout": 0.1},
     "method.lora": {"intermediate_lora": True, "output_lora": True, "dropout": 0.1},
 }
-ROWS: list[Row] = [
-    (family, {"method": "unipelt", **fields})
-    for family, fields in (
-        ("llama", {**PLAIN}),
-        ("llama", {**PLAIN, "set": SMALL}),
-        ("llama", {**WIDE, "set": OTHER}),
-        ("llama", {**AGAIN, "set": SMALL}),
-        ("llama", {**MIXED, "set": SMALL}),
-        ("llama", {**MIXED, "dtype": "bf16", "set": OTHER}),
-        ("llama_biased", {**WIDE, "attention": "eager", "set": OTHER}),
-        ("mistral", {**WIDE, "set": {**SMALL, "model.sliding_window": 9}}),
-    )
-]
+ROWS = hub.union_rows("unipelt", SMALL, OTHER, plain=PLAIN)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=hub.key)

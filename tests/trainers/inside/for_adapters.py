@@ -8,22 +8,9 @@ from typing import Any
 
 import torch
 
-from peftplan.instruments.answer import Trace
 from peftplan.instruments.trace import trace
 from peftplan.job import make_job
-
-
-def numbers(real: Trace) -> dict[str, int]:
-    """What of a trace an estimate is held to."""
-    return {
-        "total": real.parameters["total"],
-        "trainable": real.parameters["trainable"],
-        "stored": real.parameters["stored_bytes"],
-        "static": real.static_bytes,
-        "saved": real.saved_for_backward_bytes,
-        **{kind: real.flops[kind] for kind in ("forward", "backward", "recompute")},
-        "peak": real.peak_bytes,
-    }
+from tests.oracles.equal import traced
 
 
 def main() -> None:
@@ -31,7 +18,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for fields in json.load(sys.stdin):
         real = trace(make_job(**fields))
-        found.append({"numbers": numbers(real), "versions": real.versions})
+        found.append({"numbers": traced(real), "versions": real.versions})
     print(json.dumps(found))
 
 
