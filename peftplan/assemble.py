@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from peftplan.arch.core import Arch
 from peftplan.formats import Format
-from peftplan.graph.blocks.decoder import Setup, decoder, module_order
+from peftplan.graph.blocks.decoder import decoder, module_order
+from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
 from peftplan.optimizers.base import Optimizer, Trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.hardware.gpus import Gpu
 from peftplan.job import Assumption
 from peftplan.optimizers.base import Optimizer, Trained

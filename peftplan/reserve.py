@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peftplan.assemble import as_run, build_graph, step_bytes, trainees
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.core import Graph
 from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_workspace
 from peftplan.loading import loading

@@ -14,8 +14,8 @@ from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.formats import Format
-from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
+from peftplan.graph.blocks.setup import Batch, Setup, WeightTypes
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu

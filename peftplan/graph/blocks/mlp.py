@@ -1,0 +1,27 @@
+"""The feed-forward half of a layer."""
+
+from __future__ import annotations
+
+from peftplan.arch.core import Mlp
+from peftplan.graph.blocks.modules import project
+from peftplan.graph.blocks.setup import Setup
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import Tensor
+
+
+def gated(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
+    """LlamaMLP.forward: down(act(gate(x)) * up(x)); Phi3MLP.forward with one fused projection."""
+    types, batch = setup.types, setup.batch
+    hidden = h.shape[-1]
+    if m.fused_gate_up:
+        both = project(b, h, 2 * m.size, label="gate_up_proj", site="gate_up", types=types)
+        gate, up = (b.slice(both, batch.size, batch.seq, m.size, label=n) for n in ("gate", "up"))
+        product = b.mul(up, b.activate(gate), label="glu")
+        d = project(b, product, hidden, label="down_proj", site="down", types=types)
+        b.hold(both, product)
+        return d
+    gate = project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias)
+    act = b.activate(gate)
+    up = project(b, h, m.size, label="up_proj", site="up", types=types, biased=m.bias)
+    product = b.mul(act, up, label="glu")
+    return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)
