@@ -25,7 +25,7 @@ from peftplan.methods.targets import Names
 from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical
 from peftplan.process import allocator_knobs, load_knobs
-from peftplan.step.memory import Loop, Recompute
+from peftplan.step.segments import Loop, Recompute
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType, parse_dtype
 

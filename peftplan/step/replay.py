@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from peftplan.graph.core import Graph
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
-from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
+from peftplan.step.memory import dies_with_backbone, embedding_is_local
+from peftplan.step.segments import Loop, Recompute, Segment, segments
 from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from peftplan.graph.core import Need, Op
 from peftplan.graph.ops import Add, FusedAttention, PackedLinear
-from peftplan.step.memory import Segment
+from peftplan.step.segments import Segment
 from peftplan.units import DType
 
 
