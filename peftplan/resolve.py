@@ -94,6 +94,8 @@ def resolve(job: Job) -> Case:
     dtype, autocast, precision = precision_of(job, arch, notes, method)
     format_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
+    if fmt.untrainable:
+        raise RequestError(f"--format {format_name}: {fmt.untrainable}")
     dtype = fmt.dtype() or dtype
     optimizer = optimizer_of(job)
     optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
@@ -313,7 +315,7 @@ def _check_length(seq_len: int, arch: Arch, notes: Notes) -> None:
 
 def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: Notes) -> tuple[str, Recompute]:
     """(the policy's name, what it does)."""
-    prepared = fmt.upcasts_rest
+    prepared = fmt.prepares
     why = (
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
