@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from peftplan.instruments import quantize
 
@@ -63,3 +63,14 @@ def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch
                 for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
                     if isinstance(item, torch.Tensor):
                         yield f"{path}.{name}.{key}", value, key, item
+
+
+def grouped_product(a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch._grouped_mm. Its kernels take float32 and float16 too, its stand-in for fake tensors bfloat16 alone
+    (torch/_meta_registrations.py, _meta_grouped_mm_common; aten/src/ATen/native/GroupedMMUtils.h)."""
+    run = torch.ops.aten._grouped_mm.default
+    if not isinstance(a, FakeTensor) or a.dtype is torch.bfloat16:
+        out: torch.Tensor = run(a, b, *args, **kwargs)
+        return out
+    like = run(a.to(torch.bfloat16), b.to(torch.bfloat16), *args, **kwargs)
+    return torch.empty_strided(like.size(), like.stride(), dtype=a.dtype, device=a.device)
