@@ -192,8 +192,9 @@ def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None
 
 def _made_for_layers(parts: Sequence[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
-    first = parts[0]
-    return [op.out for op in first.region.ops if is_global(op.out.name) and op.out.name not in first.region.held]
+    first = parts[0].region
+    others = {*first.held, *first.idle}
+    return [op.out for op in first.ops if is_global(op.out.name) and op.out.name not in others]
 
 
 def dies_with_backbone(parts: Sequence[Segment]) -> dict[str, int]:
