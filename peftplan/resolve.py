@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from peftplan import formats, methods
+from peftplan import formats, kernels, methods
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
@@ -125,6 +125,7 @@ def resolve(job: Job) -> Case:
         use_cache=_use_cache(job, arch, method, recompute, notes),
         loss=_loss(job),
         modeling=method.modeling(arch.family),
+        kernels=_kernels(job, arch, method, method_name, fmt, autocast),
     )
     host = Host(
         arch=arch,
@@ -149,7 +150,7 @@ def resolve(job: Job) -> Case:
         "attention": job.attention or "sdpa",
         "layout": job.layout or "none",
         "offload": job.offload or "none",
-        "kernels": job.kernels or "hf",
+        "kernels": kernels.canonical(job.kernels or "hf"),
     }
     return Case(
         job=job.model_copy(update=decided),
@@ -184,6 +185,22 @@ def _attention(job: Job, notes: _Notes) -> str:
     if found is None:
         raise UnknownName("attention implementation", asked, ATTENTION)
     return found
+
+
+def _kernels(
+    job: Job, arch: Arch, method: Method, method_name: str, fmt: Format, autocast: DType | None
+) -> kernels.Kernels:
+    """Whose kernels run, if they run on this."""
+    made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
+    if made.owns_loss and "loss.style" in job.settings:
+        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+    knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
+    made.check(
+        kernels.Asked(
+            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+        )
+    )
+    return made
 
 
 def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: _Notes) -> bool:
@@ -233,9 +250,7 @@ def _check_unmodelled(job: Job) -> None:
         raise Unsupported("more than one GPU is not modelled yet; use --gpus 1 without --layout")
     if job.offload not in (None, "none"):
         raise Unsupported(f"--offload {job.offload} is not modelled yet")
-    if job.kernels not in (None, "hf"):
-        raise Unsupported(f"--kernels {job.kernels} is not modelled yet; only transformers' own (hf) are")
-    for prefix in ("layout", "kernels", "precision"):
+    for prefix in ("layout", "precision"):
         if knobs := job.knobs(prefix):
             raise Unsupported(f"{prefix}.{next(iter(knobs))}: no setting of {prefix} is modelled yet; leave it out")
 
