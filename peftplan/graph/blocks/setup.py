@@ -9,6 +9,7 @@ from peftplan.graph.blocks.loss import LossStyle
 from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Tensor
+from peftplan.graph.mesh import ONE, Mesh
 from peftplan.units import DType
 
 
@@ -78,6 +79,8 @@ class Setup:
     """Whose modelling code runs."""
     kernels: Kernels = TRANSFORMERS
     """Whose norms, rotary embeddings, gated products and losses it calls."""
+    mesh: Mesh = ONE
+    """Over how many ranks its operations are spread: the graph is one rank's."""
 
     @property
     def caches(self) -> bool:
