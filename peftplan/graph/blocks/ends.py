@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from peftplan.arch.core import Arch
-from peftplan.graph.blocks.loss import causal_lm_loss, fused_head_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
 from peftplan.graph.builder import Builder
@@ -98,7 +97,7 @@ def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
     """The last norm of the backbone."""
     b = Builder(setup.numerics)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
-    out = rms_norm(b, arch, x, setup.types.norm, "norm")
+    out = rms_norm(b, arch, setup, x, "norm")
     b.hold(x)
     return Region(name="norm", ops=tuple(b.ops), entry=x, exit=out)
 
@@ -109,11 +108,5 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
-    if setup.loss == "fused_head":
-        loss = fused_head_loss(b, h, weight, labels)
-        return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss)
-    with b.marked("head"):
-        logits = b.linear(h, weight, label="lm_head")
-    loss = causal_lm_loss(b, logits, labels, h, setup.loss)
-    returned = (returned_logits(setup.loss, logits),)
+    loss, returned = setup.kernels.loss(b, h, weight, labels, setup.loss)
     return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)
