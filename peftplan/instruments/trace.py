@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, quantize
+from peftplan.instruments import adapterhub, build, fakes, quantize, recompute
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -76,7 +76,7 @@ def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:
     try:
         model = build.apply_method(build.base_model(choices, mode), choices)
         if choices.recompute:
-            build.checkpoint_layers(model, choices.job)
+            recompute.checkpoint_layers(model, choices.job)
     except PeftplanError:
         raise
     except ImportError as error:
