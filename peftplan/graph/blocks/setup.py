@@ -8,6 +8,7 @@ from peftplan.graph.blocks.loss import LossStyle
 from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Tensor
+from peftplan.graph.mesh import ONE, Mesh
 from peftplan.units import DType
 
 
@@ -75,6 +76,8 @@ class Setup:
     """Which releases of transformers the loss is computed as (`blocks/loss.py`)."""
     modeling: Modeling = TRANSFORMERS_5
     """Whose modelling code runs."""
+    mesh: Mesh = ONE
+    """Over how many ranks its operations are spread: the graph is one rank's."""
 
     @property
     def caches(self) -> bool:
