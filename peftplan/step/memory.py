@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from peftplan.graph.core import ACTIVATION, Graph, Tensor, is_global
-from peftplan.step.segments import Loop, Recompute, Segment, prelude, segments
+from peftplan.recompute.base import Recompute
+from peftplan.step.segments import Loop, Segment, prelude, segments
 from peftplan.step.walk import (
     Rules,
     Saved,

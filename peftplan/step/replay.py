@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from peftplan.graph.core import Graph
+from peftplan.recompute.base import Recompute
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
 from peftplan.step.memory import dies_with_backbone, embedding_is_local
-from peftplan.step.segments import Loop, Recompute, Segment, segments
+from peftplan.step.segments import Loop, Segment, segments
 from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
