@@ -12,14 +12,24 @@ from torch.utils.flop_counter import flop_registry
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 
+
+def _transposed_product(a: Any, b: Any, *_: Any, out_val: Any) -> int:
+    """(n, k) times (m, k)."""
+    del out_val
+    return 2 * int(a.shape[0]) * int(a.shape[1]) * int(b.shape[0])
+
+
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _aten._scaled_dot_product_flash_attention_backward
     ],
+    _aten._int_mm: flop_registry[_aten.mm],
+    _aten._weight_int8pack_mm: _transposed_product,
 }
-"""torch leaves out the CPU's flash attention; it counts like the GPU's: 2 products forward, 5 back, uncut."""
+"""torch leaves out the CPU's flash attention; it counts like the GPU's: 2 products forward, 5 back, uncut. It leaves
+out products of whole numbers too; they count like others."""
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
