@@ -29,7 +29,7 @@ CONFIG = {
 FILE: dict[str, Any] = {
     "schema": "peftplan.campaign/1",
     "name": "tiny",
-    "warm_up": 1,
+    "warm_up": 2,
     "timed": 1,
     "base": {"model": "tiny", "config": CONFIG, "micro_batch": 2, "seq_len": 16, "set": {"model.use_cache": False}},
     "runs": [
