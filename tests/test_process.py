@@ -77,7 +77,7 @@ def test_settings_are_written_as_torch_reads_them() -> None:
     assert allocator_conf(knobs) == "expandable_segments:True,max_split_size_mb:128,roundup_power2_divisions:4"
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "max_split_size_mb=20": ({"max_split_size_mb": 20}, "torch takes more than 20"),
     "threshold=1": ({"garbage_collection_threshold": 1}, "give a share between 0 and 1"),
     "threshold=yes": ({"garbage_collection_threshold": True}, "give a number"),
