@@ -54,6 +54,13 @@ def quantize(
     quantizer.postprocess_model(model)
 
 
+def make_tables() -> None:
+    """bitsandbytes' code books, which it makes when it first packs and keeps; here on the host."""
+    from bitsandbytes.functional import quantize_4bit
+
+    quantize_4bit(torch.ones(64, 64), quant_type="nf4", compress_statistics=True)
+
+
 def _quantizer(fmt: str, compute: torch.dtype, double: bool) -> Any:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
