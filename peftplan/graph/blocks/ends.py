@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peftplan.arch.core import Arch
+from peftplan.errors import Unsupported
 from peftplan.graph.blocks.loss import causal_lm_loss, fused_head_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
@@ -23,6 +24,8 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
     with b.marked("embed"):  # part of the embedding's module
         hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
+    if arch.multiplies:
+        hidden = b.scale(hidden, label="embed_multiplied")
     position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
     if setup.modeling.repeats_positions and batch.size > 1:
         b.make("row_positions", batch.size, batch.seq, dtype=DType.int64, ins=(position,))
@@ -110,10 +113,14 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
     if setup.loss == "fused_head":
+        if arch.multiplies:
+            raise Unsupported(f"loss.style fused_head on {arch.family}, which scales its logits, is not modelled")
         loss = fused_head_loss(b, h, weight, labels)
         return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss)
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
+    if arch.multiplies:
+        logits = b.scale(logits, label="logits_scaled")
     loss = causal_lm_loss(b, logits, labels, h, setup.loss)
     returned = (returned_logits(setup.loss, logits),)
     return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)
