@@ -33,7 +33,8 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
     shared = Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
     idle = _idle(arch, mask, window_mask)
-    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden, idle=idle), shared
+    leaf = out.name if arch.multiplies else None
+    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden, idle=idle, leaf=leaf), shared
 
 
 def buffers(arch: Arch, setup: Setup) -> tuple[Tensor, ...]:
