@@ -140,6 +140,14 @@ class Op(ABC):
         """Temporaries of the forward, alive together with inputs and output."""
         return 0
 
+    def returned(self) -> tuple[Tensor, ...]:
+        """What its kernel hands back: what selective checkpointing keeps where it keeps the op's results."""
+        return (self.out,)
+
+    def prepared_bytes(self) -> int:
+        """Temporaries made before its kernel runs, which are made again even where its results were kept."""
+        return 0
+
     def moved_bytes(self) -> int:
         """Bytes read and written by the forward kernel, for the roofline."""
         total = self.out.nbytes

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from peftplan.instruments import quantize
+from peftplan.instruments.placing import loose_tensors
 
 
 @contextmanager
@@ -51,18 +52,6 @@ def _parameter(view: torch.Tensor, original: torch.nn.Parameter) -> torch.nn.Par
     for hook in (original._backward_hooks or {}).values():
         made.register_hook(hook)
     return made
-
-
-def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
-    """Tensors that modules hold as plain attributes, or in a dict or list: name, owner, key, tensor."""
-    for path, module in model.named_modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, torch.Tensor):
-                yield f"{path}.{name}", vars(module), name, value
-            elif isinstance(value, (dict, list)) and name not in ("_parameters", "_buffers"):
-                for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-                    if isinstance(item, torch.Tensor):
-                        yield f"{path}.{name}.{key}", value, key, item
 
 
 def grouped_product(a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -53,13 +53,13 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: Shared, dtype: DType,
     """LlamaDecoderLayer.forward."""
     b = Builder(setup.numerics)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
-    h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
+    h = rms_norm(b, arch, setup, x, "input_layernorm")
     with b.scope("self_attn"):
         o, weights = self_attention(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
     mid = _joined(b, arch, x, o, "attn")
-    h = rms_norm(b, arch, mid, setup.types.norm, "post_attention_layernorm")
+    h = rms_norm(b, arch, setup, mid, "post_attention_layernorm")
     with b.scope("mlp"):
         d = sparse(b, layer.mlp, setup, h) if isinstance(layer.mlp, Experts) else gated(b, layer.mlp, setup, h)
     b.hold(h)

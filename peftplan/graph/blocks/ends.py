@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from peftplan.arch.core import Arch
 from peftplan.errors import Unsupported
-from peftplan.graph.blocks.loss import causal_lm_loss, fused_head_loss, returned_logits
+from peftplan.graph.blocks.kernels import Loss
+from peftplan.graph.blocks.loss import causal_lm_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
 from peftplan.graph.builder import Builder
@@ -102,7 +103,7 @@ def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
     """The last norm of the backbone."""
     b = Builder(setup.numerics)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
-    out = rms_norm(b, arch, x, setup.types.norm, "norm")
+    out = rms_norm(b, arch, setup, x, "norm")
     b.hold(x)
     return Region(name="norm", ops=tuple(b.ops), entry=x, exit=out)
 
@@ -113,15 +114,18 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
-    if setup.loss == "fused_head":
-        if arch.multiplies:
-            raise Unsupported(f"loss.style fused_head on {arch.family}, which scales its logits, is not modelled")
-        loss = fused_head_loss(b, h, weight, labels)
-        return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss)
+    if arch.multiplies:
+        loss, returned = _scaled_loss(b, arch, setup, h, weight, labels)
+    else:
+        loss, returned = setup.kernels.loss(b, h, weight, labels, setup.loss)
+    return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)
+
+
+def _scaled_loss(b: Builder, arch: Arch, setup: Setup, h: Tensor, weight: Tensor, labels: Tensor) -> Loss:
+    """GraniteForCausalLM.forward: the logits are divided by a number before the loss."""
+    if setup.loss == "fused_head" or setup.kernels.owns_loss:
+        raise Unsupported(f"a loss fused with the head on {arch.family}, which scales its logits, is not modelled")
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
-    if arch.multiplies:
-        logits = b.scale(logits, label="logits_scaled")
-    loss = causal_lm_loss(b, logits, labels, h, setup.loss)
-    returned = (returned_logits(setup.loss, logits),)
-    return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)
+    logits = b.scale(logits, label="logits_scaled")
+    return causal_lm_loss(b, logits, labels, h, setup.loss), (returned_logits(setup.loss, logits),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peftplan.graph.blocks.kernels import TRANSFORMERS, Kernels
 from peftplan.graph.blocks.loss import LossStyle
 from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Numerics
@@ -81,6 +82,8 @@ class Setup:
     """Which releases of transformers the loss is computed as (`blocks/loss.py`)."""
     modeling: Modeling = TRANSFORMERS_5
     """Whose modelling code runs."""
+    kernels: Kernels = TRANSFORMERS
+    """Whose norms, rotary embeddings, gated products and losses it calls."""
     mesh: Mesh = ONE
     """Over how many ranks its operations are spread: the graph is one rank's."""
 
