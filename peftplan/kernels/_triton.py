@@ -1,0 +1,70 @@
+"""Norms, rotary embeddings, gated products and losses as Triton kernels keep them: the same in Liger, in Unsloth and in
+what took over Unsloth's."""
+
+from __future__ import annotations
+
+from peftplan.arch.core import Attention
+from peftplan.graph.blocks.kernels import Layout, Make, Pair
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ACTIVATION, Grad, Op, Tensor
+from peftplan.graph.ops import Further, Fused, internal
+from peftplan.units import DType
+
+FP32 = DType.float32
+MULTIPROCESSORS = 132
+"""Of an H100 (NVIDIA H100 datasheet, 2023-03), which has more than smaller GPUs: sums of a trained norm's gradient err
+high there, by less than 2 MB."""
+
+
+def rms_norm(b: Builder, x: Tensor, weight: Tensor, *, trains: bool) -> Tensor:
+    """Keeps x and one fp32 number a row; the gradient of x is written over the incoming one. `trains`: whether the
+    kernel has a gradient for the weight, summed in fp32 by every multiprocessor for itself."""
+    n = b.name("out")
+    rows = internal(n, "rstd", (x.numel // x.shape[-1],), FP32)
+    grads: tuple[Grad, ...] = (Grad(x, 0),)
+    if trains:
+        programs = 1 if b.numerics.backend == "cpu" else MULTIPROCESSORS
+        sums = (programs + (weight.dtype is not FP32)) * weight.numel * FP32.size
+        grads = (Grad(weight, weight.logical_bytes, sums), *grads)
+    return emit(
+        b, Fused(name=n, ins=(x, weight), out=Tensor(n, x.shape, x.dtype), keeps=(x, weight, rows), grads=grads,
+                 temporary_bytes=rows.nbytes, site="norm")
+    )  # fmt: skip
+
+
+def rotate(b: Builder, a: Attention, q: Tensor, k: Tensor, table: Pair, *, by_head: Layout) -> Pair:
+    """Queries and keys turned where they are, and gradients too; what lies otherwise is copied first."""
+    if a.fused_qkv:
+        q, k = b.copy(q, label="q_dense"), b.copy(k, label="k_dense")
+    k_name, q_name = b.name("k_rope"), b.name("q_rope")
+    k_out, q_out = k._replace(name=k_name, base=k.storage), q._replace(name=q_name, base=q.storage)
+    ins = (q, k, *table)
+    b.ops.append(Further(name=k_name, ins=ins, out=k_out))
+    grads = (_turned_back(q, q_out, copied=by_head[0]), _turned_back(k, k_out, copied=by_head[1]))
+    emit(b, Fused(name=q_name, ins=ins, out=q_out, keeps=table, grads=grads, also=(k_out,)))
+    return q_out, k_out
+
+
+def _turned_back(t: Tensor, out: Tensor, *, copied: bool) -> Grad:
+    return Grad(t, t.logical_bytes) if copied else Grad(t, 0, 0, out)
+
+
+def glu(b: Builder, gate: Make, up: Make) -> Tensor:
+    """act(gate) * up: keeps both, and writes their gradients over them."""
+    return product(b, gate(), up())
+
+
+def product(b: Builder, gate: Tensor, up: Tensor) -> Tensor:
+    n = b.name("glu")
+    grads = (Grad(gate, gate.logical_bytes, 0, gate), Grad(up, up.logical_bytes, 0, up))
+    return emit(b, Fused(name=n, ins=(gate, up), out=Tensor(n, up.shape, up.dtype), keeps=(gate, up), grads=grads))
+
+
+def emit(b: Builder, op: Op) -> Tensor:
+    b.ops.append(op)
+    return op.out
+
+
+def summed(b: Builder, losses: Tensor) -> Tensor:
+    """The sum of (N,) losses over their number: scalars, whose gradient is an expanded one."""
+    return b.formula("loss", Tensor("", (), FP32, ACTIVATION), losses, grads=(Grad(losses, FP32.size),))
