@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from peftplan.graph.core import Grad, Need, Op, Tensor
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import ACTIVATION, Grad, Need, Op, Tensor
+from peftplan.graph.ops import internal
 from peftplan.graph.ops.shapes import wants
 from peftplan.units import DType
 
@@ -107,3 +109,26 @@ class FusedLinearCrossEntropy(Op):
         copies = 2 if self.upcast else 1
         cached = self._cached_bytes()
         return copies * logits + max(rows + (cached or self._casts()), head + cached)
+
+
+def fused_loss(
+    b: Builder, rows: Tensor, head: Tensor, targets: Tensor, *, accumulate: DType | None = None, upcast: bool = False
+) -> Tensor:
+    """The scalar loss of (N, H) rows."""
+    loss = Tensor("loss", (), FP32, ACTIVATION)
+    b.ops.append(
+        FusedLinearCrossEntropy(
+            name="loss",
+            ins=(rows, head, targets),
+            out=loss,
+            compute=b.numerics.autocast or rows.dtype,
+            row_grads=internal("loss", "grad_input", rows.shape, rows.dtype),
+            head_grads=internal("loss", "grad_weight", head.shape, head.dtype),
+            cpu=b.numerics.backend == "cpu",
+            upcast=upcast,
+            accumulate=accumulate,
+            site="head",
+            part="extra",  # no module of its own: PEFT wraps a head that this function then bypasses
+        )
+    )
+    return loss

@@ -45,6 +45,22 @@ def rotate(b: Builder, a: Attention, q: Tensor, k: Tensor, table: Pair, *, by_he
     return q_out, k_out
 
 
+def rotate_each(b: Builder, a: Attention, q: Tensor, k: Tensor, table: Pair, *, by_head: Layout) -> Pair:
+    """The same as one function for queries and one for keys."""
+    del a
+    q_out, k_out = (
+        _turned(b, t, n, table, copied=c) for t, n, c in zip((q, k), ("q_rope", "k_rope"), by_head, strict=True)
+    )
+    return q_out, k_out
+
+
+def _turned(b: Builder, t: Tensor, label: str, table: Pair, *, copied: bool) -> Tensor:
+    n = b.name(label)
+    out = t._replace(name=n, base=t.storage)
+    grads = (Grad(t, t.logical_bytes if copied else 0),)
+    return emit(b, Fused(name=n, ins=(t, *table), out=out, keeps=table, grads=grads))
+
+
 def _turned_back(t: Tensor, out: Tensor, *, copied: bool) -> Grad:
     return Grad(t, t.logical_bytes) if copied else Grad(t, 0, 0, out)
 
@@ -65,6 +81,23 @@ def emit(b: Builder, op: Op) -> Tensor:
     return op.out
 
 
-def summed(b: Builder, losses: Tensor) -> Tensor:
-    """The sum of (N,) losses over their number: scalars, whose gradient is an expanded one."""
-    return b.formula("loss", Tensor("", (), FP32, ACTIVATION), losses, grads=(Grad(losses, FP32.size),))
+WIDEST = 65536
+"""Columns that one program of Unsloth's takes; wider vocabularies are reduced in parts."""
+
+
+def fast_cross_entropy(b: Builder, scores: Tensor, targets: Tensor) -> Tensor:
+    """Fast_CrossEntropyLoss and the mean of what it returns: keeps the scores, over which it writes their gradient,
+    one fp32 number a row and the targets."""
+    width = scores.shape[-1]
+    rows = scores.numel // width
+    n = b.name("losses")
+    log_z = internal(n, "logsumexp", (rows,), FP32)
+    parts = -(-width // WIDEST)
+    wide = parts * log_z.nbytes if parts > 1 else 0
+    losses = emit(
+        b, Fused(name=n, ins=(scores, targets), out=Tensor(n, (rows,), FP32), keeps=(scores, log_z, targets),
+                 grads=(Grad(scores, scores.nbytes, 0, scores),), temporary_bytes=wide + log_z.nbytes, site="loss")
+    )  # fmt: skip
+    counted = b.plain("counted", rows, dtype=DType.boolean, ins=(targets,))  # targets != -100
+    total = b.formula("total", Tensor("", (), FP32, ACTIVATION), losses, counted, grads=(Grad(losses, 0),))
+    return b.formula("loss", Tensor("", (), FP32, ACTIVATION), total, grads=(Grad(total, FP32.size),))

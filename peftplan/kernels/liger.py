@@ -22,9 +22,9 @@ from peftplan.graph.blocks.kernels import Asked, Kernels, Layout, Loss, Make, Pa
 from peftplan.graph.blocks.loss import LossStyle, shifted_labels
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ACTIVATION, Grad, Tensor
-from peftplan.graph.ops import Fused, internal
+from peftplan.graph.ops import Fused
 from peftplan.kernels import _triton
-from peftplan.kernels._fused_linear import FusedLinearCrossEntropy
+from peftplan.kernels._fused_linear import fused_loss
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -104,29 +104,6 @@ class Liger(Kernels):
             Fused(name="loss", ins=(scores, targets), out=loss, keeps=(scores,), grads=grads, temporary_bytes=losses,
                   site="loss"),
         )  # fmt: skip
-
-
-def fused_loss(
-    b: Builder, rows: Tensor, head: Tensor, targets: Tensor, *, accumulate: DType | None = None, upcast: bool = False
-) -> Tensor:
-    """The scalar loss of (N, H) rows."""
-    loss = Tensor("loss", (), FP32, ACTIVATION)
-    return _triton.emit(
-        b,
-        FusedLinearCrossEntropy(
-            name="loss",
-            ins=(rows, head, targets),
-            out=loss,
-            compute=b.numerics.autocast or rows.dtype,
-            row_grads=internal("loss", "grad_input", rows.shape, rows.dtype),
-            head_grads=internal("loss", "grad_weight", head.shape, head.dtype),
-            cpu=b.numerics.backend == "cpu",
-            upcast=upcast,
-            accumulate=accumulate,
-            site="head",
-            part="extra",  # no module of its own: PEFT wraps a head that this function then bypasses
-        ),
-    )
 
 
 KERNELS = Liger

@@ -44,6 +44,10 @@ class Asked:
 class Kernels:
     """transformers' own implementations."""
 
+    repeat_kv: bool = False
+    """Whether flash attention is given keys and values once for every query head, as Mistral's was until transformers
+    4.47 (4.45.2, modeling_mistral.py, MistralFlashAttention2.forward)."""
+
     def check(self, asked: Asked) -> None:
         """Raise RequestError or Unsupported, with the library's reason, for what it does not run on."""
 

@@ -67,6 +67,7 @@ def self_attention(
         prefix_dtype=_prefix_dtype(setup),
         half=types.linear,
         groups=batch.groups,
+        repeats_always=setup.kernels.repeat_kv,
     )
     out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
