@@ -28,7 +28,7 @@ def chunk_tokens(tokens: int, width: int, vocab: int) -> int:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedLinearCrossEntropy(Op):
     """ins = (rows (N, H), head (V, H), targets (N,)); keeps `row_grads` (N, H) and, where the head trains, `head_grads`
-    (V, H), over which nothing more is made in backward.
+    (V, H), over which nothing more is made in backward unless they are `fresh`.
 
     `compute` is the dtype of the products. `upcast`: Liger's first releases (0.4, which fms-acceleration took over)
     made an fp32 copy of each chunk's logits, and scaled its gradient into another. Products are counted as if the
@@ -42,6 +42,10 @@ class FusedLinearCrossEntropy(Op):
     upcast: bool = False
     accumulate: DType | None = None
     """The dtype in which the head's gradient is summed, where it is not the head's own."""
+    tile_bytes: int | None = None
+    """What logits take at a time, where that is another rule than Liger's."""
+    fresh: bool = False
+    """Whether backward scales the gradients into new tensors."""
 
     @property
     def _trains_head(self) -> bool:
@@ -55,19 +59,14 @@ class FusedLinearCrossEntropy(Op):
             return ()
         return (self.row_grads, self.head_grads) if self.ins[1].name in need else (self.row_grads,)
 
-    def over(self, ins: tuple[Tensor, ...], out: Tensor) -> Op:
-        return FusedLinearCrossEntropy(
-            name=self.name, ins=ins, out=out, site=self.site, part=self.part, compute=self.compute,
-            row_grads=self.row_grads, head_grads=self.head_grads, cpu=self.cpu, upcast=self.upcast,
-            accumulate=self.accumulate,
-        )  # fmt: skip
-
     def backward(self, need: Need) -> tuple[Grad, ...]:
         pairs = ((self.ins[0], self.row_grads), (self.ins[1], self.head_grads))
-        return tuple(Grad(t, made.nbytes, 0, made) for t, made in pairs if t.name in need)
+        return tuple(Grad(t, made.nbytes, 0, None if self.fresh else made) for t, made in pairs if t.name in need)
 
     def scratch_bytes(self) -> int:
         lasting = self.row_grads.nbytes + self.ins[0].shape[0] * (FP32.size + 1)  # losses, which targets count
+        if self.tile_bytes is not None:
+            return lasting + self._summed_bytes() + self.tile_bytes
         later = self._cached_bytes() if self._chunk() < self.ins[0].shape[0] else 0
         highest = max(self._at_logits() + later, self._at_products())
         return lasting + self._summed_bytes() + highest - self.out.nbytes  # the loss comes when they have gone
@@ -112,7 +111,14 @@ class FusedLinearCrossEntropy(Op):
 
 
 def fused_loss(
-    b: Builder, rows: Tensor, head: Tensor, targets: Tensor, *, accumulate: DType | None = None, upcast: bool = False
+    b: Builder,
+    rows: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    accumulate: DType | None = None,
+    upcast: bool = False,
+    tile_bytes: int | None = None,
 ) -> Tensor:
     """The scalar loss of (N, H) rows."""
     loss = Tensor("loss", (), FP32, ACTIVATION)
@@ -127,6 +133,8 @@ def fused_loss(
             cpu=b.numerics.backend == "cpu",
             upcast=upcast,
             accumulate=accumulate,
+            tile_bytes=tile_bytes,
+            fresh=tile_bytes is not None,
             site="head",
             part="extra",  # no module of its own: PEFT wraps a head that this function then bypasses
         )

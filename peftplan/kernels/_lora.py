@@ -7,11 +7,12 @@ written over the input that the function kept (not by LoRA_W).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import NamedTuple
 
-from peftplan.graph.core import ADAPTER, PARAMS, Grad, Graph, Op, Region, Tensor
+from peftplan.graph.core import ADAPTER, PARAMS, WEIGHT, Grad, Graph, Op, Region, Tensor
 from peftplan.graph.ops import Dropout, Further, Fused, PackedLinear, internal
 from peftplan.units import DType
 
@@ -22,8 +23,13 @@ FP32 = DType.float32
 class Style:
     """What the two differ in."""
 
-    masks_by_zero: bool
-    """Whether dropped inputs are kept, and the zeros in them looked for (fms-acceleration), or nothing is dropped."""
+    keeps_dropped: bool
+    """Whether inputs are kept as dropout left them, and the zeros in them looked for (fms-acceleration), or dropout's
+    masks are kept and applied again (Unsloth)."""
+    adds_in_place: bool
+    """Whether the adapter's product is added by the multiplication itself, or is a tensor first."""
+    holds_whole: bool
+    """Whether the forward dequantizes into a buffer that stays."""
     products_back: tuple[int, int]
     """Products of a rank's width in one projection's backward: over the outputs, over the inputs."""
 
@@ -63,33 +69,43 @@ class Adapted(NamedTuple):
         return 2 * self.rows * (self.weight.shape[0] * self.weight.shape[1] + adapter)
 
     @property
-    def forward_bytes(self) -> int:
+    def _inner_bytes(self) -> int:
+        return self.rows * self.rank * self.x.dtype.size
+
+    def forward_bytes(self, style: Style) -> int:
         """Temporaries besides the output: the whole weight, and after it the adapter's product."""
-        mask = self.x.numel if self.dropped else 0
-        return max(self.whole_bytes, self.rows * self.rank * self.x.dtype.size + max(self.out.nbytes, mask))
+        product = 0 if style.adds_in_place else self.out.nbytes
+        mask = self.x.numel if self.dropped and style.keeps_dropped else 0
+        dropped = self.x.nbytes if self.dropped and not style.keeps_dropped else 0
+        whole = 0 if style.holds_whole and not self.dropped else self.whole_bytes
+        return dropped + max(whole, self._inner_bytes + max(product, mask))
 
     def input_bytes(self, style: Style) -> int:
         """Temporaries of the input's gradient: the whole weight with its product, then the adapter's."""
         product = self.x.nbytes
-        masked = self.x.numel + product if style.masks_by_zero else 0
-        return max(self.whole_bytes + product, product + masked + self.rows * self.rank * self.x.dtype.size)
+        if style.adds_in_place:
+            replayed = 2 * product if self.dropped else 0
+            return max(self.whole_bytes, replayed) + self._inner_bytes
+        masked = self.x.numel + product if style.keeps_dropped else 0
+        return max(self.whole_bytes + product, product + masked + self._inner_bytes)
 
     def adapter_grads(self) -> tuple[Grad, ...]:
         size = self.x.dtype.size
         return tuple(Grad(w, w.numel * size, self.rows * self.rank * size) for w in (self.a, self.up))
 
 
-def fused(graph: Graph, style: Style, *, packed_only: bool = False) -> Graph:
-    """The graph with every layer's adapted projections in the functions that take them."""
-    regions = tuple(_layer(r, style, packed_only) if r.first_index is not None else r for r in graph.regions)
-    return replace(graph, regions=regions)
+def fused(graph: Graph, style: Style, takes: Callable[[Adapted], bool]) -> Graph:
+    """The graph with every layer's adapted projections in the functions that take them, where they do."""
+    regions = tuple(_layer(r, style, takes) if r.first_index is not None else r for r in graph.regions)
+    same = all(map(is_, regions, graph.regions))
+    return graph if same else replace(graph, regions=regions)
 
 
-def _layer(region: Region, style: Style, packed_only: bool) -> Region:
+def _layer(region: Region, style: Style, takes: Callable[[Adapted], bool]) -> Region:
     ops = region.ops
     for sites in (("q", "k", "v"), ("o",), ("gate", "up", "down")):
         found = [one for site in sites if (one := adapted(ops, site)) is not None]
-        if len(found) == len(sites) and (not packed_only or all(one.packed for one in found)):
+        if len(found) == len(sites) and all(map(takes, found)):
             ops = _in_place_of(ops, sites, found, style)
     return region if ops is region.ops else replace(region, ops=ops)
 
@@ -99,7 +115,8 @@ def adapted(ops: Iterable[Op], site: str) -> Adapted | None:
     mine = [op for op in ops if op.site == site]
     added = _weights(mine, ADAPTER)
     bases = [op for op in mine if op.part == "base" and len(op.ins) > 1]
-    if len(added) != 2 or not bases or any(len(w.shape) != 2 for w in added):
+    trains = any(t.trainable for op in mine for t in op.ins if t.kind == WEIGHT)
+    if len(added) != 2 or not bases or trains or any(len(w.shape) != 2 for w in added):
         return None
     base = bases[0]
     weight = next(t for t in base.ins if t.kind in PARAMS and len(t.shape) == 2)
@@ -136,7 +153,7 @@ def _qkv(found: list[Adapted], style: Style) -> Iterator[Op]:
     yield from (Further(name=one.out.name, ins=ins, out=one.out, site="q", part="extra") for one in firsts)
     dropped = _dropped(found, style)
     scratch = max(one.input_bytes(style) for one in found)
-    highest = _stages(found, [t.nbytes for t in dropped])
+    highest = _stages(found, [t.nbytes for t in dropped], style)
     yield Fused(
         name=last.out.name,
         ins=ins,
@@ -152,20 +169,22 @@ def _qkv(found: list[Adapted], style: Style) -> Iterator[Op]:
     )
 
 
-def _stages(found: list[Adapted], dropped: list[int]) -> int:
+def _stages(found: list[Adapted], dropped: list[int], style: Style) -> int:
     """The most that projections, one after the other, take at once beyond all of their outputs."""
     so_far, highest = 0, 0
     for n, one in enumerate(found):
         so_far += one.out.nbytes + (dropped[n] if dropped else 0)
-        highest = max(highest, so_far + one.forward_bytes)
+        highest = max(highest, so_far + one.forward_bytes(style))
     return max(highest - sum(one.out.nbytes for one in found), sum(dropped))
 
 
 def _dropped(found: list[Adapted], style: Style) -> tuple[Tensor, ...]:
-    """The inputs as dropout left them, where there is any."""
-    if not style.masks_by_zero:
-        return ()
-    return tuple(internal(one.out.name, "dropped", one.x.shape, one.x.dtype) for one in found if one.dropped)
+    """The inputs as dropout left them, or its masks, where there is any."""
+
+    def kept(one: Adapted) -> Tensor:
+        return internal(one.out.name, "dropped", one.x.shape, one.x.dtype if style.keeps_dropped else DType.boolean)
+
+    return tuple(kept(one) for one in found if one.dropped)
 
 
 def _single(found: list[Adapted], style: Style) -> Iterator[Op]:
@@ -178,7 +197,7 @@ def _single(found: list[Adapted], style: Style) -> Iterator[Op]:
         out=one.out,
         keeps=(one.x, *dropped),
         grads=(*one.adapter_grads(), Grad(one.x, one.x.nbytes, one.input_bytes(style))),
-        temporary_bytes=_stages(found, [t.nbytes for t in dropped]),
+        temporary_bytes=_stages(found, [t.nbytes for t in dropped], style),
         forward_flops=one.forward_flops,
         backward_flops=one.backward_flops(style),
         site="o",
@@ -193,9 +212,10 @@ def _mlp(found: list[Adapted], style: Style) -> Iterator[Op]:
     factors = tuple(internal(down.out.name, label, product.shape, product.dtype) for label in ("e", "g"))
     dropped = _dropped(found, style)
     kept = sum(t.nbytes for t in (*factors, *dropped))
-    ahead = product.nbytes + down.forward_bytes
-    masked = product.numel if style.masks_by_zero else 0  # where the dropped product is not zero
-    at_product = max(down.whole_bytes, product.nbytes + masked)
+    ahead = product.nbytes + down.forward_bytes(style)
+    masked = product.numel if style.keeps_dropped else 0  # where the dropped product is not zero
+    added = 0 if style.adds_in_place else product.nbytes + masked
+    at_product = max(0 if style.holds_whole else down.whole_bytes, added)
     scratch = product.nbytes + max(at_product - x.nbytes, gate.input_bytes(style), up.input_bytes(style))
     yield Fused(
         name=down.out.name,
@@ -203,7 +223,7 @@ def _mlp(found: list[Adapted], style: Style) -> Iterator[Op]:
         out=down.out,
         keeps=(x, *factors, *dropped),
         grads=(*(g for one in found for g in one.adapter_grads()), Grad(x, x.nbytes, scratch, x)),
-        temporary_bytes=kept + max(ahead, gate.forward_bytes),
+        temporary_bytes=kept + max(ahead, gate.forward_bytes(style)),
         forward_flops=sum(one.forward_flops for one in found),
         backward_flops=sum(one.backward_flops(style) for one in found),
         site="down",

@@ -16,12 +16,12 @@ MULTIPROCESSORS = 132
 high there, by less than 2 MB."""
 
 
-def rms_norm(b: Builder, x: Tensor, weight: Tensor, *, trains: bool) -> Tensor:
-    """Keeps x and one fp32 number a row; the gradient of x is written over the incoming one. `trains`: whether the
-    kernel has a gradient for the weight, summed in fp32 by every multiprocessor for itself."""
+def rms_norm(b: Builder, x: Tensor, weight: Tensor, *, trains: bool, fresh: bool = False) -> Tensor:
+    """Keeps x and one fp32 number a row; the gradient of x is written over the incoming one unless it is `fresh`.
+    `trains`: whether the kernel has a gradient for the weight, summed in fp32 by every multiprocessor for itself."""
     n = b.name("out")
     rows = internal(n, "rstd", (x.numel // x.shape[-1],), FP32)
-    grads: tuple[Grad, ...] = (Grad(x, 0),)
+    grads: tuple[Grad, ...] = (Grad(x, x.nbytes if fresh else 0),)
     if trains:
         programs = 1 if b.numerics.backend == "cpu" else MULTIPROCESSORS
         sums = (programs + (weight.dtype is not FP32)) * weight.numel * FP32.size
@@ -98,6 +98,10 @@ def fast_cross_entropy(b: Builder, scores: Tensor, targets: Tensor) -> Tensor:
         b, Fused(name=n, ins=(scores, targets), out=Tensor(n, (rows,), FP32), keeps=(scores, log_z, targets),
                  grads=(Grad(scores, scores.nbytes, 0, scores),), temporary_bytes=wide + log_z.nbytes, site="loss")
     )  # fmt: skip
-    counted = b.plain("counted", rows, dtype=DType.boolean, ins=(targets,))  # targets != -100
-    total = b.formula("total", Tensor("", (), FP32, ACTIVATION), losses, counted, grads=(Grad(losses, 0),))
-    return b.formula("loss", Tensor("", (), FP32, ACTIVATION), total, grads=(Grad(total, FP32.size),))
+    counted = b.plain("counted", rows, dtype=DType.boolean, ins=(targets,))
+    count = b.plain("count", dtype=DType.int64, ins=(counted,))
+    scalar = Tensor("", (), FP32, ACTIVATION)
+    total = b.formula("total", scalar, losses, grads=(Grad(losses, 0),))
+    loss = b.formula("loss", scalar, total, count, keeps=(count,), grads=(Grad(total, FP32.size),))
+    b.hold(losses)
+    return loss

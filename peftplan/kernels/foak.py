@@ -26,7 +26,7 @@ from peftplan.units import DType
 
 MODELS = ("gpt_bigcode", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "llama", "mistral", "mixtral")
 """framework_plugin_fast_kernels.py, restricted_model_archs."""
-STYLE = _lora.Style(masks_by_zero=True, products_back=(3, 3))
+STYLE = _lora.Style(keeps_dropped=True, adds_in_place=False, holds_whole=False, products_back=(3, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Foak(Kernels):
 
     def fuse(self, graph: Graph) -> Graph:
         """Only on quantized weights: otherwise the plug-in leaves fused LoRA out."""
-        return _lora.fused(graph, STYLE, packed_only=True) if self.fused_lora else graph
+        return _lora.fused(graph, STYLE, lambda one: one.packed) if self.fused_lora else graph
 
 
 KERNELS = Foak
