@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from peftplan import formats, kernels, methods
+from peftplan import recompute as policies
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
@@ -28,7 +29,8 @@ from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical, configure
 from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
-from peftplan.step.segments import Loop, Recompute
+from peftplan.recompute import Recompute
+from peftplan.step.segments import Loop
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType
 
@@ -43,7 +45,6 @@ ATTENTION = {
     "flash_attention_3": "flash_attention_3",
     "fa3": "flash_attention_3",
 }
-RECOMPUTE = ("none", "full")
 PREFIXES = (
     "method",
     "format",
@@ -334,20 +335,12 @@ def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: N
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
     name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
-    if name not in RECOMPUTE:
-        raise UnknownName("recompute policy", name, RECOMPUTE)
-    if name != "none" and not method.checkpoints:
+    policy = policies.make(name, job.knobs("recompute"))
+    if policy.layers and not method.checkpoints:
         raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
-    knobs = job.knobs("recompute")
-    unknown = [k for k in knobs if k != "use_reentrant"]
-    if unknown:
-        raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
-    reentrant = knobs.get("use_reentrant", False)
-    if not isinstance(reentrant, bool):
-        raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
-    if reentrant and not method.reentrant:
+    if policy.reentrant and not method.reentrant:
         raise RequestError(f"recompute.use_reentrant=true: {method_name}'s library needs false, to pass its context on")
-    return name, Recompute(layers=name == "full", reentrant=reentrant)
+    return canonical(name), policy
 
 
 def _loss(job: Job) -> LossStyle:

@@ -15,7 +15,7 @@ import torch
 
 from peftplan import methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, placing, quantize
+from peftplan.instruments import adapterhub, placing, quantize, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 from peftplan.process import load_knobs
@@ -96,7 +96,7 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         adapter_dtype=None if job.adapter_dtype == "auto" else _dtype("--adapter-dtype", job.adapter_dtype),
         seq_len=job.seq_len or 512,
         padded=_batching(job) == "padded",
-        recompute=_one_of("recompute", job.recompute or "none", ("none", "full")) == "full",
+        recompute=recompute.of(job).layers,
         attention=_one_of("attention", job.attention or "sdpa", attention),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
@@ -383,14 +383,3 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
                 part = getattr(module, name, None)
                 if isinstance(part, torch.nn.Module):
                     yield from part.parameters()
-
-
-def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
-    """Turn on full recomputation the way transformers does."""
-    if adapterhub.belongs(job.method):
-        adapterhub.checkpoint_layers(model, job)
-        return
-    base = getattr(model, "base_model", model)
-    reentrant = job.knobs("recompute").get("use_reentrant")
-    kwargs = None if reentrant is None else {"use_reentrant": bool(reentrant)}
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

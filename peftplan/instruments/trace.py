@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, placing, quantize
+from peftplan.instruments import adapterhub, build, fakes, placing, quantize, recompute
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -79,7 +79,7 @@ def assembled(choices: Choices, mode: Mode, place: torch.device | None = None) -
         if place is not None:
             placing.bring(model, place)
         if choices.recompute:
-            build.checkpoint_layers(model, choices.job)
+            recompute.checkpoint_layers(model, choices.job)
     except (PeftplanError, torch.OutOfMemoryError):
         raise
     except ImportError as error:

@@ -28,7 +28,8 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     mask, window_mask = _masks(arch, setup, b)
     cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
     shared = Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
-    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden), shared
+    idle = _idle(arch, mask, window_mask)
+    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden, idle=idle), shared
 
 
 def buffers(arch: Arch, setup: Setup) -> tuple[Tensor, ...]:
@@ -78,11 +79,18 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
         return None
 
     always = batch.masked or batch.documents > 1 or batch.past > 0
-    full = one("causal_mask", needed=always) if None in windows else None
-    widths = [w for w in windows if w is not None]
+    both = arch.idle_window is not None
+    full = one("causal_mask", needed=always) if both or None in windows else None
+    widths = [w for w in (*windows, arch.idle_window) if w is not None]
     reached = any(batch.seq >= w for w in widths)
     window = one("window_mask", needed=always or reached) if widths else None
     return full, window
+
+
+def _idle(arch: Arch, *masks: Tensor | None) -> tuple[str, ...]:
+    """Those of the masks, full and sliding, that no layer uses."""
+    windowed = {layer.attention.window is not None for layer, _ in arch.layers}
+    return tuple(m.name for m, kind in zip(masks, (False, True), strict=True) if m is not None and kind not in windowed)
 
 
 def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:

@@ -58,6 +58,11 @@ class WeightTypes:
     widened: frozenset[str] = frozenset()
     """Linear layers (by path) whose adapters cast what autocast computes back to the input's dtype."""
 
+    @property
+    def unpacked(self) -> DType:
+        """Of what is no module that formats pack: norms, routers, stacked experts."""
+        return self.norm
+
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
         return WeightTypes(linear=dtype, norm=dtype, embedding=dtype, head=dtype, bias=dtype)

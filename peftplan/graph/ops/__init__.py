@@ -22,6 +22,7 @@ from peftplan.graph.ops.elementwise import (
     Squash,
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
+from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.fused import Further, Fused
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
@@ -45,6 +46,8 @@ __all__ = [
     "Further",
     "Fused",
     "FusedAttention",
+    "GatedHalves",
+    "GroupedLinear",
     "Hold",
     "Hooked",
     "Keep",
