@@ -35,7 +35,7 @@ WIDE: dict[str, Any] = {
 }
 """Two small layers under a vocabulary whose logits fill a card: verdicts of all kinds, replayed in milliseconds."""
 
-FIXED = {"optimizer": "adamw", "recompute": "none", "attention": "sdpa", "format": "bf16", "rank": 16}
+FIXED = {"optimizer": "adamw", "recompute": "none", "attention": "sdpa", "format": "bf16", "rank": 16, "kernels": "hf"}
 """What keeps a space small; a question leaves one or two of them open."""
 
 
@@ -272,6 +272,7 @@ START: dict[str, Any] = {
     "model": "mine",
     "config": WIDE,
     "method": "lora",
+    "kernels": "hf",
     "rank": 16,
     "micro_batch": 8,
     "seq_len": 2048,

@@ -40,7 +40,10 @@ def rotate(b: Builder, a: Attention, q: Tensor, k: Tensor, table: Pair, *, by_he
     k_out, q_out = k._replace(name=k_name, base=k.storage), q._replace(name=q_name, base=q.storage)
     ins = (q, k, *table)
     b.ops.append(Further(name=k_name, ins=ins, out=k_out))
-    grads = (_turned_back(q, q_out, copied=by_head[0]), _turned_back(k, k_out, copied=by_head[1]))
+    grads = (
+        Grad(q, q.logical_bytes if by_head[0] else 0),
+        Grad(k, k.logical_bytes) if by_head[1] else Grad(k, 0, 0, k_out),
+    )
     emit(b, Fused(name=q_name, ins=ins, out=q_out, keeps=table, grads=grads, also=(k_out,)))
     return q_out, k_out
 
@@ -59,10 +62,6 @@ def _turned(b: Builder, t: Tensor, label: str, table: Pair, *, copied: bool) -> 
     out = t._replace(name=n, base=t.storage)
     grads = (Grad(t, t.logical_bytes if copied else 0),)
     return emit(b, Fused(name=n, ins=(t, *table), out=out, keeps=table, grads=grads))
-
-
-def _turned_back(t: Tensor, out: Tensor, *, copied: bool) -> Grad:
-    return Grad(t, t.logical_bytes) if copied else Grad(t, 0, 0, out)
 
 
 def glu(b: Builder, gate: Make, up: Make) -> Tensor:
