@@ -88,4 +88,4 @@ class Foak(Kernels):
 
 KERNELS = Foak
 EXAMPLES = (Foak(), Foak(fast_loss="fused_ce_liger"), Foak(fused_lora=False, fast_rms_layernorm=False))
-UNVERIFIED: tuple[str, ...] = ()
+UNVERIFIED: dict[str, str] = {}

@@ -112,4 +112,4 @@ EXAMPLES = (
     Liger(cross_entropy=True, fused_linear_cross_entropy=False),
     Liger(rope=False, rms_norm=False, swiglu=False),
 )
-UNVERIFIED: tuple[str, ...] = ()
+UNVERIFIED: dict[str, str] = {}

@@ -104,4 +104,4 @@ def _power_below(number: float) -> int:
 
 KERNELS = Unsloth
 EXAMPLES = (Unsloth(),)
-UNVERIFIED: tuple[str, ...] = ()
+UNVERIFIED: dict[str, str] = {}
