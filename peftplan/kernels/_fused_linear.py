@@ -66,7 +66,7 @@ class FusedLinearCrossEntropy(Op):
     def scratch_bytes(self) -> int:
         lasting = self.row_grads.nbytes + self.ins[0].shape[0] * (FP32.size + 1)  # losses, which targets count
         if self.tile_bytes is not None:
-            return lasting + self._summed_bytes() + self.tile_bytes
+            return lasting + self._summed_bytes() + self.tile_bytes - self.out.nbytes
         later = self._cached_bytes() if self._chunk() < self.ins[0].shape[0] else 0
         highest = max(self._at_logits() + later, self._at_products())
         return lasting + self._summed_bytes() + highest - self.out.nbytes  # the loss comes when they have gone

@@ -208,6 +208,7 @@ def _single(found: list[Adapted], style: Style) -> Iterator[Op]:
 def _mlp(found: list[Adapted], style: Style) -> Iterator[Op]:
     """LoRA_MLP: keeps what goes in and both factors of the product; the product is computed again over its gradient."""
     gate, up, down = found
+    again = replace(style, products_back=(3, 3))  # its gradient times B is computed twice
     x, product = gate.x, down.x
     factors = tuple(internal(down.out.name, label, product.shape, product.dtype) for label in ("e", "g"))
     dropped = _dropped(found, style)
@@ -225,7 +226,7 @@ def _mlp(found: list[Adapted], style: Style) -> Iterator[Op]:
         grads=(*(g for one in found for g in one.adapter_grads()), Grad(x, x.nbytes, scratch, x)),
         temporary_bytes=kept + max(ahead, gate.forward_bytes(style)),
         forward_flops=sum(one.forward_flops for one in found),
-        backward_flops=sum(one.backward_flops(style) for one in found),
+        backward_flops=sum(one.backward_flops(style) for one in (gate, up)) + down.backward_flops(again),
         site="down",
         part="extra",
     )
