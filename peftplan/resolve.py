@@ -215,11 +215,18 @@ def _kernels(
     """Whose kernels run, if they run on this."""
     made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
     if made.owns_loss and "loss.style" in job.settings:
-        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+        raise RequestError(
+            f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}; leave it out"
+        )
     knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
     made.check(
         kernels.Asked(
-            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+            arch=arch,
+            method=methods.resolve_name(method_name)[0],
+            knobs=knobs,
+            format=job.format or "",
+            autocast=autocast,
+            packed=fmt.packed,
         )
     )
     return made

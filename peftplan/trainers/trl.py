@@ -250,7 +250,7 @@ class Trl(Trainer):
         *_huggingface.checkpointing(default=True),
         _optimizers.optimizer(),
         _huggingface.attention(),
-        *_huggingface.compiled_and_fused(),
+        *_huggingface.compiled_and_fused({"fused_linear_cross_entropy": False}),  # sft_trainer.py: its own loss stays
         unpriced("model_init_kwargs.use_kernels", _huggingface.KERNELS),
         unpriced("activation_offloading", _HOST, writes=False),
         custom(
