@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from peftplan import recompute
 from peftplan.errors import Unsupported
-from peftplan.instruments import adapterhub
+from peftplan.instruments import adapterhub, host
 from peftplan.job import Job
 from peftplan.recompute import Recompute
 from peftplan.recompute.every_n import EveryN
@@ -31,7 +31,7 @@ _OPERATORS = {
 
 def of(job: Job) -> Recompute:
     """The policy that a job asks for."""
-    return recompute.make(job.recompute or "none", job.knobs("recompute"))
+    return recompute.make(job.recompute or "none", job.knobs("recompute"), offload=job.offload)
 
 
 def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
@@ -51,6 +51,25 @@ def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     if isinstance(policy, Selective):
         kwargs = {"use_reentrant": False, "context_fn": lambda: create_selective_checkpoint_contexts(_choosing(policy))}
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs or None, **beside)
+    if policy.offload:
+        _offload_inputs(model)
+
+
+def _offload_inputs(model: torch.nn.Module) -> None:
+    """What `activation_checkpointing_enable(offload=True)` puts around each checkpoint, with a host apart from the
+    device that the CPU stands for here."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def around(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with host.saved():
+                return checkpoint(*args)
+
+        return run
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer._gradient_checkpointing_func = around(layer._gradient_checkpointing_func)
 
 
 def _choosing(policy: Selective) -> Callable[..., CheckpointPolicy]:

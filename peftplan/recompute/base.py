@@ -12,10 +12,11 @@ from peftplan.graph.core import Region
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """How one layer is checkpointed: by CheckpointFunction where `reentrant`; `cached` are the indices of the ops whose
-    results selective checkpointing keeps."""
+    results selective checkpointing keeps; the layer's input waits in host memory where `offloaded`."""
 
     reentrant: bool = False
     cached: frozenset[int] = frozenset()
+    offloaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Recompute(ABC):
 
     use_reentrant: bool = False
     """Which of torch.utils.checkpoint's two flavours runs."""
+    offload: bool = False
+    """Whether what a layer's second run starts from waits in pinned host memory (transformers 5.23, modeling_utils.py,
+    activation_checkpointing_enable(offload=True)); what --offload activations asks for."""
 
     @property
     def reentrant(self) -> bool:
@@ -37,6 +41,10 @@ class Recompute(ABC):
     @abstractmethod
     def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
         """How the layer `index` of the model, which is like `region`, is checkpointed; None where it is not."""
+
+    def whole(self) -> Checkpoint:
+        """A layer checkpointed as a whole."""
+        return Checkpoint(reentrant=self.reentrant, offloaded=self.offload)
 
     def alike(self, index: int, most: int) -> int:
         """How many layers, of at most `most`, are treated as `index` is, counted from there."""

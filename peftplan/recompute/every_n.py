@@ -23,7 +23,7 @@ class EveryN(Recompute):
 
     def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
         del region
-        return None if index % self.every_n else Checkpoint(reentrant=self.use_reentrant)
+        return None if index % self.every_n else self.whole()
 
     def alike(self, index: int, most: int) -> int:
         """A checkpointed layer stands alone; the others are a run up to the next one."""

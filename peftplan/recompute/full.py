@@ -18,7 +18,7 @@ from peftplan.recompute.base import Checkpoint, Recompute
 class Full(Recompute):
     def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
         del region, index
-        return Checkpoint(reentrant=self.use_reentrant)
+        return self.whole()
 
 
 RECOMPUTE = Full

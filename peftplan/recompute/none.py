@@ -18,6 +18,13 @@ class Nothing(Recompute):
         del region, index
         return None
 
+    def refusal(self) -> str | None:
+        return (
+            "--offload activations without recomputation is not modelled yet; add --recompute full"
+            if self.offload
+            else None
+        )
+
 
 RECOMPUTE = Nothing
 EXAMPLES = (Nothing(),)

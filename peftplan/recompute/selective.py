@@ -13,7 +13,7 @@ which runs each layer to its end a second time (FLOPs err low by a down projecti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from peftplan.graph.core import Op, Region
@@ -33,7 +33,7 @@ class Selective(Recompute):
 
     def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
         del index
-        return Checkpoint(cached=self.kept(region.ops))
+        return replace(self.whole(), cached=self.kept(region.ops))
 
     def kept(self, ops: Sequence[Op]) -> frozenset[int]:
         """Indices of the ops whose results stay."""

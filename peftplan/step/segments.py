@@ -56,6 +56,11 @@ class Segment:
     def checkpointed(self) -> bool:
         return self.walk.checkpointed and self.has_backward
 
+    @property
+    def holds_entry(self) -> bool:
+        """Whether its input stays on the device as the checkpoint's own."""
+        return self.checkpointed and not self.walk.offloaded
+
 
 def segments(
     graph: Graph,
