@@ -49,7 +49,7 @@ def pace(
     `tokens_per_second` counts padded tokens. `mfu` is the forward and backward FLOPs that the method needs,
     without recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype.
     In `breakdown`, `compute` holds the matrix products and the waits for the host's launches, `memory` all
-    other traffic; they sum to the expected time.
+    other traffic on the device, `offload` copies to the host and back; they sum to the expected time.
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
@@ -106,7 +106,7 @@ def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu) -> Paced:
             "compute": found.compute + found.launching,
             "memory": found.memory,
             "communication": 0.0,
-            "offload": 0.0,
+            "offload": found.offload,
             "exposed": 0.0,
         },
     )

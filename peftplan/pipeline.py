@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -120,7 +120,7 @@ def read(job: Job) -> Reading:
     walked = walk(resolve(job))
     case, graph, static, step = walked.case, walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
+    memory, device_notes = _on_device(case, graph, static, _memory(walked), gpu)
     runs = passes(
         step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None, forwards=case.method.forwards
     )
@@ -218,13 +218,14 @@ def _parameters(graph: Graph) -> Parameters:
     return Parameters(total=total, trainable=trainable, stored_bytes=stored)
 
 
-def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) -> Memory:
+def _memory(walked: Walked) -> Memory:
+    case, static, step = walked.case, walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
     return Memory(
         peak_bytes=peak.bytes,
-        static_bytes=step.static_bytes + kept_gradient_bytes,
+        static_bytes=step.static_bytes + walked.existing_grad_bytes,
         saved_for_backward_bytes=step.saved_for_backward_bytes,
         at_peak={k: v for k, v in kinds.items() if v},
         at_peak_phase=peak.phase,
@@ -232,6 +233,7 @@ def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) 
             "load": sum(size for kind, size in static.items() if kind in ("weight", "adapter", "buffer")),
             **{name: p.bytes for name, p in step.phases.items()},
         },
+        host_bytes=step.host_bytes + host_state_bytes(case.optimizer, walked.trainees, case.job.backend),
     )
 
 

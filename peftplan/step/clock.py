@@ -48,6 +48,9 @@ EFFICIENT = 0.23
 fitcheck."""
 BANDWIDTH = 0.80
 """Of the card's memory bandwidth; start value of the fit, which did not move it."""
+TO_HOST = 0.80
+"""Of PCI Express' bytes per second in one direction, for pinned memory; taken to be BANDWIDTH's: no timed run of the
+profiles offloads. Errs either way."""
 HOST_SECONDS = 16e-6
 """Host time per launched kernel, autograd and modules included. The geometric mean of 7 us for the plainest
 op (github.com/pytorch/pytorch issue 41383, 2020-07) and the 39 us that fitcheck's smallest models on T4
@@ -99,8 +102,8 @@ class OptimizerTraffic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """Seconds of one optimizer step; `compute`, `memory` and `launching` (waits for the host) sum to
-    `expected`."""
+    """Seconds of one optimizer step; `compute`, `memory`, `launching` (waits for the host) and `offload` (copies to the
+    host and back) sum to `expected`."""
 
     low: float
     expected: float
@@ -108,6 +111,7 @@ class StepTime:
     compute: float
     memory: float
     launching: float
+    offload: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +157,8 @@ def metered(runs: Iterable[Pass], gpu: Gpu, *, attention: AttentionKernel) -> Me
         meter.add(run)
     if meter.missing:
         return Unknown(why=f"{gpu.name}: its peak rate in {meter.missing} is unknown, or it has none")
+    if meter.to_host and gpu.pcie is None:
+        return Unknown(why=f"{gpu.name}: how fast it copies to host memory is unknown")
     return meter
 
 
@@ -168,7 +174,7 @@ class Meter:
     def __init__(self, gpu: Gpu, attention: AttentionKernel) -> None:
         self.gpu = gpu
         self.attention = attention
-        self.low = self.compute = self.memory = self.launching = 0.0
+        self.low = self.compute = self.memory = self.launching = self.to_host = 0.0
         self._bandwidth = gpu.bandwidth_bytes_per_second
         self._achieved = BANDWIDTH * self._bandwidth
         self._rates: dict[tuple[str, bool], tuple[float, float]] = {}
@@ -187,6 +193,8 @@ class Meter:
                 compute += computing
             else:
                 memory += moving
+        if run.host_bytes:
+            self.to_host += run.count * run.host_bytes
         self.low += run.count * low
         self.compute += run.count * compute
         self.memory += run.count * memory
@@ -196,14 +204,16 @@ class Meter:
         times = 1.0 if optimizer.fused else MULTI_TENSOR_PASSES
         memory = micro_batches * self.memory + times * optimizer.once_bytes / self._achieved
         compute, launching = micro_batches * self.compute, micro_batches * self.launching
-        expected = compute + memory + launching
+        copying = micro_batches * self.to_host / self.gpu.pcie.bytes_per_second if self.gpu.pcie is not None else 0.0
+        expected = compute + memory + launching + copying / TO_HOST
         return StepTime(
-            low=micro_batches * self.low + optimizer.once_bytes / self._bandwidth,
+            low=micro_batches * self.low + optimizer.once_bytes / self._bandwidth + copying,
             expected=expected,
             high=SPREAD * expected,
             compute=compute,
             memory=memory,
             launching=launching,
+            offload=copying / TO_HOST,
         )
 
     def _rate(self, kernel: Kernel) -> tuple[float, float]:

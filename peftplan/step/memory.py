@@ -274,8 +274,9 @@ def _settle(parts: list[Segment], result: StepMemory, *, leaf: bool) -> None:
                     seen.add(t.storage)
                     result.saved.append((Saved("checkpoint", t, t.nbytes), 1))
                     result.kept_global_bytes += size(t.nbytes)
-            to = result.saved if part.holds_entry else result.offloaded
-            to.append((Saved("checkpoint", entry, entry.nbytes), part.count))
+            if part.holds_entry:
+                result.saved.append((Saved("checkpoint", entry, entry.nbytes), part.count))
+        result.offloaded += [(s, part.count) for s in part.walk.sent]
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
 
 

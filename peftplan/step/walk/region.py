@@ -214,6 +214,12 @@ class RegionWalk:
         return [*self.kept.saved, *self.cache.saved] if self.cache.saved else self.kept.saved
 
     @property
+    def sent(self) -> list[Saved]:
+        """What waits in host memory for the region's backward."""
+        entry = self.region.entry
+        return [Saved("checkpoint", entry, entry.nbytes)] if self.offloaded and entry is not None else []
+
+    @property
     def entry_saved(self) -> bool:
         """Whether an op of the region keeps the entry for its backward."""
         return self.region.entry is not None and self.keeps(self.region.entry.storage)
