@@ -159,7 +159,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
+    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":

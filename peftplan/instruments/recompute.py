@@ -16,6 +16,7 @@ from peftplan.recompute import Recompute
 from peftplan.recompute.every_n import EveryN
 from peftplan.recompute.full import Full
 from peftplan.recompute.selective import Selective
+from peftplan.recompute.unsloth import Unsloth
 
 _OPERATORS = {
     "mm": (torch.ops.aten.mm.default,),
@@ -37,6 +38,8 @@ def of(job: Job) -> Recompute:
 def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     """Turn recomputation on the way transformers does."""
     policy = of(job)
+    if isinstance(policy, Unsloth):
+        raise Unsupported("--recompute unsloth: the trace cannot run Unsloth's checkpoints, which need a GPU")
     if adapterhub.belongs(job.method):
         if type(policy) is not Full:
             raise Unsupported(f"--recompute {job.recompute}: the trace of an AdapterHub method knows none and full")

@@ -14,8 +14,8 @@ from peftplan.recompute.base import Checkpoint, Recompute
 class Nothing(Recompute):
     layers = False
 
-    def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
-        del region, index
+    def checkpoint(self, region: Region, index: int, depth: int) -> Checkpoint | None:
+        del region, index, depth
         return None
 
     def refusal(self) -> str | None:

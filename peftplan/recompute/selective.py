@@ -31,8 +31,8 @@ class Selective(Recompute):
     every_second_mm: bool = True
     """Whether every second `mm` of a layer is recomputed although it is among them."""
 
-    def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
-        del index
+    def checkpoint(self, region: Region, index: int, depth: int) -> Checkpoint | None:
+        del index, depth
         return replace(self.whole(), cached=self.kept(region.ops))
 
     def kept(self, ops: Sequence[Op]) -> frozenset[int]:

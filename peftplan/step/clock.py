@@ -174,7 +174,8 @@ class Meter:
     def __init__(self, gpu: Gpu, attention: AttentionKernel) -> None:
         self.gpu = gpu
         self.attention = attention
-        self.low = self.compute = self.memory = self.launching = self.to_host = 0.0
+        self.low = self.compute = self.memory = self.launching = 0.0
+        self.to_host = self.beside = 0
         self._bandwidth = gpu.bandwidth_bytes_per_second
         self._achieved = BANDWIDTH * self._bandwidth
         self._rates: dict[tuple[str, bool], tuple[float, float]] = {}
@@ -195,6 +196,7 @@ class Meter:
                 memory += moving
         if run.host_bytes:
             self.to_host += run.count * run.host_bytes
+            self.beside += run.count * run.host_bytes * run.beside
         self.low += run.count * low
         self.compute += run.count * compute
         self.memory += run.count * memory
@@ -204,17 +206,27 @@ class Meter:
         times = 1.0 if optimizer.fused else MULTI_TENSOR_PASSES
         memory = micro_batches * self.memory + times * optimizer.once_bytes / self._achieved
         compute, launching = micro_batches * self.compute, micro_batches * self.launching
-        copying = micro_batches * self.to_host / self.gpu.pcie.bytes_per_second if self.gpu.pcie is not None else 0.0
-        expected = compute + memory + launching + copying / TO_HOST
+        waiting = micro_batches * self._waiting(TO_HOST, self.compute + self.memory)
+        expected = compute + memory + launching + waiting
         return StepTime(
-            low=micro_batches * self.low + optimizer.once_bytes / self._bandwidth + copying,
+            low=micro_batches * self.low
+            + optimizer.once_bytes / self._bandwidth
+            + micro_batches * self._waiting(1.0, self.low),
             expected=expected,
             high=SPREAD * expected,
             compute=compute,
             memory=memory,
             launching=launching,
-            offload=copying / TO_HOST,
+            offload=waiting,
         )
+
+    def _waiting(self, achieved: float, working: float) -> float:
+        """Seconds that one micro-batch waits for copies to the host: all of those on the stream that computes, and of
+        those beside it what lasts longer than the `working` seconds."""
+        if not self.to_host or self.gpu.pcie is None:
+            return 0.0
+        rate = achieved * self.gpu.pcie.bytes_per_second
+        return (self.to_host - self.beside) / rate + max(0.0, self.beside / rate - working)
 
     def _rate(self, kernel: Kernel) -> tuple[float, float]:
         """FLOPs as counted per second: (no kernel is faster, expected)."""

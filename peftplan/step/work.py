@@ -47,7 +47,9 @@ class Pass:
     """The part of `plain_bytes` that no cache can spare: each kernel's bytes beyond the cache's."""
     launches: int
     host_bytes: int = 0
-    """Copied to the host and back on the stream that computes."""
+    """Copied to the host and back."""
+    beside: bool = False
+    """Whether that happens on a stream of its own."""
 
     @property
     def flops(self) -> int:
@@ -72,7 +74,7 @@ def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None, forwa
             found.append(_forward_pass("recompute", part.count, again, cache))
         found.append(_backward_pass(part, ahead, cache))
         if sent := part.walk.sent:
-            found.append(_offload_pass(part.count, [s.bytes for s in sent]))
+            found.append(_offload_pass(part.count, [s.bytes for s in sent], beside=part.walk.beside))
     return found
 
 
@@ -89,11 +91,11 @@ def _forward_pass(name: str, count: int, ran: Sequence[Ran], cache: int) -> Pass
     )
 
 
-def _offload_pass(count: int, sizes: Sequence[int]) -> Pass:
+def _offload_pass(count: int, sizes: Sequence[int], *, beside: bool) -> Pass:
     """Each of them goes to the host in forward and comes back in backward."""
     return Pass(
         name="offload", count=count, products=(), plain_bytes=0, beyond_cache_bytes=0, launches=2 * len(sizes),
-        host_bytes=2 * sum(sizes),
+        host_bytes=2 * sum(sizes), beside=beside,
     )  # fmt: skip
 
 

@@ -43,6 +43,9 @@ class RegionWalk:
         self.checkpointed = checkpoint is not None
         self.reentrant = checkpoint is not None and checkpoint.reentrant
         self.offloaded = checkpoint is not None and checkpoint.offloaded
+        self.beside = checkpoint is not None and checkpoint.beside
+        self._host_dtype = checkpoint.host_dtype if checkpoint is not None else None
+        self._staged = checkpoint is not None and checkpoint.staged and checkpoint.host_dtype is None
         self.cache = Cache(plan, self.account, checkpoint.cached if checkpoint is not None else frozenset())
         self.gradients = Gradients(
             self.account,
@@ -112,7 +115,7 @@ class RegionWalk:
     def _reloaded(self) -> tuple[str, ...]:
         """The input comes back from the host: an argument of the second run, which holds it to its end."""
         entry = self.region.entry
-        if not self.offloaded or entry is None:
+        if not self.offloaded or entry is None or self._staged:
             return ()
         self.account.alloc(self.plan.size(entry.nbytes), "reload", entry.storage)
         return (entry.storage,)
@@ -217,7 +220,10 @@ class RegionWalk:
     def sent(self) -> list[Saved]:
         """What waits in host memory for the region's backward."""
         entry = self.region.entry
-        return [Saved("checkpoint", entry, entry.nbytes)] if self.offloaded and entry is not None else []
+        if not self.offloaded or entry is None:
+            return []
+        held = entry._replace(dtype=self._host_dtype or entry.dtype)
+        return [Saved("checkpoint", held, held.nbytes)]
 
     @property
     def entry_saved(self) -> bool:
