@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from peftplan import formats, methods
+from peftplan import formats, kernels, methods
 from peftplan import recompute as policies
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
@@ -118,6 +118,7 @@ def resolve(job: Job) -> Case:
         loss=_loss(job),
         modeling=method.modeling(arch.family),
         mesh=layout.mesh,
+        kernels=_kernels(job, arch, method, method_name, fmt, autocast),
     )
     host = Host(
         arch=arch,
@@ -143,7 +144,7 @@ def resolve(job: Job) -> Case:
         "gpus": gpus,
         "layout": job.layout or ("none" if layout.alone else layout.style),
         "offload": job.offload or "none",
-        "kernels": job.kernels or "hf",
+        "kernels": kernels.canonical(job.kernels or "hf"),
     }
     return Case(
         job=job.model_copy(update=decided),
@@ -203,6 +204,22 @@ def _attention(job: Job, notes: Notes) -> str:
     return found
 
 
+def _kernels(
+    job: Job, arch: Arch, method: Method, method_name: str, fmt: Format, autocast: DType | None
+) -> kernels.Kernels:
+    """Whose kernels run, if they run on this."""
+    made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
+    if made.owns_loss and "loss.style" in job.settings:
+        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+    knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
+    made.check(
+        kernels.Asked(
+            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+        )
+    )
+    return made
+
+
 def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: Notes) -> bool:
     """Whether the forward builds a KV cache: checkpointing turns it off (modeling_layers.py)."""
     if not arch.use_cache or recompute.layers:
@@ -248,11 +265,8 @@ def _check_unmodelled(job: Job) -> None:
         raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
     if job.offload not in (None, "none", "activations"):
         raise Unsupported(f"--offload {job.offload} is not modelled yet; activations is")
-    if job.kernels not in (None, "hf"):
-        raise Unsupported(f"--kernels {job.kernels} is not modelled yet; only transformers' own (hf) are")
-    for prefix in ("kernels", "precision"):
-        if knobs := job.knobs(prefix):
-            raise Unsupported(f"{prefix}.{next(iter(knobs))}: no setting of {prefix} is modelled yet; leave it out")
+    if knobs := job.knobs("precision"):
+        raise Unsupported(f"precision.{next(iter(knobs))}: no setting of precision is modelled yet; leave it out")
 
 
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:

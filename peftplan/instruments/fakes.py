@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from peftplan.instruments import quantize
 from peftplan.instruments.placing import loose_tensors
@@ -51,3 +52,14 @@ def _parameter(view: torch.Tensor, original: torch.nn.Parameter) -> torch.nn.Par
     for hook in (original._backward_hooks or {}).values():
         made.register_hook(hook)
     return made
+
+
+def grouped_product(a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch._grouped_mm. Its kernels take float32 and float16 too, its stand-in for fake tensors bfloat16 alone
+    (torch/_meta_registrations.py, _meta_grouped_mm_common; aten/src/ATen/native/GroupedMMUtils.h)."""
+    run = torch.ops.aten._grouped_mm.default
+    if not isinstance(a, FakeTensor) or a.dtype is torch.bfloat16:
+        out: torch.Tensor = run(a, b, *args, **kwargs)
+        return out
+    like = run(a.to(torch.bfloat16), b.to(torch.bfloat16), *args, **kwargs)
+    return torch.empty_strided(like.size(), like.stride(), dtype=a.dtype, device=a.device)

@@ -125,7 +125,7 @@ class Step(Loop):
             saved=tuple(self.saved),
             at_peak=tuple(self.recorder.born[number] for number in alive_at_peak(events)),
             events=tuple(events),
-            versions={**_versions(), "python": platform.python_version()},
+            versions={**versions(), "python": platform.python_version()},
             notes=self._notes(),
         )
 
@@ -136,7 +136,7 @@ class Step(Loop):
         return (*guessed, *uncounted)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of those packages that are installed."""
     found = {}
     for name in VERSIONED:

@@ -68,7 +68,6 @@ def unmodelled(layout: Layout) -> str | None:
         "tensor parallelism": mesh.tp > 1,
         "context parallelism": mesh.cp > 1,
         "expert parallelism": mesh.ep > 1,
-        "pipelines": layout.pp > 1,
     }
     return next((what for what, used in missing.items() if used), None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
+from operator import le
 from typing import Literal, NamedTuple
 
 from peftplan.layouts.base import Layout
@@ -90,35 +91,39 @@ def _numbered(work: Work) -> Callable[[int], Action]:
 
 
 class Moment(NamedTuple):
-    """An action, and how many micro-batches of each chunk are held while it runs, its own not counted."""
+    """An action, how many micro-batches of each chunk are held while it runs, its own not counted, and of which chunks
+    some micro-batch has been backward before, so that their weights have gradients."""
 
-    action: Action
+    work: Work
+    chunk: int
     held: tuple[int, ...]
+    begun: tuple[bool, ...]
+
+    def below(self, other: Moment) -> bool:
+        """Whether `other` is the same with at least as much held."""
+        same = self.work == other.work and self.chunk == other.chunk
+        return same and all(map(le, self.held, other.held)) and all(map(le, self.begun, other.begun))
 
 
-def moments(layout: Layout, rank: int, micro_batches: int) -> set[Moment]:
-    """Every different moment of a step, micro-batches unnumbered: a few, however many micro-batches there are.
+def moments(layout: Layout, rank: int, micro_batches: int) -> tuple[Moment, ...]:
+    """The moments of a step at which most is held: a few, however many micro-batches there are.
 
     A micro-batch is held from its forward until its backward, or until its weights' gradients where those come apart.
     """
-    held = [0] * layout.chunks
-    found: set[Moment] = set()
-    apart = layout.schedule == "zero_bubble"
-    for action in actions(layout, rank, _enough(layout, micro_batches)):
-        chunk = action.chunk
-        if action.work == "forward":
-            found.add(Moment(action._replace(micro_batch=0), tuple(held)))
-            held[chunk] += 1
-            continue
-        held[chunk] -= 1
-        found.add(Moment(action._replace(micro_batch=0), tuple(held)))
-        held[chunk] += apart and action.work == "backward"
-    return found
+    held, begun = [0] * layout.chunks, [False] * layout.chunks
+    found: dict[Moment, None] = {}
+    last: Work = "weights" if layout.schedule == "zero_bubble" else "backward"
+    for work, chunk, _ in actions(layout, rank, _enough(layout, micro_batches)):
+        held[chunk] -= work != "forward"
+        found[Moment(work, chunk, tuple(held), tuple(begun))] = None
+        held[chunk] += work != last
+        begun[chunk] |= work == last
+    each = list(found)
+    return tuple(m for m in each if not any(m is not other and m.below(other) for other in each))
 
 
 def _enough(layout: Layout, micro_batches: int) -> int:
     """As many micro-batches as fill the pipeline: more repeat what was."""
     if layout.schedule == "gpipe":
         return micro_batches
-    filled = 2 * layout.pp * (layout.chunks + 1)
-    return micro_batches if micro_batches <= filled else filled
+    return min(micro_batches, 2 * layout.pp * (layout.chunks + 1))

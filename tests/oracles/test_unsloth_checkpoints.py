@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from peftplan import estimate  # noqa: E402
-from peftplan.instruments import recompute  # noqa: E402
-from peftplan.job import Job  # noqa: E402
-from peftplan.recompute.unsloth import LEAST_BYTES  # noqa: E402
-from tests.oracles.equal import assert_equal, tiny_job  # noqa: E402
-from tests.oracles.reference import layers_of  # noqa: E402
+from peftplan import estimate
+from peftplan.instruments import recompute
+from peftplan.job import Job
+from peftplan.recompute.unsloth import LEAST_BYTES
+from tests.oracles.equal import assert_equal, tiny_job
+from tests.oracles.reference import layers_of
 
 Run = Callable[..., Any]
 SIZES = {"micro_batch": 3, "seq_len": 8192, "batching": "exact", "precision": "bf16"}
@@ -79,7 +80,7 @@ def test_equals_the_reference(method: dict[str, Any], until: str, monkeypatch: p
 
 def test_small_inputs_and_the_last_layer_stay() -> None:
     fields = {**SIZES, "method": "lora", "recompute": "unsloth"}
-    assert estimate(tiny_job("llama", fields)).memory.host_bytes >= 2 * HIDDEN_BYTES
+    assert (estimate(tiny_job("llama", fields)).memory.host_bytes or 0) == 2 * HIDDEN_BYTES
     short = estimate(tiny_job("llama", {**fields, "seq_len": 64}))
     full = {**fields, "seq_len": 64, "recompute": "full", "set": {"recompute.use_reentrant": True}}
     assert short.memory == estimate(tiny_job("llama", full)).memory
