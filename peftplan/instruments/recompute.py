@@ -41,7 +41,7 @@ def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     if isinstance(policy, Unsloth):
         raise Unsupported("--recompute unsloth: the trace cannot run Unsloth's checkpoints, which need a GPU")
     if adapterhub.belongs(job.method):
-        if type(policy) is not Full:
+        if type(policy) is not Full or policy.offload:
             raise Unsupported(f"--recompute {job.recompute}: the trace of an AdapterHub method knows none and full")
         adapterhub.checkpoint_layers(model, job)
         return

@@ -59,6 +59,12 @@ class Recompute(ABC):
         del index, depth
         return most
 
+    @property
+    def least_sent_bytes(self) -> int | None:
+        """From how many bytes on everything that is kept for backward, beside the head's, waits in host memory; None
+        where nothing does but what checkpoints hold."""
+        return None
+
     def buffers(self, graph: Graph) -> tuple[int, ...]:
         """Bytes of what stays on the device for it between steps."""
         del graph

@@ -1,4 +1,13 @@
-"""Nothing is recomputed: everything that backward needs is kept."""
+"""Nothing is recomputed: everything that backward needs is kept.
+
+With `--offload activations` it waits in pinned host memory: TRL 1.16's OffloadActivations (models/
+activation_offloading.py), which is torchtune's, and Axolotl's for adapters. What a node saves is copied to the host,
+all of it that has 1 KiB or more and is no parameter, each time it is saved, but not what the head saves; it comes back
+as new tensors for the node's backward.
+Modelled is `use_streams=False` (Axolotl's `legacy`). By default copies run on a stream of their own: at most five
+tensors saved last are still on their way, what is saved again within five stays on the device, and tensors that came
+back live for one node longer: errs low.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +16,9 @@ from typing import final
 
 from peftplan.graph.core import Region
 from peftplan.recompute.base import Checkpoint, Recompute
+
+LEAST_BYTES = 1024
+"""min_offload_size."""
 
 
 @final
@@ -18,14 +30,11 @@ class Nothing(Recompute):
         del region, index, depth
         return None
 
-    def refusal(self) -> str | None:
-        return (
-            "--offload activations without recomputation is not modelled yet; add --recompute full"
-            if self.offload
-            else None
-        )
+    @property
+    def least_sent_bytes(self) -> int | None:
+        return LEAST_BYTES if self.offload else None
 
 
 RECOMPUTE = Nothing
-EXAMPLES = (Nothing(),)
+EXAMPLES = (Nothing(), Nothing(offload=True))
 UNVERIFIED: tuple[str, ...] = ()

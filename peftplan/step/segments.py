@@ -104,6 +104,7 @@ def segments(
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
                 updates=updates,
+                least_sent_bytes=recompute.least_sent_bytes,
             )
             yield Segment(region=region, count=count, walk=walk)
             left -= count

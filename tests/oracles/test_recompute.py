@@ -16,6 +16,7 @@ MODEL: dict[str, Any] = {"batching": "exact", "precision": "bf16"}
 POLICIES: dict[str, dict[str, Any]] = {
     "every-2": {"recompute": "every_n"},
     "every-3-reentrant": {"recompute": "every_n", "set": {"recompute.every_n": 3, "recompute.use_reentrant": True}},
+    "everything-offloaded": {"recompute": "none", "offload": "activations", "seq_len": 64},
     "offloaded": {"recompute": "full", "offload": "activations"},
     "offloaded-reentrant": {
         "recompute": "full",

@@ -34,12 +34,13 @@ class RegionWalk:
         grads_exist: bool = False,
         global_grads: dict[str, int] | None = None,
         updates: Updates | None = None,
+        least_sent_bytes: int | None = None,
     ) -> None:
         self.plan = plan
         self.region = plan.region
         self.need = need
         self.account = account if account is not None else Account()
-        self.kept = Kept(plan, self.account)
+        self.kept = Kept(plan, self.account, least_sent_bytes=least_sent_bytes)
         self.checkpointed = checkpoint is not None
         self.reentrant = checkpoint is not None and checkpoint.reentrant
         self.offloaded = checkpoint is not None and checkpoint.offloaded
@@ -221,7 +222,7 @@ class RegionWalk:
         """What waits in host memory for the region's backward."""
         entry = self.region.entry
         if not self.offloaded or entry is None:
-            return []
+            return self.kept.sent
         held = entry._replace(dtype=self._host_dtype or entry.dtype)
         return [Saved("checkpoint", held, held.nbytes)]
 
