@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -283,7 +283,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
+    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
@@ -343,7 +343,7 @@ def _parameters(graph: Graph) -> Parameters:
 
 
 def _memory(walked: Walked) -> Memory:
-    static, step = walked.static, walked.step
+    case, static, step = walked.case, walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
@@ -358,6 +358,7 @@ def _memory(walked: Walked) -> Memory:
             **{name: p.bytes for name, p in step.phases.items()},
         },
         per_rank=walked.ranks,
+        host_bytes=step.host_bytes + host_state_bytes(case.optimizer, walked.trainees, case.job.backend),
     )
 
 

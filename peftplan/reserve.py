@@ -80,7 +80,7 @@ def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     each = [w.bytes for w in train.weights for _ in range(w.copies)]
     copies = [w.bytes for w in train.copied for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(train.remembered, "cuda") for _ in range(s.copies) if not s.host]
-    states += average_sizes(case.loop, graph, train.weights)
+    states += [*average_sizes(case.loop, graph, train.weights), *case.recompute.buffers(graph)]
     step = step_bytes(case.optimizer, train, exact, clips=case.loop.clips)
     product = cublas_workspace(case.setup.numerics.capability).bytes
     biased = (workspace_bytes - HANDLES * product) // cublaslt_workspace().bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from peftplan.instruments import placing, quantize
+from peftplan.instruments import host, placing, quantize, recompute
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
@@ -96,7 +96,9 @@ class Step(Loop):
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
-        with keeps:
+        least = recompute.of(self.job).least_sent_bytes
+        sends = nullcontext() if least is None else host.activations(self.model, self.recorder.pack, least_bytes=least)
+        with keeps, sends:
             outputs = super()._forward(batch)
         for name, param in self.model.named_parameters():
             self.label(param, "parameter", name)  # CPT gives its parameter new data in every forward
