@@ -16,6 +16,7 @@ from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
+from peftplan.layouts.units import Before
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
@@ -28,6 +29,7 @@ from peftplan.result import (
     Memory,
     Parameters,
 )
+from peftplan.spread import BEFORE, Spread, spread
 from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.walk import Rules
@@ -50,6 +52,8 @@ class Walked:
     """What lives between steps, by kind."""
     step: StepMemory
     existing_grad_bytes: int
+    rank: Spread | None = None
+    """What its layout makes of its weights, where replicas share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +100,42 @@ def walk(case: Case) -> Walked:
 def _walk(case: Case) -> Walked:
     graph = build_graph(case)
     rules = _rules(case)
-    train = trainees(case, graph)
-    static = _static(case, graph, train, rules)
-    existing = _gradients(graph, train.weights, rules) if case.loop.grads_exist else 0
+    rank = spread(case, graph)
+    train = rank.trainees if rank is not None else trainees(case, graph)
+    static = _static(case, graph, train, rules, rank)
+    before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
+    existing = _existing(graph, train, rules, rank, before)
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
         recompute=case.recompute,
         rules=rules,
-        loop=case.loop,
+        loop=replace(case.loop, grads_exist=before == "whole") if rank is not None else case.loop,
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers,
+        sharding=rank.sharding(before) if rank is not None else None,
     )
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
-        case=case, graph=graph, trainees=train, rules=rules, static=static, step=step, existing_grad_bytes=existing
+        case=case,
+        graph=graph,
+        trainees=train,
+        rules=rules,
+        static=static,
+        step=step,
+        existing_grad_bytes=existing,
+        rank=rank,
     )
+
+
+def _existing(graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
+    """Bytes of the gradients of micro-batches before."""
+    if before == "none":
+        return 0
+    if rank is None:
+        return _gradients(graph, train.weights, rules)
+    return sum(map(rules.size, rank.gradients(before)))
 
 
 def read(job: Job) -> Reading:
@@ -120,7 +143,7 @@ def read(job: Job) -> Reading:
     walked = walk(resolve(job))
     case, graph, static, step = walked.case, walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
+    memory, device_notes = _on_device(walked, _memory(static, step, walked.existing_grad_bytes), gpu)
     runs = passes(
         step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None, forwards=case.method.forwards
     )
@@ -153,12 +176,17 @@ def _rules(case: Case) -> Rules:
     return Rules()
 
 
-def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str, int]:
+def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None) -> dict[str, int]:
     """What lives between steps, by kind."""
     size = rules.size
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
-    for t, count in graph.params():
-        kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+    if rank is None:
+        for t, count in graph.params():
+            kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+    else:
+        for one in rank.held:
+            kinds[one.kind] += sum(map(size, one.sizes)) * one.times
+        kinds["bucket"] = sum(map(size, rank.buffers))
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
@@ -247,10 +275,9 @@ def _has_device(case: Case, gpu: Gpu | None) -> bool:
     return case.job.backend == "cuda" and (gpu is None or gpu.vendor in ("NVIDIA", "AMD"))
 
 
-def _on_device(
-    case: Case, graph: Graph, static: dict[str, int], memory: Memory, gpu: Gpu | None
-) -> tuple[Memory, tuple[Assumption, ...]]:
+def _on_device(walked: Walked, memory: Memory, gpu: Gpu | None) -> tuple[Memory, tuple[Assumption, ...]]:
     """The memory section with what must fit on the card; null on the cpu backend."""
+    case, graph, static, rank = walked.case, walked.graph, walked.static, walked.rank
     if not _has_device(case, gpu):
         why = "the cpu backend uses no device"
         if gpu is not None and case.job.backend == "cuda":
@@ -261,7 +288,8 @@ def _on_device(
     def held() -> Held:
         card = usable_bytes(gpu).bytes if gpu is not None else None
         limit = card - context.bytes if card is not None else None
-        reserved = usage(case, graph, static.get("workspace", 0), capacity_bytes=limit).peak_reserved_bytes
+        workspace = static.get("workspace", 0)
+        reserved = usage(case, graph, workspace, capacity_bytes=limit, rank=rank).peak_reserved_bytes
         return Held(reserved, reserved + context.bytes)
 
     notes = [Assumption(what="allocator", value="CUDA", why="ROCm's allocator and context are taken for CUDA's")]

@@ -373,6 +373,13 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
                     yield from part.parameters()
 
 
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     """Turn on full recomputation the way transformers does."""
     if adapterhub.belongs(job.method):

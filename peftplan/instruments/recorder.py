@@ -37,6 +37,9 @@ the CPU even for parameters on a GPU (unless fused); `gradient` where gradients 
 loop holds on to the model's outputs.
 """
 
+GATHERED = "gathered"
+"""Whole parameters put together from the parts that ranks hold."""
+
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
@@ -102,6 +105,11 @@ class Place(NamedTuple):
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors that have a storage: of a sparse one its indices and values, else itself."""
     return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """A rank's own part of a tensor that several share; any other as it is."""
+    return tensor._local_tensor if type(tensor).__name__ == "DTensor" else tensor
 
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
@@ -177,11 +185,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return self._see(tensor, Place(name, ""), kind)
+        return self._see(local(tensor), Place(name, ""), kind)
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
-        return self._ids.get(tensor.untyped_storage()._cdata)
+        return self._ids.get(local(tensor).untyped_storage()._cdata)
 
     def relabel(self, tensor: torch.Tensor, kind: str, name: str) -> None:
         """Say what a recorded storage turned out to be (a gradient)."""
@@ -284,7 +292,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         found = []
         for number in self.alive:
             born = self.born[number]
-            if number in self.packed and born.kind not in STATIC_KINDS:
+            if number in self.packed and born.kind not in (*STATIC_KINDS, GATHERED):
                 node, place, shape = self.packed[number]
                 op = nodes.get(node) or self._op_of_node.get(node, "")
                 found.append(self._saved(born, op, place, "autograd")._replace(shape=tuple(shape)))
@@ -308,6 +316,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(cls.__name__ == "DTensor" for cls in types):
+            return NotImplemented  # it comes back with a rank's own tensors
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         opened = self._opened.get(str(func))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peftplan.instruments import fakes, optim, quantize
+from peftplan.instruments import fakes, optim, quantize, spread
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
@@ -41,7 +41,8 @@ class Step:
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
         self._watched(self._step)
         if self.job.grad_accum > 1:
-            self._watched(self._micro_step)
+            with spread.unsynchronised(self.model, self.job):
+                self._watched(self._micro_step)
         self.recorder = Recorder(opened=quantize.opened())
         self._register()
         static = len(self.recorder.events)
@@ -51,7 +52,7 @@ class Step:
     def _watched(self, work: Callable[[], Any]) -> None:
         watched = (module_hooks(self.recorder, self.model), checkpoint_hooks(self.recorder, self.model))
         math = sdpa_kernel(SDPBackend.MATH) if self.choices.attention == "sdpa_math" else nullcontext()
-        with self._phases(), watched[0], watched[1], math, self._masks(), self.recorder:
+        with self._phases(), watched[0], watched[1], math, self._masks(), spread.resized(self.recorder), self.recorder:
             work()
 
     def _masks(self) -> AbstractContextManager[None]:
@@ -69,6 +70,8 @@ class Step:
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 add(param.grad, "gradient", name)
+        for name, gradient in spread.whole_gradients(self.model):
+            add(gradient, "gradient", name)
         self._register_buffers()
         for name, constant in quantize.state_tensors(self.model):
             add(constant, "quantization", name)
@@ -156,7 +159,7 @@ class Step:
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
         with keeps, nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
             outputs = self.model(**batch)
-        for name, param in self.model.named_parameters():
+        for name, param in self.model.named_parameters() if self.choices.method == "cpt" else ():
             self.recorder.relabel(param, "parameter", name)  # CPT gives its parameter new data in every forward
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
         self.held = outputs if self.choices.outputs_until == "next" else None
