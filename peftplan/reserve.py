@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from peftplan.assemble import as_run, build_graph, step_bytes, trainees
@@ -19,7 +20,13 @@ from peftplan.training_loop import average_sizes
 
 
 def usage(
-    case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None, rank: Spread | None = None
+    case: Case,
+    graph: Graph,
+    workspace_bytes: int,
+    *,
+    capacity_bytes: int | None = None,
+    beside: Sequence[int] = (),
+    rank: Spread | None = None,
 ) -> Usage:
     """What torch.cuda.memory_stats would say of a steady step: 30 to 100 ms for 24 to 32 layers (2026-11).
 
@@ -30,7 +37,7 @@ def usage(
     before = rank.gradients_before(case.loop) if rank is not None else None
     return replay(
         [as_run(case, each) for each in _steps(case, graph)],
-        around(case, graph, workspace_bytes, rank),
+        replace(around(case, graph, workspace_bytes, rank), beside=beside),
         recompute=case.recompute,
         loop=case.loop if before is None else replace(case.loop, grads_exist=before == "whole"),
         entry_requires_grad=case.recompute.layers,

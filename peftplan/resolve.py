@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from peftplan import formats, methods
+from peftplan import formats, kernels, methods
+from peftplan import recompute as policies
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
@@ -30,7 +31,8 @@ from peftplan.optimizers import Optimizer
 from peftplan.plugins import canonical, configure
 from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
-from peftplan.step.segments import Loop, Recompute
+from peftplan.recompute import Recompute
+from peftplan.step.segments import Loop
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType
 
@@ -45,7 +47,6 @@ ATTENTION = {
     "flash_attention_3": "flash_attention_3",
     "fa3": "flash_attention_3",
 }
-RECOMPUTE = ("none", "full")
 PREFIXES = (
     "method",
     "format",
@@ -109,6 +110,8 @@ def resolve(job: Job) -> Case:
     dtype, autocast, precision = precision_of(job, arch, notes, method)
     format_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
+    if fmt.untrainable:
+        raise RequestError(f"--format {format_name}: {fmt.untrainable}")
     dtype = fmt.dtype() or dtype
     optimizer = optimizer_of(job)
     optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
@@ -131,6 +134,7 @@ def resolve(job: Job) -> Case:
         loss=_loss(job),
         modeling=method.modeling(arch.family),
         mesh=layout.mesh,
+        kernels=_kernels(job, arch, method, method_name, fmt, autocast),
     )
     host = Host(
         arch=arch,
@@ -159,7 +163,7 @@ def resolve(job: Job) -> Case:
         "gpus": gpus,
         "layout": job.layout or ("none" if layout.alone else layout.style),
         "offload": job.offload or "none",
-        "kernels": job.kernels or "hf",
+        "kernels": kernels.canonical(job.kernels or "hf"),
     }
     return Case(
         job=job.model_copy(update=decided),
@@ -239,6 +243,22 @@ def _attention(job: Job, notes: Notes) -> str:
     return found
 
 
+def _kernels(
+    job: Job, arch: Arch, method: Method, method_name: str, fmt: Format, autocast: DType | None
+) -> kernels.Kernels:
+    """Whose kernels run, if they run on this."""
+    made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
+    if made.owns_loss and "loss.style" in job.settings:
+        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+    knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
+    made.check(
+        kernels.Asked(
+            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+        )
+    )
+    return made
+
+
 def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: Notes) -> bool:
     """Whether the forward builds a KV cache: checkpointing turns it off (modeling_layers.py)."""
     if not arch.use_cache or recompute.layers:
@@ -284,11 +304,8 @@ def _check_unmodelled(job: Job) -> None:
         raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
     if job.offload not in (None, "none"):
         raise Unsupported(f"--offload {job.offload} is not modelled yet")
-    if job.kernels not in (None, "hf"):
-        raise Unsupported(f"--kernels {job.kernels} is not modelled yet; only transformers' own (hf) are")
-    for prefix in ("kernels", "precision"):
-        if knobs := job.knobs(prefix):
-            raise Unsupported(f"{prefix}.{next(iter(knobs))}: no setting of {prefix} is modelled yet; leave it out")
+    if knobs := job.knobs("precision"):
+        raise Unsupported(f"precision.{next(iter(knobs))}: no setting of precision is modelled yet; leave it out")
 
 
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
@@ -352,25 +369,17 @@ def _check_length(seq_len: int, arch: Arch, notes: Notes) -> None:
 
 def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: Notes) -> tuple[str, Recompute]:
     """(the policy's name, what it does)."""
-    prepared = fmt.upcasts_rest
+    prepared = fmt.prepares
     why = (
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
     name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
-    if name not in RECOMPUTE:
-        raise UnknownName("recompute policy", name, RECOMPUTE)
-    if name != "none" and not method.checkpoints:
+    policy = policies.make(name, job.knobs("recompute"))
+    if policy.layers and not method.checkpoints:
         raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
-    knobs = job.knobs("recompute")
-    unknown = [k for k in knobs if k != "use_reentrant"]
-    if unknown:
-        raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
-    reentrant = knobs.get("use_reentrant", False)
-    if not isinstance(reentrant, bool):
-        raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
-    if reentrant and not method.reentrant:
+    if policy.reentrant and not method.reentrant:
         raise RequestError(f"recompute.use_reentrant=true: {method_name}'s library needs false, to pass its context on")
-    return name, Recompute(layers=name == "full", reentrant=reentrant)
+    return canonical(name), policy
 
 
 def _loss(job: Job) -> LossStyle:

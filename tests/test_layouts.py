@@ -63,4 +63,4 @@ def test_wrong_words_are_refused(text: str, message: str) -> None:
 )
 def test_what_a_model_cannot_do_is_refused_with_the_nearest_legal(layout: Layout, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        check(layout, ARCH, 2, 512)
+        check(layout, ARCH, 9, 512)

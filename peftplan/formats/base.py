@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Tensor
@@ -22,6 +22,9 @@ class Piece(NamedTuple):
 class Format(ABC):
     """A storage of frozen weights."""
 
+    untrainable: ClassVar[str] = ""
+    """Why its library lets nothing be trained on it, where that is so; what to use instead after a semicolon."""
+
     @property
     @abstractmethod
     def packed(self) -> bool:
@@ -35,6 +38,11 @@ class Format(ABC):
     def upcasts_rest(self) -> bool:
         """Whether peft's prepare_model_for_kbit_training has cast every unpacked half-precision weight to fp32."""
         return False
+
+    @property
+    def prepares(self) -> bool:
+        """Whether peft's prepare_model_for_kbit_training has turned gradient checkpointing on."""
+        return self.upcasts_rest
 
     def opaque(self, numerics: Numerics) -> bool:
         """Whether the packed layers run in kernels that autocast does not reach."""

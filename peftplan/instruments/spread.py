@@ -16,6 +16,7 @@ from peftplan.job import Job
 from peftplan.layouts import Layout, knobs_of, layout_of
 from peftplan.layouts.fsdp2 import Fsdp2
 from peftplan.layouts.styles import style_of
+from peftplan.units import parse_dtype
 
 
 def layout_traced(job: Job) -> Layout:

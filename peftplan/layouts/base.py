@@ -18,6 +18,10 @@ Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
 (Narayanan 2019, PipeDream-flush); the same with several chunks of layers a rank (Narayanan 2021, arXiv:2104.04473);
 with weights' gradients put off (Qi 2023, arXiv:2401.10241)."""
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+Framework = Literal["torch", "megatron"]
+"""Whose code spreads a replica: torch.distributed as torchtitan calls it (fully_shard, parallelize_module, pipelining),
+or Megatron-Core."""
+FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,7 @@ class Layout:
     """Parts of the model that a rank of an interleaved pipeline holds."""
     uneven: bool = False
     """Whether stages may hold one layer more than others."""
+    framework: Framework = "torch"
 
     @property
     def world(self) -> int:
@@ -64,7 +69,6 @@ def unmodelled(layout: Layout) -> str | None:
         "tensor parallelism": mesh.tp > 1,
         "context parallelism": mesh.cp > 1,
         "expert parallelism": mesh.ep > 1,
-        "pipelines": layout.pp > 1,
     }
     return next((what for what, used in missing.items() if used), None)
 
@@ -82,10 +86,13 @@ def check(layout: Layout, arch: Arch, micro_batches: int, seq_len: int) -> None:
         _divides("pp", stages, arch.num_layers, "the number of layers", ", or set layout.uneven=true")
     if stages > arch.num_layers:
         raise RequestError(f"--layout pp={layout.pp}: {arch.num_layers} layers make no {stages} stages; use fewer")
-    if layout.schedule == "interleaved" and micro_batches % layout.pp:
+    several = layout.schedule in ("interleaved", "zero_bubble")
+    if several and micro_batches % max(1, micro_batches // layout.pp):
         raise RequestError(
-            f"--grad-accum {micro_batches}: an interleaved pipeline takes micro-batches in multiples of pp={layout.pp}"
+            f"--grad-accum {micro_batches}: this pipeline takes micro-batches in multiples of pp={layout.pp}"
         )
+    if layout.chunks > 1 and layout.schedule in ("gpipe", "1f1b"):
+        raise RequestError(f"--layout vpp={layout.chunks}: {layout.schedule} runs one chunk of layers a rank")
 
 
 def _check_heads(mesh: Mesh, attention: Attention) -> None:

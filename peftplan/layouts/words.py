@@ -9,7 +9,7 @@ from typing import Any
 
 from peftplan.errors import RequestError, UnknownName
 from peftplan.graph.mesh import Context, Mesh
-from peftplan.layouts.base import SCHEDULES, SINGLE, DataParallel, Layout, Schedule
+from peftplan.layouts.base import SINGLE, DataParallel, Framework, Layout, Schedule
 
 STYLES: dict[str, DataParallel] = {
     "ddp": "ddp", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "zero_1": "zero1", "zero_2": "zero2",
@@ -83,11 +83,13 @@ def _degree(key: str, value: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """Settings `layout.*` of a pipeline and of context parallelism."""
+    """Settings `layout.*` of pipelines, context parallelism and whose code runs."""
 
-    schedule: Schedule = "1f1b"
+    schedule: Schedule | None = None
+    """1f1b, or interleaved where a rank has several chunks."""
     uneven: bool = False
     context: Context = "ring"
+    framework: Framework = "torch"
 
 
 PIPELINE_KEYS = frozenset(Pipeline.__dataclass_fields__)
@@ -105,8 +107,6 @@ def layout_of(text: str | None, *, gpus: int, nodes: int, settings: Pipeline | N
     style = words.style or ("ddp" if dp > 1 else "none")
     degrees = words.degrees
     chunks = degrees.get("vpp", 1)
-    if settings.schedule not in SCHEDULES:
-        raise UnknownName("layout.schedule", settings.schedule, SCHEDULES)
     tp = degrees.get("tp", 1)
     layout = Layout(
         style=style,
@@ -120,9 +120,10 @@ def layout_of(text: str | None, *, gpus: int, nodes: int, settings: Pipeline | N
             ep=degrees.get("ep", 1),
         ),
         pp=degrees.get("pp", 1),
-        schedule="interleaved" if chunks > 1 and settings.schedule == "1f1b" else settings.schedule,
+        schedule=settings.schedule or ("interleaved" if chunks > 1 else "1f1b"),
         chunks=chunks,
         uneven=settings.uneven,
+        framework=settings.framework,
     )
     return SINGLE if layout.alone and layout.style in ("none", "ddp") else layout
 

@@ -9,13 +9,12 @@ from peftplan.graph.core import Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import DetachedLinear, PackedLinear
 from peftplan.methods._branches import bias_of
-from peftplan.methods._linears import packed
 from peftplan.methods.base import Host
 
 
 def project(b: Builder, module: Module, x: Tensor, host: Host, label: str) -> Tensor:
     """The module's output for `x`, as its format computes it."""
-    if packed(module) is None:
+    if module.weight.stored_bytes is None:
         return b.linear(x, module.weight, bias_of(module), label=label)
     ops, out = _packed(b, module, x, host, label)
     b.ops += ops
@@ -24,7 +23,7 @@ def project(b: Builder, module: Module, x: Tensor, host: Host, label: str) -> Te
 
 def project_unused(b: Builder, module: Module, x: Tensor, host: Host, label: str) -> Tensor:
     """The same where nobody reads the output: its node dies, and nothing is kept for a gradient."""
-    if packed(module) is None:
+    if module.weight.stored_bytes is None:
         return b.detached_linear(b.autocast(x), b.autocast(module.weight), label)
     ops, out = _packed(b, module, x, host, label)
     b.ops += (_detached(op) if isinstance(op, PackedLinear) else op for op in ops)

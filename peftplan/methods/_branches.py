@@ -17,7 +17,7 @@ from peftplan.graph.blocks.decoder import module_order
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
-from peftplan.graph.ops import Linear, MatMul
+from peftplan.graph.ops import BITSANDBYTES, Linear, MatMul
 from peftplan.methods._linears import Plan, adapt, narrowed, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Family, Host, Method
@@ -40,6 +40,8 @@ class OnLinears(Method):
     """Why PEFT cannot put it on 4-bit weights, if it cannot; it takes any kind of linear layer otherwise."""
     no_8bit: ClassVar[str] = ""
     """The same of 8-bit weights."""
+    layers: ClassVar[frozenset[str]] = frozenset()
+    """Packed layers besides bitsandbytes' that PEFT has it for (`PackedLinear.layer`)."""
     in_place: ClassVar[bool] = False
     """Whether PEFT adds its branch to the layer's output in place. What bitsandbytes' 8-bit function returns is a view
     of its own making (autograd/_functions.py, MatMul8bitLt; MatMul8bitFp, a CPU's, where there is a bias)."""
@@ -121,7 +123,8 @@ class OnLinears(Method):
             self._check_products(ops, module)
             return ops
 
-        adapted = train_biases(adapt(graph, planned, branch), planned, self.trained_biases())
+        adapted = adapt(graph, planned, branch, name=self.title, embeds=True, layers=self.layers)
+        adapted = train_biases(adapted, planned, self.trained_biases())
         chosen = _Adapted(graph, planned)
         buffers = (*adapted.buffers, *self.buffers(chosen, host))
         unused = (*adapted.unused, *self.unread(chosen, host))
@@ -129,7 +132,7 @@ class OnLinears(Method):
 
     def _check_packed(self, module: Module, host: Host) -> None:
         kernel = packed(module)
-        if kernel is None:
+        if kernel is None or kernel.layer != BITSANDBYTES:
             return
         bits, why = (4, self.no_4bit) if kernel.adapters_clone else (8, self.no_8bit)
         if bits == 8 and self.in_place and (host.numerics.backend == "cuda" or bias_of(module) is not None):

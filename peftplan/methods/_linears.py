@@ -10,7 +10,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import Cast, Hold, PackedLinear
+from peftplan.graph.ops import BITSANDBYTES, Cast, Hold, Make, PackedLinear
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 from peftplan.units import DType
@@ -23,6 +23,9 @@ COMMON = frozenset(
     }
 )  # fmt: skip
 """Settings of every PEFT config that memory does not feel."""
+BACKENDS = frozenset({"hqq", "gptq", "awq", "aqlm"})
+"""Packed layers besides bitsandbytes' that peft 0.21.2 takes wherever a tuner asks for a quantization backend
+(utils/quantization_utils.py, resolve_quantization_backend)."""
 Plan = Mapping[int | str, Mapping[str, S]]
 """For each layer index, and each region outside the layers by name: what each adapted module (by path) is given."""
 
@@ -46,11 +49,18 @@ def plan(graph: Graph, choice: Targets, setting: Callable[[str], S], *, by_layer
 
 
 def adapt(
-    graph: Graph, planned: Plan[S], branch: Callable[[Module, S], tuple[Op, ...]], *, name: str | None = None
+    graph: Graph,
+    planned: Plan[S],
+    branch: Callable[[Module, S], tuple[Op, ...]],
+    *,
+    name: str,
+    embeds: bool = False,
+    layers: frozenset[str] = frozenset(),
 ) -> Graph:
     """The graph with `branch(module, setting)` in place of each planned module's ops.
 
-    Raises Unsupported where a planned module is the embedding and `name` says whose branch is not modelled there.
+    Raises Unsupported where a planned module is the embedding and the branch of method `name` is not modelled there
+    (`embeds`), RequestError where it is packed by a library whose layers PEFT has no such branch for (`layers`).
     """
 
     def rewritten(region: Region) -> Region:
@@ -59,14 +69,40 @@ def adapt(
         def choose(module: Module) -> Rewriter | None:
             if module.path not in wanted:
                 return None
-            if module.site == "embed" and name is not None:
+            if module.site == "embed" and not embeds:
                 raise Unsupported(f"{name} on embeddings is not modelled; leave embed_tokens out of --target-modules")
-            return lambda m: branch(m, wanted[m.path])
+            _check_layer(module, name, layers)
+            return lambda m: _only_unpacked(branch(m, wanted[m.path]), m, name)
 
         return rewrite(region, choose)
 
     split = split_runs(graph, lambda index: planned[index])
     return replace(split, regions=tuple(map(rewritten, split.regions)))
+
+
+def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
+    kernel = packed(module)
+    if kernel is not None and kernel.layer != BITSANDBYTES and kernel.layer not in layers:
+        known = ", ".join((BITSANDBYTES, *sorted(layers)))
+        raise RequestError(
+            f"PEFT has no {name} for the layers of {kernel.layer} ({module.path}), only for torch.nn.Linear and those "
+            f"of {known}; use lora, or an unquantized --format"
+        )
+
+
+def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, ...]:
+    """The ops themselves. Raises Unsupported where one reads the packed weight of a torch.nn.Linear as if it was none:
+    what a library's tensor class makes of that is its own."""
+    if module.weight.stored_bytes is None or packed(module) is not None:
+        return ops
+    own = {op.name for op in module.ops}
+    for op in ops:
+        if op.name not in own and not isinstance(op, Make) and any(t.name == module.weight.name for t in op.ins):
+            raise Unsupported(
+                f"{name} computes with the weight of {module.path} itself, which is not modelled for this --format; "
+                "use lora, or an unquantized --format"
+            )
+    return ops
 
 
 def packed(module: Module) -> PackedLinear | None:
@@ -105,6 +141,8 @@ def unpacked(b: Builder, module: Module) -> Tensor:
     """dequantize_module_weight: the weight itself, or a whole copy of a packed one (of int8, always in fp32)."""
     weight, kernel = module.weight, packed(module)
     if kernel is None:
+        if weight.stored_bytes is not None:
+            return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(weight,))
         return weight._replace(trainable=False)
     given = kernel.ins[1]
     if kernel.adapters_clone:

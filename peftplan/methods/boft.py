@@ -21,7 +21,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder
-from peftplan.methods._linears import COMMON, ended, fed
+from peftplan.methods._linears import BACKENDS, COMMON, ended, fed
 from peftplan.methods._solve import cayley
 from peftplan.methods.base import Host
 from peftplan.units import DType
@@ -41,6 +41,7 @@ class Boft(OnLinears):
     boft_dropout: float = 0.0
     bias: Literal["none", "all", "boft_only"] = "none"
     title: ClassVar[str] = "BOFT"
+    layers: ClassVar[frozenset[str]] = BACKENDS
     returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:

@@ -25,7 +25,7 @@ from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
-from peftplan.methods._linears import packed, sees_autocast
+from peftplan.methods._linears import BACKENDS, packed, sees_autocast
 from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
 from peftplan.methods._parameters import OnWeights, adapt_weights
 from peftplan.methods._replication import check_stacking, replicate
@@ -110,6 +110,7 @@ class Lora(OnLinears):
     """How many of those train (set_requires_grad for the rest); None: all."""
     loop_knobs: ClassVar[frozenset[str]] = frozenset({"adapters", "active_adapters", "trained_adapters"})
     title: ClassVar[str] = "LoRA"
+    layers: ClassVar[frozenset[str]] = BACKENDS | {"eetq"}
     on_packed: ClassVar[bool] = True
 
     @property

@@ -18,7 +18,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import OnLinears, bias_of, builder, check_rank, check_share, result_of
-from peftplan.methods._linears import COMMON, ended, unpacked
+from peftplan.methods._linears import BACKENDS, COMMON, ended, unpacked
 from peftplan.methods.base import Host
 
 VARIANTS: dict[str, dict[str, Any]] = {"bone": {}}
@@ -37,6 +37,7 @@ class Miss(OnLinears):
     miss_dropout: float = 0.0
     bias: Literal["none", "all", "MiSS_only"] = "none"
     title: ClassVar[str] = "MiSS"
+    layers: ClassVar[frozenset[str]] = BACKENDS
     returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:

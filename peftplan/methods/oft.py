@@ -19,7 +19,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, builder
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._linears import BACKENDS, COMMON, ended
 from peftplan.methods._rotations import check_terms, neumann
 from peftplan.methods._solve import cayley
 from peftplan.methods.base import Host
@@ -42,6 +42,7 @@ class Oft(OnLinears):
     coft: bool = False
     bias: Literal["none", "all", "oft_only"] = "none"
     title: ClassVar[str] = "OFT"
+    layers: ClassVar[frozenset[str]] = BACKENDS
     returns_input: ClassVar[bool] = True
 
     def trained_biases(self) -> str:

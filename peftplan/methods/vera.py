@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, final
 from peftplan.graph.core import ADAPTER, BUFFER, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share, result_of, widest
-from peftplan.methods._linears import COMMON, ended
+from peftplan.methods._linears import BACKENDS, COMMON, ended
 from peftplan.methods.base import Host
 
 HARMLESS = COMMON | {"projection_prng_key", "save_projection", "d_initial", "init_weights"}
@@ -32,6 +32,7 @@ class Vera(OnLinears):
     vera_dropout: float = 0.0
     bias: Literal["none", "all", "vera_only"] = "none"
     title: ClassVar[str] = "VeRA"
+    layers: ClassVar[frozenset[str]] = BACKENDS
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)
     returns_input: ClassVar[bool] = True
 

@@ -17,17 +17,18 @@ from typing import NamedTuple
 
 from peftplan.graph.core import Graph
 from peftplan.layouts.units import UNSHARDED_GRADIENTS
+from peftplan.recompute.base import Recompute
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.conductor import ACCUMULATED, KEPT, Conductor, Sharding
 from peftplan.step.load import Load
 from peftplan.step.memory import dies_with_backbone, embedding_is_local
-from peftplan.step.segments import Loop, Recompute, Segment, segments
+from peftplan.step.segments import Loop, Segment, segments
 from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Account, Recording, Rules, exact
 
 Key = tuple[object, ...]
 STEADY = frozenset(
     ("weight", "adapter", "buffer", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace",
-     "bucket", KEPT)
+     "beside", "bucket", KEPT)
 )  # fmt: skip
 """What outlives a backward pass; the inputs go with the step."""
 
@@ -50,6 +51,8 @@ class Around:
     """Of what the layout holds beside all that."""
     between: Sequence[int] = ()
     """Of what the method does between two steps, alive together."""
+    beside: Sequence[int] = ()
+    """Alive through the step without having a part in it: other micro-batches' and other stages' tensors, buffers."""
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ def replay(
     player.load(around.load)
     player.hold("bucket", around.buckets)
     player.hold("accumulated", around.gradients)
+    player.hold("beside", around.beside)
     for number, graph in enumerate(graphs):
         if empty_cache and number:
             player.allocator.empty_cache()

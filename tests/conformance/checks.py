@@ -89,6 +89,8 @@ def applies(member: Member) -> Grade:
     """Every example works on some of the zoo, and on every model it works or is refused in a line."""
     if member.kind == "optimizer":
         return Grade(NA)
+    if reason := _untrainable(member):
+        return Grade(NA, reason)
     for example in member.examples:
         done = [model for model in zoo.MODELS if _case_and_graph(member, example, model) is not None]
         if not done:
@@ -126,6 +128,8 @@ def verifies(member: Member) -> Grade:
 
 def composes(member: Member) -> Grade:
     """It works with every member of the folders it meets, or is refused in a line that names the way out."""
+    if reason := _untrainable(member):
+        return Grade(NA, reason)
     other = {"method": "format", "format": "method", "optimizer": "method"}[member.kind]
     refused = []
     for name in KINDS[other].names():
@@ -155,6 +159,16 @@ CHECKS: dict[str, Callable[[Member], Grade]] = {
     "composes": composes,
     "costs": costs,
 }
+
+
+def _untrainable(member: Member) -> str:
+    """Why nothing is trained on a format, if nothing is: all of its examples are refused with that reason."""
+    reason: str = member.module.FORMAT.untrainable if member.kind == "format" else ""
+    if not reason:
+        return ""
+    asked = [member.asked(example) | {"method": "lora"} for example in member.examples]
+    said = [_refusal(one, model) or "" for one in asked for model in zoo.MODELS]
+    return reason if all(reason in line for line in said) else ""
 
 
 def _refusal(asked: dict[str, Any], model: str) -> str | None:

@@ -9,6 +9,8 @@ from typing import final
 from peftplan.graph.core import Grad, Need, Op, Tensor
 from peftplan.graph.ops.shapes import Detached, made, wants
 
+BITSANDBYTES = "bitsandbytes"
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +78,8 @@ class PackedLinear(Op):
     stashes = True
     adapters_clone: bool = False
     """Whether PEFT clones the output before adding its branch (lora/bnb.py, Linear4bit.forward)."""
+    layer: str = BITSANDBYTES
+    """Whose layer it is, which is what PEFT's tuners tell packed layers apart by."""
 
     def flops(self) -> int:
         return 2 * self.ins[0].numel * self.out.shape[-1]
@@ -87,6 +91,9 @@ class PackedLinear(Op):
         return (self.ins[0],) if self.keeps_input and wants(need, self.ins) else ()
 
     def scratch_bytes(self) -> int:
+        return self.forward_workspace_bytes
+
+    def prepared_bytes(self) -> int:
         return self.forward_workspace_bytes
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
