@@ -33,13 +33,22 @@ def group(layout: Layout) -> Iterator[None]:
     if layout.alone:
         yield
         return
+    import bitsandbytes.nn.modules as packing
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.world)
+    finding = packing.fix_4bit_weight_quant_state_from_module
+    packing.fix_4bit_weight_quant_state_from_module = _found_again
     try:
         yield
     finally:
+        packing.fix_4bit_weight_quant_state_from_module = finding
         dist.destroy_process_group()
+
+
+def _found_again(module: Any) -> None:
+    """A gathered weight has lost its constants, which its module still has: as bitsandbytes, but on a fake tensor."""
+    module.weight.quant_state = module.quant_state
 
 
 def wrap(model: Any, job: Job, layout: Layout, layers: list[Any]) -> Any:

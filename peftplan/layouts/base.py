@@ -66,6 +66,7 @@ def unmodelled(layout: Layout) -> str | None:
     mesh = layout.mesh
     missing = {
         f"data parallelism ({layout.style})": layout.style not in MODELLED,
+        f"{layout.style} under a pipeline": layout.pp > 1 and layout.dp > 1 and layout.style not in ("none", "ddp"),
         "tensor parallelism": mesh.tp > 1,
         "context parallelism": mesh.cp > 1,
         "expert parallelism": mesh.ep > 1,
