@@ -146,8 +146,8 @@ def resolve(job: Job) -> Case:
     )
     _note_new_dtype(host, method, notes)
     held = HeldAs(setup, host)
-    if gathered is not None:
-        setup, host = _gathered(held, gathered, fmt)
+    if style is not None and gathered is not None:
+        setup, host = _gathered(held, gathered, fmt, new=style.gathers_new)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -202,13 +202,15 @@ def held_case(case: Case) -> Case:
     return replace(case, setup=case.held.setup, host=case.held.host, held=None)
 
 
-def _gathered(held: HeldAs, dtype: DType, fmt: Format) -> HeldAs:
-    """The same with every weight that is not packed in the dtype that operations read it in."""
+def _gathered(held: HeldAs, dtype: DType, fmt: Format, *, new: bool) -> HeldAs:
+    """The same with every weight that is not packed in the dtype that operations read it in; a method's own too where
+    `new`, or else as it is held."""
     types = replace(held.setup.types, norm=dtype, embedding=dtype, head=dtype, bias=dtype)
     if not fmt.packed:
         types = replace(types, linear=dtype)
     setup = replace(held.setup, types=types)
-    return HeldAs(setup, replace(held.host, adapter_dtype=dtype, base_dtype=dtype))
+    own = dtype if new else held.host.new_dtype
+    return HeldAs(setup, replace(held.host, adapter_dtype=own, base_dtype=dtype))
 
 
 def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layout, Style | None]:

@@ -148,7 +148,7 @@ class _Maker:
             if region.first_index is None:
                 self.root.extend(own)
                 continue
-            unit = Unit(f"layer {region.first_index}", tuple(own), is_layer=True)
+            unit = self._unit(f"layer {region.first_index}", own, is_layer=True)
             units[region.name, region.first_index] = unit
             counts[unit.name] = region.count
         self.root.extend(self._piece(None, 0, t, t) for t in graph.unused)
@@ -157,10 +157,17 @@ class _Maker:
             layout=self.case.layout,
             units=units,
             counts=counts,
-            root=Unit("root", tuple(self.root)),
+            root=self._unit("root", self.root, is_layer=False),
             kinds=self.kinds,
             trainees=train,
         )
+
+    def _unit(self, name: str, pieces: list[Piece], *, is_layer: bool) -> Unit:
+        made = self.style.regrouped(Unit(name, tuple(pieces), is_layer))
+        trained = next((self.kinds[p.name] for p in pieces if p.trainable), "weight")
+        for p in made.pieces:
+            self.kinds.setdefault(p.name, trained if p.trainable else "weight")
+        return made
 
     def _piece(self, region: Region | None, number: int, t: Tensor, held: Tensor) -> Piece:
         name = t.name if is_global(t.name) or region is None else f"{number}.{t.name}"

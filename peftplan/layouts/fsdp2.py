@@ -21,92 +21,29 @@ Not modelled: explicit prefetching, mixed-precision casts of inputs between unit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
+from peftplan.layouts._sharded import Sharded
 from peftplan.layouts.base import Layout
-from peftplan.layouts.units import Before, Ledger, Message, Piece, Schedule, Style, Unit, Whole
-from peftplan.units import DType, ceil_div, parse_dtype
+from peftplan.layouts.units import Ledger, Piece, Schedule, Unit, Whole
+from peftplan.units import ceil_div
 
 _BUFFER, _CAST, _REDUCED, _PART = "@@all_gather", "@@cast", "@@reduce_scatter", "@@reduced"
 
 
 @final
 @dataclass(frozen=True)
-class Fsdp2(Style):
-    reshard_after_forward: bool = True
-    """Whether whole parameters go after a unit's forward (ZeRO-3) or stay until backward (ZeRO-2)."""
-    param_dtype: str | None = None
-    """MixedPrecisionPolicy's: what parameters are gathered in; with --precision bf16-mixed, that."""
-    reduce_dtype: str | None = None
-    """What gradients are reduced in; the parameters' own as gathered, unless told."""
-    upcast: bool | None = None
-    """Whether trainable parameters are held in fp32, as accelerate sees to under mixed precision unless weights are
-    packed."""
+class Fsdp2(Sharded):
     ends: Literal["root", "apart"] = "root"
-    no_sync: bool = True
-    """Whether micro-batches before the last keep whole gradients and reduce nothing (accelerate's default)."""
-
-    shards_weights = True
-
-    def gathers_in(self, autocast: DType | None) -> DType | None:
-        return parse_dtype(self.param_dtype) if self.param_dtype is not None else autocast
-
-    def upcasts(self, *, mixed: bool, packed: bool) -> bool:
-        return self.upcast if self.upcast is not None else mixed and not packed
 
     def shard(self, piece: Piece, layout: Layout) -> tuple[int, ...]:
         """The fullest rank's part, padding included."""
         rows, *rest = piece.shape
         return (ceil_div(rows, layout.shards), *rest)
 
-    def held_bytes(self, piece: Piece, layout: Layout) -> Sequence[int]:
-        own = piece if piece.whole else piece._replace(shape=self.shard(piece, layout))
-        return (own.numel * piece.held.size,)
-
-    def stepped(self, piece: Piece, layout: Layout) -> tuple[int, ...]:
-        return self.shard(piece, layout)
-
-    def before(self, *, accumulates: bool) -> Before:
-        if not accumulates:
-            return "none"
-        return "whole" if self.no_sync else "shards"
-
     def schedule(self, root: Unit, layout: Layout, *, adds: bool) -> Schedule:
         return _Run(self, root, layout, adds=adds)
-
-    def messages(
-        self, units: Sequence[tuple[Unit, int]], layout: Layout, *, micro_batches: int, backwards: bool
-    ) -> Sequence[Message]:
-        found = []
-        for unit, count in units:
-            gathers = 1 + (backwards and unit.is_layer and self.reshard_after_forward)
-            whole = sum(self.whole_bytes(p, layout, p.gathered) for p in unit.sharded)
-            found.append(
-                Message(
-                    "all_gather",
-                    gathers * micro_batches * count * whole,
-                    layout.shards,
-                    calls=gathers * micro_batches * count,
-                )
-            )
-            times = 1 if self.no_sync else micro_batches
-            reduced = sum(self.whole_bytes(p, layout, self.reduced(p)) for p in unit.sharded if p.trainable)
-            if reduced:
-                found.append(Message("reduce_scatter", times * count * reduced, layout.shards, calls=times * count))
-                if layout.replicates > 1:
-                    part = times * count * reduced // layout.shards
-                    found.append(Message("all_reduce", part, layout.replicates, across=True, calls=times * count))
-        return found
-
-    def whole_bytes(self, piece: Piece, layout: Layout, dtype: DType) -> int:
-        """Of one parameter with its padding, in the dtype given."""
-        return layout.shards * piece._replace(shape=self.shard(piece, layout)).numel * dtype.size
-
-    def reduced(self, piece: Piece) -> DType:
-        """The dtype that a gradient is reduced in."""
-        return parse_dtype(self.reduce_dtype) if self.reduce_dtype is not None else piece.gathered
 
 
 class _Run(Schedule):

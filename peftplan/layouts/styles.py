@@ -8,11 +8,12 @@ from typing import Any
 from peftplan.errors import RequestError
 from peftplan.layouts.base import DataParallel
 from peftplan.layouts.ddp import Ddp
+from peftplan.layouts.fsdp1 import Fsdp1
 from peftplan.layouts.fsdp2 import Fsdp2
 from peftplan.layouts.units import Style
 from peftplan.plugins import configure
 
-STYLES: Mapping[DataParallel, type[Style]] = {"ddp": Ddp, "fsdp2": Fsdp2}
+STYLES: Mapping[DataParallel, type[Style]] = {"ddp": Ddp, "fsdp1": Fsdp1, "fsdp2": Fsdp2}
 
 
 def style_of(name: DataParallel, knobs: Mapping[str, Any]) -> Style | None:

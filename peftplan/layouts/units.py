@@ -122,6 +122,12 @@ class Style(ABC):
     """How a framework spreads a replica's weights over data-parallel ranks, with its own settings."""
 
     shards_weights: ClassVar[bool] = False
+    gathers_new: ClassVar[bool] = True
+    """Whether a method's own weights are seen in the dtype they are gathered in by the code around them."""
+
+    def regrouped(self, unit: Unit) -> Unit:
+        """The unit by the tensors that the framework makes of its parameters."""
+        return unit
 
     @abstractmethod
     def held_bytes(self, piece: Piece, layout: Layout) -> Sequence[int]:

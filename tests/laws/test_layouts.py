@@ -14,7 +14,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 2, "intermediate_size": 88, "vocab_size": 96, "max_position_embeddings": 64,
     "torch_dtype": "bfloat16",
 }  # fmt: skip
-SHARDED = ("fsdp2",)
+SHARDED = ("fsdp1", "fsdp2")
 
 
 def _read(**fields: Any) -> Reading:
