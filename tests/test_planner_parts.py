@@ -311,10 +311,8 @@ def test_what_resolve_accepts_enters_by_itself(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("peftplan.resolve.unmodelled", lambda _: None)
     found = space(gpus=3, kernels=None)
     assert {seat.cards for seat in found.seats} == {1, 2, 3}
-    assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "zero3", "fsdp"}
+    assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "fsdp"}
     assert found.refused_cards is None
-    assert len(values(found, "kernels")) > 1
-    assert len(values(found, "offload")) > 1
     assert all(found.global_batch % seat.cards == 0 or not _batches(found, seat) for seat in found.seats)
     fields = {**SMALL, "target_modules": "q_proj,v_proj", "kernels": "hf", "offload": "none", "gpus": 2}
     answer = plan(**fields)
