@@ -76,11 +76,10 @@ class Spread:
 
     def sharding(self, before: Before) -> Sharding | None:
         """For walks of the step; None where it runs as on one GPU."""
-        style, root, layout = self.style, self.root, self.layout
-        if not style.shards_weights:
+        if not self.style.shards_weights:
             return None
-        schedule = partial(style.schedule, root, layout, adds=before == "shards")
-        return Sharding(schedule=schedule, units=self.units, root=root, accumulated=before == "whole")
+        schedule = partial(self.style.schedule, self.counted, self.layout, adds=before == "shards")
+        return Sharding(schedule=schedule, units=self.units, root=self.root, accumulated=before == "whole")
 
     def gradients_before(self, loop: Loop) -> Before:
         """What is there of gradients when the last micro-batch begins."""
@@ -90,9 +89,9 @@ class Spread:
         """Bytes of each gradient that a rank has: of whole parameters, or of its shards."""
         for unit, count in self.counted:
             for p in unit.pieces:
-                whole = p.numel * p.gathered.size
-                sizes = [whole] if before == "whole" else self.style.held_bytes(p, self.layout)
-                yield from [*sizes] * (count * p.trainable)
+                whole = before == "whole"
+                size = p.numel * p.gathered.size if whole else self.style.kept_bytes(p, self.layout)
+                yield from [size] * (count * p.trainable)
 
 
 def spread(case: Case, graph: Graph) -> Spread | None:
@@ -115,6 +114,9 @@ def _trainees(case: Case, held: Graph, style: Style) -> Trainees:
     weights = own(train.weights)
     stepped = weights if train.stepped is train.weights else own(train.stepped)
     known = weights if train.remembered is train.weights else own(train.remembered)
+    if style.masters is not None and any(w.dtype.is_half for w in weights):
+        weights = [Trained((sum(w.numel * w.copies for w in weights),), weights[0].dtype, name="flat")]
+        stepped = known = [w._replace(dtype=style.masters) for w in weights]
     return train._replace(weights=weights, stepped=stepped, remembered=known)
 
 

@@ -12,8 +12,8 @@ Parameters are wrapped as transformers and PEFT do it (transformers' layers, and
 peft.utils.other.fsdp_auto_wrap_policy: every trainable leaf is a unit of its own): frozen parameters of a layer are one
 flat tensor, each trainable one of a method another. A layer's units are gathered together here, where really each leaf
 is when it runs: errs high by a layer's adapters. PEFT's layers look at an adapter's dtype before that leaf is gathered,
-so they cast to the one it is held in, and the leaf casts back. Everything in one flat tensor has one dtype, so packed weights need a
-floating `format.quant_storage`, the compute dtype.
+so they cast to the one it is held in, and the leaf casts back. Everything in one flat tensor has one dtype, so packed
+weights need a floating `format.quant_storage`, the compute dtype.
 
 Not modelled: forward prefetching, `limit_all_gathers` (which bounds what the allocator reserves, not what is
 allocated), CPU offload.
@@ -57,8 +57,8 @@ class Fsdp1(Sharded):
     def shard(self, piece: Piece, layout: Layout) -> tuple[int, ...]:
         return (ceil_div(piece.numel, layout.shards),)
 
-    def schedule(self, root: Unit, layout: Layout, *, adds: bool) -> Schedule:
-        return _Run(self, root, layout, adds=adds)
+    def schedule(self, units: Sequence[tuple[Unit, int]], layout: Layout, *, adds: bool) -> Schedule:
+        return _Run(self, units[-1][0], layout, adds=adds)
 
 
 def _flat(name: str, pieces: Sequence[Piece]) -> Piece:
