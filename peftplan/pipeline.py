@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -138,6 +138,8 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
         sharding=rank.sharding(before) if rank is not None else None,
     )
+    if case.format.cuts and case.method.backward:
+        _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
@@ -175,13 +177,17 @@ def _walk_pipeline(case: Case, graph: Graph) -> Walked:
 
 
 def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked, Chunk]:
-    """A stage's first micro-batch and a later one."""
+    """A stage's first micro-batch and a later one. The output of the last stage is a name that the next rebinds; that
+    of others is held anyway."""
+    until = "next" if cut.regions[-1].is_head else "loss"
+    case = replace(case, loop=replace(case.loop, outputs_until=until))
     later = first = _walk_graph(case, cut, entry_requires_grad=entry_requires_grad)
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
     grads = _gradients(cut, later.trainees.weights, later.rules)
-    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
+    inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
+    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
 
 def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Chunk]]) -> Walked:
@@ -221,6 +227,16 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
     return RankMemory(
         rank=label, peak_bytes=walked.step.peak.bytes, reserved_bytes=None, device_bytes=None, static_bytes=static
     )
+
+
+def _check_reached(case: Case, step: StepMemory) -> None:
+    """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
+    head = next(segment for segment in step.segments if segment.region.is_head)
+    if head.region.exit.name not in head.walk.need:
+        raise RequestError(
+            f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
+            "ones too (--target-modules o_proj,down_proj), or quantize weights alone"
+        )
 
 
 def _existing(graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
@@ -289,7 +305,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Sprea
         for one in rank.held:
             kinds[one.kind] += sum(map(size, one.sizes)) * one.times
         kinds["bucket"] = sum(map(size, rank.buffers))
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
+    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
@@ -349,7 +365,7 @@ def _parameters(graph: Graph) -> Parameters:
 
 
 def _memory(walked: Walked) -> Memory:
-    static, step = walked.static, walked.step
+    case, static, step = walked.case, walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
@@ -364,6 +380,7 @@ def _memory(walked: Walked) -> Memory:
             **{name: p.bytes for name, p in step.phases.items()},
         },
         per_rank=walked.ranks,
+        host_bytes=step.host_bytes + host_state_bytes(case.optimizer, walked.trainees, case.job.backend),
     )
 
 
