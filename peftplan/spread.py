@@ -11,7 +11,7 @@ from peftplan.assemble import Trainees, build_graph, trainees
 from peftplan.errors import Unsupported
 from peftplan.graph.core import ADAPTER, Graph, Region, Tensor, is_global
 from peftplan.layouts import Layout
-from peftplan.layouts.units import Before, Piece, Style, Unit
+from peftplan.layouts.units import Before, Message, Piece, Style, Unit
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case, held_case
 from peftplan.step.conductor import Place, Sharding
@@ -73,6 +73,11 @@ class Spread:
     @property
     def buffers(self) -> Sequence[int]:
         return self.style.buffers(self.counted, self.layout)
+
+    def messages(self, *, micro_batches: int) -> Sequence[Message]:
+        """What a rank sends and is sent in an optimizer step."""
+        backwards = any(p.trainable for unit, _ in self.counted for p in unit.pieces)
+        return self.style.messages(self.counted, self.layout, micro_batches=micro_batches, backwards=backwards)
 
     def sharding(self, before: Before) -> Sharding | None:
         """For walks of the step; None where it runs as on one GPU."""

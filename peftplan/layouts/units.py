@@ -147,6 +147,8 @@ class Style(ABC):
         del units, layout
         return ()
 
+    overlaps: ClassVar[float] = 0.6
+    """The share of a step's own work behind which collectives can hide: backward's two thirds, but for its start."""
     autocasts: ClassVar[bool] = True
     """Whether mixed precision is torch's autocast."""
     masters: ClassVar[DType | None] = None

@@ -2,8 +2,8 @@
 
 deepspeed 0.19.8, runtime/zero/stage_1_and_2.py and stage3.py, `estimate_zero2_model_states_mem_needs` and
 `estimate_zero3_model_states_mem_needs` without offload: 2 bytes a parameter and 18 over the ranks for stage 2
-(gradients 2 + 4, masters 4, Adam's states 8), 18 over the ranks and the largest layer for stage 3, which leaves out 2 of
-parts 2, gradients 2 + 4, masters 4 and states 8. Both count every parameter of the model as one that trains.
+(gradients 2 + 4, masters 4, Adam's states 8), 18 over the ranks and the largest layer for stage 3, which leaves out 2
+of parts 2, gradients 2 + 4, masters 4 and states 8. Both count every parameter of the model as one that trains.
 """
 
 from __future__ import annotations
