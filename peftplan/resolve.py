@@ -147,9 +147,9 @@ def resolve(job: Job) -> Case:
         recomputes=recompute.layers,
     )
     _note_new_dtype(host, method, notes)
-    held = HeldAs(setup, host)
+    held = HeldAs(replace(setup, attention="sdpa"), host)  # of which only the weights are looked at
     if style is not None and gathered is not None:
-        setup, host = _gathered(held, gathered, fmt, new=style.gathers_new)
+        setup, host = _gathered(HeldAs(setup, host), gathered, fmt, new=style.gathers_new)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,

@@ -30,7 +30,7 @@ from peftplan.layouts.base import Layout
 from peftplan.layouts.units import Ledger, Piece, Schedule, Unit, Whole
 from peftplan.units import ceil_div
 
-_BUFFER, _CAST, _REDUCED, _PART = "@@all_gather", "@@cast", "@@reduce_scatter", "@@reduced"
+_BUFFER, _CAST, _REDUCED, _PART = "@@gather/buffer", "@@gather/cast", "@@reduce_scatter", "@@reduce/part"
 
 
 @final

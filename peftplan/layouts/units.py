@@ -56,7 +56,8 @@ Whole = Sequence[tuple[int, str]]
 
 
 class Ledger(Protocol):
-    """Where a schedule writes what it allocates and frees; keys that begin with `@@` are freed first in, first out."""
+    """Where a schedule writes what it allocates and frees. Keys begin with `@@` and are freed first in, first out; what
+    is allocated on a stream of its own, and so in segments of its own, says which: `@@gather/whole parameters`."""
 
     def alloc(self, size: int, where: str, key: str) -> None: ...
 
