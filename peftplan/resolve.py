@@ -107,7 +107,7 @@ def resolve(job: Job) -> Case:
     gpus, layout = _layout(job, arch, seq_len, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
-    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
+    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability, float8=precision == "fp8")
     compute = autocast or dtype
     setup = Setup(
         batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
