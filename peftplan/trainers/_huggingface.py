@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from peftplan.errors import RequestError
 from peftplan.trainers import _deepspeed
+from peftplan.trainers._liger import liger
 from peftplan.trainers.rules import (
     Config,
     Fields,
@@ -170,10 +171,10 @@ def _layout_instead(config: Config) -> Mapping[str, str]:
     return {}
 
 
-def compiled_and_fused() -> tuple[Rule, ...]:
-    """What changes the step's memory besides, and is not modelled."""
+def compiled_and_fused(liger_always: Mapping[str, bool] | None = None) -> tuple[Rule, ...]:
+    """Liger, with what the trainer always sets of it, and what changes the step's memory and is not modelled."""
     return (
-        unpriced("use_liger_kernel", KERNELS, writes=False),
+        liger("use_liger_kernel", config="liger_kernel_config", always=liger_always),
         unpriced(
             "torch_compile", StandIn(errs="high", because="compiled graphs keep and make fewer tensors"), writes=False
         ),

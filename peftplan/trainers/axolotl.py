@@ -21,6 +21,7 @@ from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _axolotl as own
 from peftplan.trainers import _axolotl_step as step
+from peftplan.trainers._liger import axolotl_liger
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable
 from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
@@ -91,7 +92,6 @@ class Axolotl(Trainer):
         "use_trackio", "use_wandb", "val_set_size", "wandb_*",
     }  # fmt: skip
     instead: ClassVar[Mapping[str, StandIn]] = {
-        "liger_fused_linear_cross_entropy": less("its loss never makes the logits"),
         "liger_*": less("its kernels keep fewer activations"),
         "unsloth_*": less("its kernels keep fewer activations"),
         "cut_cross_entropy": less("it never makes the logits"),
@@ -201,6 +201,7 @@ class Axolotl(Trainer):
         ),
         _optimizers.optimizer("optimizer", others=step.OPTIMIZERS, also=step.MODELLED),
         custom(step.KERNELS, (), read=lambda _: {}, write=step.write_kernels, stand_ins=step.kernels_stand_ins),
+        axolotl_liger(),
         custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=step.plugins_stand_ins),
         custom(
             step.LAYOUT_KEYS,

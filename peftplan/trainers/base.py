@@ -33,7 +33,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 _TWICE = ("method.r", "method.target_modules")
 """Settings that a decided job also says in a field of its own."""
-_MACHINE = ("gpus", "nodes", "layout", "offload", "kernels")
+_MACHINE = ("gpus", "nodes", "layout", "offload")
 
 
 RENDEZVOUS = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")

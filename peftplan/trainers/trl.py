@@ -249,7 +249,7 @@ class Trl(Trainer):
         *_recompute.checkpointing(default=True, selects=True, offloads=("activation_offloading",)),
         _optimizers.optimizer(),
         _huggingface.attention(),
-        *_huggingface.compiled_and_fused(),
+        *_huggingface.compiled_and_fused({"fused_linear_cross_entropy": False}),  # sft_trainer.py: its own loss stays
         unpriced("model_init_kwargs.use_kernels", _huggingface.KERNELS),
         custom(
             ("label_smoothing_factor",), ("loss.style",),

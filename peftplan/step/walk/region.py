@@ -68,9 +68,13 @@ class RegionWalk:
         self.parts_grad_bytes = 0
         """Those of all regions that took their parts of what this one handed on."""
         leaf = self.region.leaf
-        self._leaf = leaf if leaf in need else None
+        self._leaf = leaf if leaf in need and not self._computed(leaf) else None
         """A value that accumulates its gradient like a parameter."""
         self._saves = [op.saved(need) for op in self.region.ops]
+
+    def _computed(self, name: str) -> bool:
+        """Whether a gradient flows on from a value: to what it was made of, a trained embedding."""
+        return any(t.name in self.need for op in self.region.ops if op.out.name == name for t in op.ins)
 
     # -- forward ------------------------------------------------------------------------------------------------
 
