@@ -122,7 +122,7 @@ def resolve(job: Job) -> Case:
     gpus, layout, style = _layout(job, arch, seq_len, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
-    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
+    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability, float8=precision == "fp8")
     gathered = style.gathers_in(autocast) if style is not None else None
     if style is not None and not style.autocasts:
         gathered, autocast = gathered or (dtype if dtype.is_half else None), None

@@ -57,6 +57,9 @@ class Numerics:
     capability: tuple[int, int] | None = None
     """The GPU's CUDA compute capability, where one is given."""
 
+    float8: bool = False
+    """Whether the layers' products are torchao's float8 ones."""
+
     @property
     def mask_dtype_is_input(self) -> bool:
         return self.backend == "cpu"

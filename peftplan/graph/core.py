@@ -109,6 +109,8 @@ class Op(ABC):
     """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
     """Whether its backward has matrix products although its forward runs nothing."""
+    saves_late: ClassVar[bool] = False
+    """Whether it is a Python function, which saves when it has run."""
 
     @property
     def also(self) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ import torch
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, packers, placing, quantize, recompute
+from peftplan.instruments import adapterhub, float8, packers, placing, quantize, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 from peftplan.process import load_knobs
@@ -83,8 +83,8 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
     method, job = _variant(job, job.method.replace("-", "_").lower())
     precision = (job.precision or "bf16").lower()
-    pure = precision.removesuffix("-mixed")
-    weights = job.dtype or ("fp32" if precision != pure else pure)
+    pure = precision.removesuffix("-mixed").replace("fp8", "bf16")
+    weights = job.dtype or ("fp32" if precision.endswith("-mixed") else pure)
     until = str(job.knobs("loop").get("outputs_until", "step"))
     fmt = formats.canonical(job.format or ("nf4" if job.method.lower() == "qlora" else "none"))
     return Choices(
@@ -92,7 +92,7 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         method=method,
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
-        autocast=_dtype("--precision", pure) if precision != pure else None,
+        autocast=_dtype("--precision", pure) if precision.endswith("-mixed") else None,
         adapter_dtype=None if job.adapter_dtype == "auto" else _dtype("--adapter-dtype", job.adapter_dtype),
         seq_len=job.seq_len or 512,
         padded=_batching(job) == "padded",
@@ -155,6 +155,8 @@ def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) 
     """The causal language model, on `meta` (fake) or with random weights (real), in training mode; `place` is where
     real weights are put one after another as loading puts them there, packed ones packed on arrival."""
     model = plain_model(choices, mode, place)
+    if choices.job.precision == "fp8":
+        float8.convert(model)
     if choices.quantized:
         _quantize(model, choices, place)
     elif place is not None:

@@ -23,6 +23,7 @@ from peftplan.graph.ops.elementwise import (
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
+from peftplan.graph.ops.float8 import Float8Linear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.fused import Further, Fused
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
@@ -43,6 +44,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flattened",
+    "Float8Linear",
     "Formula",
     "Further",
     "Fused",
