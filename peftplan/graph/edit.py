@@ -29,7 +29,14 @@ class Module:
 
     @property
     def x(self) -> Tensor:
-        return next(t for op in self.ops for t in op.ins if not t.is_param)
+        """What it is given: the first value that it reads and none of its own ops made."""
+        given = (
+            t
+            for i, op in enumerate(self.ops)
+            for t in op.ins
+            if not t.is_param and all(t.name != made.out.name for made in self.ops[:i])
+        )
+        return next(given)
 
     @property
     def out(self) -> Tensor:

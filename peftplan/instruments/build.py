@@ -15,7 +15,7 @@ import torch
 
 from peftplan import methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, quantize
+from peftplan.instruments import adapterhub, prequantized, quantize
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 
@@ -29,7 +29,7 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-QUANTIZED = ("nf4", "fp4", "int8")
+QUANTIZED = ("nf4", "fp4", "int8", *prequantized.FORMATS)
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
 WITH_VALUES = ("shira", "cpt", "frod")
@@ -160,6 +160,9 @@ def base_model(choices: Choices, mode: Mode) -> torch.nn.Module:
 
 def _quantize(model: torch.nn.Module, choices: Choices) -> None:
     knobs = choices.job.knobs("format")
+    if choices.format in prequantized.FORMATS:
+        prequantized.replace_linears(model, choices.format, knobs)
+        return
     double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
     compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
     quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peftplan.instruments import fakes, optim, quantize
+from peftplan.instruments import fakes, optim, prequantized, quantize
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
@@ -69,9 +69,9 @@ class Step:
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 add(param.grad, "gradient", name)
-        self._register_buffers()
-        for name, constant in quantize.state_tensors(self.model):
+        for name, constant in (*quantize.state_tensors(self.model), *prequantized.state_tensors(self.model)):
             add(constant, "quantization", name)
+        self._register_buffers()
         self._register_optimizer()
         for tensor in _tensors(self.held):
             add(tensor, "outputs", "")

@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, quantize
+from peftplan.instruments import adapterhub, build, fakes, prequantized, quantize
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -102,7 +102,8 @@ def _line(error: Exception) -> str:
 def _count(model: torch.nn.Module) -> dict[str, int]:
     """Parameters as PeftModel.get_nb_trainable_parameters counts them: packed weights by what they stand for."""
     sizes = [(quantize.numel(param), param.requires_grad) for param in model.parameters()]
-    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
+    total = sum(n for n, _ in sizes) + sum(map(prequantized.numel, model.modules()))
+    return {"total": total, "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:

@@ -18,7 +18,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
 from peftplan.graph.ops import BITSANDBYTES, Linear, MatMul
-from peftplan.methods._linears import Plan, adapt, narrowed, packed, plan, sees_autocast, train_biases
+from peftplan.methods._linears import Plan, adapt, layer_of, narrowed, packed, plan, sees_autocast, train_biases
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
@@ -95,6 +95,8 @@ class OnLinears(Method):
         """Which modules are adapted, each with its `size`."""
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        if wanted == "all-linear":
+            _check_found(graph)
         choice = targets(
             family,
             wanted,
@@ -154,6 +156,18 @@ class OnLinears(Method):
         for knob in self.lacks:
             if getattr(self, knob) or (knob == "layers_to_transform" and self.layers_pattern):
                 raise RequestError(f"method.{knob}: PEFT's {self.title} has no such setting; leave it out")
+
+
+def _check_found(graph: Graph) -> None:
+    """Raises RequestError where a library's layers are no torch.nn.Linear, which is what "all-linear" picks
+    (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
+    found = (m for r in graph.regions for _, _, m in modules(r) if layer_of(m) not in ("", BITSANDBYTES))
+    module = next(found, None)
+    if module is not None:
+        raise RequestError(
+            f"--target-modules all-linear: PEFT picks torch.nn.Linear, which the layers of {layer_of(module)} are not; "
+            "name the modules, e.g. q_proj,v_proj"
+        )
 
 
 def in_order(graph: Graph, planned: Plan[int]) -> Iterator[tuple[int | str, Module]]:

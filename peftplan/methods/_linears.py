@@ -10,7 +10,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import BITSANDBYTES, Cast, Hold, Make, PackedLinear
+from peftplan.graph.ops import BITSANDBYTES, Cast, Hold, Make, PackedLinear, Unpack
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 from peftplan.units import DType
@@ -26,6 +26,8 @@ COMMON = frozenset(
 BACKENDS = frozenset({"hqq", "gptq", "awq", "aqlm"})
 """Packed layers besides bitsandbytes' that peft 0.21.2 takes wherever a tuner asks for a quantization backend
 (utils/quantization_utils.py, resolve_quantization_backend)."""
+FORWARD_ONLY = BACKENDS - {"hqq"}
+"""Those whose weight PEFT cannot read (ForwardOnlyQuantizationBackend)."""
 Plan = Mapping[int | str, Mapping[str, S]]
 """For each layer index, and each region outside the layers by name: what each adapted module (by path) is given."""
 
@@ -81,11 +83,11 @@ def adapt(
 
 
 def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
-    kernel = packed(module)
-    if kernel is not None and kernel.layer != BITSANDBYTES and kernel.layer not in layers:
+    layer = layer_of(module)
+    if layer not in ("", BITSANDBYTES, *layers):
         known = ", ".join((BITSANDBYTES, *sorted(layers)))
         raise RequestError(
-            f"PEFT has no {name} for the layers of {kernel.layer} ({module.path}), only for torch.nn.Linear and those "
+            f"PEFT has no {name} for the layers of {layer} ({module.path}), only for torch.nn.Linear and those "
             f"of {known}; use lora, or an unquantized --format"
         )
 
@@ -93,7 +95,7 @@ def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
 def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, ...]:
     """The ops themselves. Raises Unsupported where one reads the packed weight of a torch.nn.Linear as if it was none:
     what a library's tensor class makes of that is its own."""
-    if module.weight.stored_bytes is None or packed(module) is not None:
+    if module.weight.stored_bytes is None or layer_of(module):
         return ops
     own = {op.name for op in module.ops}
     for op in ops:
@@ -103,6 +105,11 @@ def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, 
                 "use lora, or an unquantized --format"
             )
     return ops
+
+
+def layer_of(module: Module) -> str:
+    """Whose packed layer stands in for the linear one, "" if none does (`PackedLinear.layer`)."""
+    return next((op.layer for op in module.ops if isinstance(op, (PackedLinear, Unpack))), "")
 
 
 def packed(module: Module) -> PackedLinear | None:

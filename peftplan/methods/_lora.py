@@ -61,6 +61,24 @@ def plain(b: Builder, branch: Branch) -> Tensor:
         return b.add(branch.base, delta, label="sum")
 
 
+CONVERTED = ("awq", "aqlm")
+"""Libraries on whose layers PEFT casts what B returns to the layer's dtype before it scales it (lora/awq.py, aqlm.py);
+on GPTQ's it does as on a plain layer (lora/gptq.py)."""
+
+
+def converted(b: Builder, branch: Branch, layer: str, *, casts: bool) -> Tensor:
+    """LoRA as PEFT adds it to those layers' outputs, in place to AQLM's."""
+    with b.marked(branch.module.site, "down"):
+        down = b.linear(b.dropout(branch.x, branch.dropout), branch.a, label="lora_A")
+    with b.marked(branch.module.site, "up"):
+        delta = b.linear(down, branch.up, branch.bias, label="lora_B")
+    with b.marked(branch.module.site, "extra"):
+        delta = b.scale(b.cast(delta, branch.base.dtype, label="delta") if casts else delta)
+        total = (b.add_into if layer == "aqlm" else b.add)(branch.base, delta, label="sum")
+        b.hold(delta)
+        return total
+
+
 def embedded(b: Builder, branch: Branch, scale: Tensor | None) -> Tensor:
     """Embedding.forward: rows of A's transpose are looked up, and multiplied by B's; `scale`
     is the buffer that the base's rows are multiplied by, if they are."""

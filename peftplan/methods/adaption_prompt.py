@@ -20,7 +20,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import after, modules, split_runs
 from peftplan.methods import _again
-from peftplan.methods._linears import COMMON, packed
+from peftplan.methods._linears import COMMON, layer_of
 from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.units import DType
 
@@ -94,6 +94,12 @@ class _Adapted:
         self.attention = _attention(host.arch)
         self.projections = {m.site: m for _, _, m in modules(region)}
         self.b = Builder(host.numerics, "self_attn.adaption_")
+        layer = layer_of(self.projections["k"])
+        if layer in ("gptq", "awq"):
+            raise RequestError(
+                f"PEFT puts an adaption prompt where attention's first parameter is, and the layers of {layer} have "
+                "buffers alone; use lora, or an unquantized --format"
+            )
 
     def region(self) -> Region:
         return after(self.layer, "self_attn", self.projections["o"].out, self._forward)
@@ -141,7 +147,7 @@ class _Adapted:
         """The prompt; autocast's copy of an fp32 one serves both projections (autocast_mode.cpp, cached_cast)."""
         shape = (1, self.tokens, self.projections["q"].in_features)
         prompt = self.b.weight("prompt", *shape, dtype=self._dtype, kind=ADAPTER)
-        if packed(self.projections["k"]) is not None:
+        if self.projections["k"].weight.stored_bytes is not None:
             return self.b.alias(prompt)
         return self.b.autocast(prompt) if prompt.dtype is DType.float32 else prompt
 

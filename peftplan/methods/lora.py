@@ -25,8 +25,19 @@ from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
-from peftplan.methods._linears import BACKENDS, packed, sees_autocast
-from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
+from peftplan.methods._linears import BACKENDS, layer_of, packed, sees_autocast
+from peftplan.methods._lora import (
+    CONVERTED,
+    BdLora,
+    Branch,
+    Variant,
+    block_diagonal,
+    change,
+    converted,
+    embedded,
+    kasa,
+    plain,
+)
 from peftplan.methods._parameters import OnWeights, adapt_weights
 from peftplan.methods._replication import check_stacking, replicate
 from peftplan.methods._saved import save_modules
@@ -215,16 +226,20 @@ class Lora(OnLinears):
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """The base and its low-rank side branches, ending in the module's own output."""
-        kernel = packed(module)
-        self._check_module(module, size, kernel)
+        layer = layer_of(module)
+        kernel = packed(module) if layer not in ("gptq", *CONVERTED) else None
+        self._check_module(module, size, layer, kernel)
         b, base = builder(module, host)
-        casts = kernel is None or not sees_autocast(host)
+        casts = (kernel is None and layer not in CONVERTED) or not sees_autocast(host)
         with b.marked(module.site, "down"):
             result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
             x = b.cast(module.x, host.new_dtype, label="lora_x") if casts else module.x
         for number in range(self.active_adapters):
             branch = self._sides(b, module, size, host, number)._replace(base=result, x=x, kernel=kernel)
-            result = self._changed(b, branch, casts=casts)
+            if layer in CONVERTED:
+                result = converted(b, branch, layer, casts=casts)
+            else:
+                result = self._changed(b, branch, casts=casts)
         with b.marked(module.site, "extra"):
             out = b.cast(result, base.dtype, label="out") if casts else result
             b.hold(x, module.x)
@@ -291,13 +306,16 @@ class Lora(OnLinears):
             bias=blank.weight(b, "lora_B.bias", up_shape[0], dtype=host.new_dtype) if self.lora_bias else None,
         )
 
-    def _check_module(self, module: Module, rank: int, kernel: PackedLinear | None) -> None:
+    def _check_module(self, module: Module, rank: int, layer: str, kernel: PackedLinear | None) -> None:
         small = min(module.in_features, module.out_features)
         if rank > small:
             raise RequestError(
                 f"--rank {rank} is larger than the smaller side of {module.path} "
                 f"({module.out_features}x{module.in_features}); use at most {small}"
             )
+        variants = [name for name in self._variants() if name != MICA]
+        if variants and layer in ("gptq", *CONVERTED):
+            raise RequestError(f"PEFT has no LoRA with {variants[0]} on the layers of {layer}; leave it out")
         asked = [name for name in self._variants() if name != "use_dora"]
         if asked and kernel is not None:
             raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")

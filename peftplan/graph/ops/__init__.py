@@ -24,7 +24,7 @@ from peftplan.graph.ops.elementwise import (
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
-from peftplan.graph.ops.linear import BITSANDBYTES, DetachedLinear, Linear, MatMul, PackedLinear, Solve
+from peftplan.graph.ops.linear import BITSANDBYTES, DetachedLinear, Linear, MatMul, PackedLinear, Solve, Unpack
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "Solve",
     "Square",
     "Squash",
+    "Unpack",
     "View",
     "WeightCast",
     "internal",
