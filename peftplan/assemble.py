@@ -28,7 +28,7 @@ def build_graph(case: Case) -> Graph:
     mixed = case.setup.numerics.autocast is not None and case.setup.types.embedding is DType.float32
     if mixed and not case.format.packed:
         base = _widened(case, base)
-    return case.method.apply(base, case.host)
+    return case.setup.kernels.fuse(case.method.apply(base, case.host))
 
 
 def _widened(case: Case, base: Graph) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -67,6 +68,14 @@ class Format(ABC):
     def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
         """What packing a weight on the device allocates, in order."""
         return (Piece(weight.nbytes),)
+
+    def held_bytes(self, weight: Tensor, size: Callable[[int], int]) -> int:
+        """What a weight takes between steps, where a request of n bytes takes `size(n)`: packed ones are several."""
+        if weight.stored_bytes:
+            found = [piece.bytes for piece in self.pieces(weight) if piece.stays]
+            if sum(found) == weight.stored_bytes:
+                return sum(map(size, found))
+        return size(weight.nbytes)
 
     def expected_bytes(self, numel: int) -> int:
         """What transformers reserves for a packed weight before it loads the model (param_element_size)."""

@@ -12,14 +12,23 @@ from torch.utils.flop_counter import flop_registry
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 
+
+def _grouped(a: torch.Tensor, b: torch.Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any) -> int:
+    """Rows of `a` times the matrix of their group, or columns times rows of one group: each row once."""
+    del out_val
+    return 2 * int(a.numel()) * int(b.shape[-1])
+
+
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _aten._scaled_dot_product_flash_attention_backward
     ],
+    _aten._grouped_mm: _grouped,
 }
-"""torch leaves out the CPU's flash attention; it counts like the GPU's: 2 products forward, 5 back, uncut."""
+"""torch leaves out the CPU's flash attention, which counts like the GPU's: 2 products forward, 5 back, uncut; and the
+product in groups, which counts as the products that it stands for."""
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:

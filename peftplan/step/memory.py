@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from peftplan.graph.core import ACTIVATION, Graph, Tensor, is_global
-from peftplan.step.segments import Loop, Recompute, Segment, prelude, segments
+from peftplan.recompute.base import Recompute
+from peftplan.step.segments import Loop, Segment, prelude, segments
 from peftplan.step.walk import (
     Rules,
     Saved,
@@ -39,6 +40,8 @@ class StepMemory:
     saved_for_backward_bytes: int = 0
     kept_global_bytes: int = 0
     grad_bytes: int = 0
+    held_bytes: int = 0
+    """Alive between forward and backward beyond what was before: what backward needs, inputs and outputs."""
     phases: dict[str, PhasePeak] = field(default_factory=dict)
     end_bytes: int = 0
     """Alive when backward is done, parameter gradients included."""
@@ -109,7 +112,10 @@ def run_step(
     for part in penalties:
         _forward(part, account, reads_embedding=False)
     account.total -= sum_bytes + previous_outputs
+    if not model[-1].region.is_head:
+        _end_of_backbone(model, account)
     _end_of_forward(parts, account, result, loop)
+    result.held_bytes = account.total - static_bytes - existing_grad_bytes
     account.total += loss_bytes  # the gradient of the loss, a one
     account.total += sum_bytes  # the gradient of the penalties' sum
     for part in reversed(penalties):
@@ -187,8 +193,9 @@ def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None
 
 def _made_for_layers(parts: Sequence[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
-    first = parts[0]
-    return [op.out for op in first.region.ops if is_global(op.out.name) and op.out.name not in first.region.held]
+    first = parts[0].region
+    others = {*first.held, *first.idle}
+    return [op.out for op in first.ops if is_global(op.out.name) and op.out.name not in others]
 
 
 def dies_with_backbone(parts: Sequence[Segment]) -> dict[str, int]:

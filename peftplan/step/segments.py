@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from peftplan.graph.core import Graph, Region, is_global
+from peftplan.recompute.base import Checkpoint, Recompute
 from peftplan.step.walk import (
     Account,
     InBackward,
@@ -17,14 +18,6 @@ from peftplan.step.walk import (
     propagate_need,
     shared_weights,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recompute:
-    """How a layer is checkpointed: not at all, or wholly, by torch.utils.checkpoint's two flavours."""
-
-    layers: bool = False
-    reentrant: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,13 +87,14 @@ def segments(
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
+            if is_layer and not recompute.uniform:
+                count = min(count, recompute.alike(_index(region, left), left))
             count -= is_layer and splits and count == left > 1
             walk = RegionWalk(
                 plan,
                 need,
                 account=account(),
-                checkpointed=is_layer and recompute.layers,
-                reentrant=recompute.reentrant,
+                checkpoint=recompute.checkpoint(region, _index(region, left)) if is_layer else None,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
                 updates=updates,
@@ -116,6 +110,11 @@ def segments(
             yield Segment(region=region.penalty, count=region.count, walk=walk)
 
 
+def _index(region: Region, left: int) -> int:
+    """The model's index of the layer from which `left` ones of its run are left."""
+    return (region.first_index or 0) + region.count - left
+
+
 def _updates(graph: Graph, loop: Loop) -> Updates | None:
     if loop.in_backward is None:
         return None
@@ -126,7 +125,8 @@ def prelude(graph: Graph, rules: Rules) -> list[Segment]:
     """The pass without gradient that runs before: nothing is kept, and every layer's input lives to its end."""
 
     def segment(region: Region) -> Segment:
-        walk = RegionWalk(Plan(region, rules.size), set(), checkpointed=region.first_index is not None)
+        held = Checkpoint() if region.first_index is not None else None
+        walk = RegionWalk(Plan(region, rules.size), set(), checkpoint=held)
         return Segment(region=region, count=region.count, walk=walk, has_backward=False)
 
     return [segment(region) for region in graph.prelude]

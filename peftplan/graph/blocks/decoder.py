@@ -1,16 +1,17 @@
 """Llama-shaped decoders as ops, mirroring transformers 5.23 line by line.
 
 modeling_llama.py, modeling_mistral.py, modeling_qwen2.py, modeling_qwen3.py, modeling_gemma.py, modeling_phi3.py,
-modeling_smollm3.py: LlamaDecoderLayer.forward and its siblings differ by the switches of `Arch` only. `hold` marks
-the Python locals that outlive their last use.
+modeling_smollm3.py, modeling_mixtral.py, modeling_qwen2_moe.py, modeling_qwen3_moe.py: LlamaDecoderLayer.forward and
+its siblings differ by the switches of `Arch` only. `hold` marks the Python locals that outlive their last use.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from peftplan.arch.core import Arch, Layer
+from peftplan.arch.core import Arch, Experts, Layer
 from peftplan.graph.blocks.ends import buffers, entrance, final_norm, head
+from peftplan.graph.blocks.experts import sparse
 from peftplan.graph.blocks.mlp import gated
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.self_attention import self_attention
@@ -51,15 +52,15 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: Shared, dtype: DType,
     """LlamaDecoderLayer.forward."""
     b = Builder(setup.numerics)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
-    h = rms_norm(b, arch, x, setup.types.norm, "input_layernorm")
+    h = rms_norm(b, arch, setup, x, "input_layernorm")
     with b.scope("self_attn"):
         o, weights = self_attention(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
     mid = b.add(x, o, label="residual_attn")
-    h = rms_norm(b, arch, mid, setup.types.norm, "post_attention_layernorm")
+    h = rms_norm(b, arch, setup, mid, "post_attention_layernorm")
     with b.scope("mlp"):
-        d = gated(b, layer.mlp, setup, h)
+        d = sparse(b, layer.mlp, setup, h) if isinstance(layer.mlp, Experts) else gated(b, layer.mlp, setup, h)
     b.hold(h)
     d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
     out = b.add(mid, d, label="residual_mlp")

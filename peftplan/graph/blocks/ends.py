@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from peftplan.arch.core import Arch
-from peftplan.graph.blocks.loss import causal_lm_loss, fused_head_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
 from peftplan.graph.builder import Builder
@@ -29,7 +28,8 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     mask, window_mask = _masks(arch, setup, b)
     cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
     shared = Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
-    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden), shared
+    idle = _idle(arch, mask, window_mask)
+    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden, idle=idle), shared
 
 
 def buffers(arch: Arch, setup: Setup) -> tuple[Tensor, ...]:
@@ -79,18 +79,25 @@ def _masks(arch: Arch, setup: Setup, b: Builder) -> tuple[Tensor | None, Tensor 
         return None
 
     always = batch.masked or batch.documents > 1 or batch.past > 0
-    full = one("causal_mask", needed=always) if None in windows else None
-    widths = [w for w in windows if w is not None]
+    both = arch.idle_window is not None
+    full = one("causal_mask", needed=always) if both or None in windows else None
+    widths = [w for w in (*windows, arch.idle_window) if w is not None]
     reached = any(batch.seq >= w for w in widths)
     window = one("window_mask", needed=always or reached) if widths else None
     return full, window
+
+
+def _idle(arch: Arch, *masks: Tensor | None) -> tuple[str, ...]:
+    """Those of the masks, full and sliding, that no layer uses."""
+    windowed = {layer.attention.window is not None for layer, _ in arch.layers}
+    return tuple(m.name for m, kind in zip(masks, (False, True), strict=True) if m is not None and kind not in windowed)
 
 
 def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
     """The last norm of the backbone."""
     b = Builder(setup.numerics)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
-    out = rms_norm(b, arch, x, setup.types.norm, "norm")
+    out = rms_norm(b, arch, setup, x, "norm")
     b.hold(x)
     return Region(name="norm", ops=tuple(b.ops), entry=x, exit=out)
 
@@ -101,11 +108,5 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
-    if setup.loss == "fused_head":
-        loss = fused_head_loss(b, h, weight, labels)
-        return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss)
-    with b.marked("head"):
-        logits = b.linear(h, weight, label="lm_head")
-    loss = causal_lm_loss(b, logits, labels, h, setup.loss)
-    returned = (returned_logits(setup.loss, logits),)
+    loss, returned = setup.kernels.loss(b, h, weight, labels, setup.loss)
     return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)

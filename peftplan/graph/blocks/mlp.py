@@ -16,12 +16,13 @@ def gated(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
     if m.fused_gate_up:
         both = project(b, h, 2 * m.size, label="gate_up_proj", site="gate_up", types=types)
         gate, up = (b.slice(both, batch.size, batch.seq, m.size, label=n) for n in ("gate", "up"))
-        product = b.mul(up, b.activate(gate), label="glu")
+        product = setup.kernels.glu_of_halves(b, gate, up)
         d = project(b, product, hidden, label="down_proj", site="down", types=types)
         b.hold(both, product)
         return d
-    gate = project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias)
-    act = b.activate(gate)
-    up = project(b, h, m.size, label="up_proj", site="up", types=types, biased=m.bias)
-    product = b.mul(act, up, label="glu")
+    product = setup.kernels.glu(
+        b,
+        lambda: project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias),
+        lambda: project(b, h, m.size, label="up_proj", site="up", types=types, biased=m.bias),
+    )
     return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)

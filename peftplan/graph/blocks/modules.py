@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from peftplan.arch.core import Arch
-from peftplan.graph.blocks.setup import WeightTypes
+from peftplan.graph.blocks.setup import Setup, WeightTypes
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
-from peftplan.units import DType
-
-FP32 = DType.float32
 
 
-def rms_norm(b: Builder, arch: Arch, x: Tensor, dtype: DType, label: str) -> Tensor:
-    """LlamaRMSNorm.forward / GemmaRMSNorm.forward: computed in fp32 whatever x is."""
-    weight = b.weight(f"{label}.weight", x.shape[-1], dtype=dtype)
+def rms_norm(b: Builder, arch: Arch, setup: Setup, x: Tensor, label: str) -> Tensor:
+    """An RMSNorm over the last dimension, of the hidden state or of a head."""
+    weight = b.weight(f"{label}.weight", x.shape[-1], dtype=setup.types.norm)
     with b.scope(label), b.marked("norm"):
-        x32 = b.cast(x, FP32, label="x32")
-        mean = b.mean_last(b.square(x32))
-        inverse = b.rsqrt(b.add_const(mean))
-        normed = b.mul(x32, inverse, label="normed")
-        if arch.norm == "rms_plus_one":
-            gain = b.add_const(b.cast(weight, FP32, label="w32"), label="gain")
-            scaled = b.mul(normed, gain, label="scaled")
-            out = b.cast(scaled, x.dtype, label="out")
-            b.hold(scaled)
-            return out
-        out = b.mul(weight, b.cast(normed, x.dtype, label="xhat"), label="out")
-        b.hold(normed, mean)
-        return out
+        return setup.kernels.norm(b, arch, x, weight)
 
 
 def project(

@@ -48,10 +48,7 @@ def self_attention(
         q, k, v = (b.copy(t, label=n) for t, n in ((q, "q_heads"), (k, "k_heads"), (v, "v_heads")))
         b.hold(*views)
     if a.rotary_dim is not None:
-        q_pre, k_pre = q, k
-        q = _rotary(b, q, a, shared, "q_rope")
-        k = _rotary(b, k, a, shared, "k_rope")
-        b.hold(q_pre, k_pre)
+        q, k = setup.kernels.rotate(b, a, q, k, (shared.cos, shared.sin))
     mask = shared.window_mask if a.window is not None else shared.mask
     site = Site(
         attention=a,
@@ -61,7 +58,7 @@ def self_attention(
         documents=batch.documents,
         padded=batch.masked,
         use_cache=setup.caches,
-        by_head=a.rotary_concat or setup.modeling.copies_heads,
+        by_head=setup.kernels.by_head(a) or setup.modeling.copies_heads,
         values_by_head=setup.modeling.copies_heads,
         past=batch.past,
         past_dtype=types.embedding,
@@ -88,7 +85,7 @@ def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, he
     """Qwen3's q_norm and k_norm over head_dim."""
     if not a.qk_norm:
         return t
-    out = rms_norm(b, arch, t.view(setup.batch.size, setup.batch.seq, heads, a.head_dim), setup.types.norm, label)
+    out = rms_norm(b, arch, setup, t.view(setup.batch.size, setup.batch.seq, heads, a.head_dim), label)
     b.hold(t)
     return out
 
@@ -96,21 +93,3 @@ def _head_norm(b: Builder, arch: Arch, a: Attention, setup: Setup, t: Tensor, he
 def _heads(b: Builder, t: Tensor, batch: Batch, heads: int, dim: int, *, copied: bool) -> Tensor:
     """.view(B, S, N, D).transpose(1, 2): a view; what comes back through rotary is (B, N, S, D)-contiguous."""
     return b.view(t, batch.size, heads, batch.seq, dim, label="heads", grad_copied=copied)
-
-
-def _rotary(b: Builder, x: Tensor, a: Attention, shared: Shared, label: str) -> Tensor:
-    """apply_rotary_pos_emb for one of q, k (Su 2021, arXiv:2104.09864); partial rotary concatenates the rest."""
-    with b.scope(label):
-        if not a.rotary_concat:
-            return _turned(b, x, shared)
-        dim = a.rotary_dim or a.head_dim
-        part = b.slice(x, *x.shape[:-1], dim, label="rot")
-        rest = b.slice(x, *x.shape[:-1], a.head_dim - dim, label="pass")
-        return b.concat((_turned(b, part, shared), rest), *x.shape)
-
-
-def _turned(b: Builder, x: Tensor, shared: Shared) -> Tensor:
-    """x cos + rotate_half(x) sin."""
-    straight = b.mul(x, shared.cos, label="x_cos")
-    turned = b.mul(b.rotate_half(x), shared.sin, label="x_sin")
-    return b.add(straight, turned, label="sum")

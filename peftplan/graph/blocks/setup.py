@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peftplan.graph.blocks.kernels import TRANSFORMERS, Kernels
 from peftplan.graph.blocks.loss import LossStyle
 from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Tensor
+from peftplan.graph.mesh import ONE, Mesh
 from peftplan.units import DType
 
 
@@ -56,6 +58,11 @@ class WeightTypes:
     widened: frozenset[str] = frozenset()
     """Linear layers (by path) whose adapters cast what autocast computes back to the input's dtype."""
 
+    @property
+    def unpacked(self) -> DType:
+        """Of what is no module that formats pack: norms, routers, stacked experts."""
+        return self.norm
+
     @staticmethod
     def all(dtype: DType) -> WeightTypes:
         return WeightTypes(linear=dtype, norm=dtype, embedding=dtype, head=dtype, bias=dtype)
@@ -75,6 +82,10 @@ class Setup:
     """Which releases of transformers the loss is computed as (`blocks/loss.py`)."""
     modeling: Modeling = TRANSFORMERS_5
     """Whose modelling code runs."""
+    kernels: Kernels = TRANSFORMERS
+    """Whose norms, rotary embeddings, gated products and losses it calls."""
+    mesh: Mesh = ONE
+    """Over how many ranks its operations are spread: the graph is one rank's."""
 
     @property
     def caches(self) -> bool:
