@@ -30,7 +30,24 @@ def _gptq(linear: torch.nn.Linear, knobs: Mapping[str, Any]) -> torch.nn.Module:
     return made
 
 
-FORMATS: dict[str, Callable[[torch.nn.Linear, Mapping[str, Any]], torch.nn.Module]] = {"gptq": _gptq}
+def _awq(linear: torch.nn.Linear, knobs: Mapping[str, Any]) -> torch.nn.Module:
+    """What transformers makes (integrations/awq.py), with the kernel of operators of torch."""
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+
+    return AwqTorchLinear(
+        bits=int(knobs.get("bits", 4)),
+        group_size=int(knobs.get("group_size", 128)),
+        sym=False,
+        desc_act=False,
+        in_features=linear.in_features,
+        out_features=linear.out_features,
+        bias=linear.bias is not None,
+        register_buffers=True,
+        dtype=torch.float16 if linear.weight.dtype is torch.float32 else linear.weight.dtype,
+    )
+
+
+FORMATS: dict[str, Callable[[torch.nn.Linear, Mapping[str, Any]], torch.nn.Module]] = {"gptq": _gptq, "awq": _awq}
 
 
 def replace_linears(model: Any, fmt: str, knobs: Mapping[str, Any]) -> None:
@@ -47,8 +64,10 @@ def replace_linears(model: Any, fmt: str, knobs: Mapping[str, Any]) -> None:
             raise OutsideError(f"format {fmt} needs a package: {error}") from error
         model.set_submodule(path, made.train())
     model.quantization_method = fmt
-    for param in model.parameters():
-        param.requires_grad = False
+    if knobs.get("prepare", True):
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def is_packed(module: torch.nn.Module) -> bool:

@@ -35,7 +35,7 @@ class Shira(OnLinears):
     r: int = 32
     family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SHiRA"
-    layers: ClassVar[frozenset[str]] = BACKENDS
+    layers: ClassVar[frozenset[str]] = BACKENDS - {"awq", "aqlm"}
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def check(self) -> None:
