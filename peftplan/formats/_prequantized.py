@@ -29,6 +29,10 @@ class Prequantized(Format, ABC):
         del numerics
         return False
 
+    def file_bytes(self, weight: Tensor) -> int:
+        """What a checkpoint holds of a weight."""
+        return sum(piece.bytes for piece in self.pieces(weight) if piece.stays)
+
     def stored(self, weight: Tensor) -> Tensor:
         """The weight as it is held."""
         return weight._replace(stored_bytes=sum(p.bytes for p in self.pieces(weight) if p.stays), trainable=False)

@@ -69,10 +69,6 @@ class Awq(Prequantized):
         words = 4 * ceil_div(rows * self.bits, 32)
         return Piece(columns * words), Piece(groups * words), Piece(2 * groups * rows)
 
-    def file_bytes(self, weight: Tensor) -> int:
-        """What a checkpoint holds of a weight."""
-        return sum(piece.bytes for piece in self.pieces(weight))
-
     def _group(self, columns: int) -> int:
         return columns if self.group_size == -1 else self.group_size
 
