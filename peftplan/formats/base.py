@@ -23,6 +23,8 @@ class Piece(NamedTuple):
 class Format(ABC):
     """A storage of frozen weights."""
 
+    note: ClassVar[str] = ""
+    """What an answer should say of it."""
     untrainable: ClassVar[str] = ""
     """Why its library lets nothing be trained on it, where that is so; what to use instead after a semicolon."""
 
