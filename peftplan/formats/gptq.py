@@ -113,6 +113,7 @@ class Gptq(Prequantized):
                     out=module.out._replace(name=name, dtype=DType.float16),
                     site=module.site,
                     layer=LAYER,
+                    saves=("weight",),
                     forward_workspace_bytes=2 * weight.numel,
                     backward_workspace_bytes=2 * weight.numel,
                 )

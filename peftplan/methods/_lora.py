@@ -66,6 +66,21 @@ CONVERTED = ("awq", "aqlm")
 on GPTQ's it does as on a plain layer (lora/gptq.py)."""
 
 
+_FROM_WEIGHTS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
+_FROM_SHAPES = ("orthogonal",)
+"""Initialisations that ask for a layer's weight, for its values or for its dtype; GPTQ's say the latter."""
+
+
+def check_start(start: bool | str, layer: str) -> None:
+    """Raises RequestError for an initialisation that PEFT cannot make on the layers of a library."""
+    asks = _FROM_WEIGHTS if layer == "gptq" else (*_FROM_WEIGHTS, *_FROM_SHAPES)
+    if isinstance(start, str) and start.lower().startswith(asks):
+        raise RequestError(
+            f"method.init_lora_weights={start}: PEFT starts it from a layer's weight, which the layers of {layer} do "
+            "not have; leave it out"
+        )
+
+
 def converted(b: Builder, branch: Branch, layer: str, *, casts: bool) -> Tensor:
     """LoRA as PEFT adds it to those layers' outputs, in place to AQLM's."""
     with b.marked(branch.module.site, "down"):

@@ -33,6 +33,7 @@ from peftplan.methods._lora import (
     Variant,
     block_diagonal,
     change,
+    check_start,
     converted,
     embedded,
     kasa,
@@ -316,6 +317,8 @@ class Lora(OnLinears):
         variants = [name for name in self._variants() if name != MICA]
         if variants and layer in ("gptq", *CONVERTED):
             raise RequestError(f"PEFT has no LoRA with {variants[0]} on the layers of {layer}; leave it out")
+        if layer in ("gptq", *CONVERTED):
+            check_start(self.init_lora_weights, layer)
         asked = [name for name in self._variants() if name != "use_dora"]
         if asked and kernel is not None:
             raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")
