@@ -167,13 +167,17 @@ def _walk_pipeline(case: Case, graph: Graph) -> Walked:
 
 
 def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked, Chunk]:
-    """A stage's first micro-batch and a later one."""
+    """A stage's first micro-batch and a later one. The output of the last stage is a name that the next rebinds; that
+    of others is held anyway."""
+    until = "next" if cut.regions[-1].is_head else "loss"
+    case = replace(case, loop=replace(case.loop, outputs_until=until))
     later = first = _walk_graph(case, cut, entry_requires_grad=entry_requires_grad)
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
     grads = _gradients(cut, later.trainees.weights, later.rules)
-    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
+    inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
+    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
 
 def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Chunk]]) -> Walked:
