@@ -66,6 +66,22 @@ CONVERTED = ("awq", "aqlm")
 on GPTQ's it does as on a plain layer (lora/gptq.py)."""
 
 
+def pooled(b: Builder, branch: Branch) -> Tensor:
+    """QA-LoRA (QALoraLinearVariant.forward): A reads the means of groups of inputs, as many as A is wide."""
+    groups, wide = branch.a.shape[1], branch.module.in_features
+    with b.marked(branch.module.site, "down"):
+        x = b.dropout(branch.x, branch.dropout)
+        mean = b.mean_last(x.view(x.numel // wide, groups, wide // groups))
+        given = b.scale(mean.view(*branch.x.shape[:-1], groups), label="pooled")
+        down = b.linear(given, b.alias(branch.a), label="lora_A")
+    with b.marked(branch.module.site, "up"):
+        delta = b.scale(b.linear(down, b.alias(branch.up), label="lora_B"))
+    with b.marked(branch.module.site, "extra"):
+        total = b.add(branch.base, delta, label="sum")
+        b.hold(x, mean, given, delta)
+    return total
+
+
 _FROM_WEIGHTS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
 _FROM_SHAPES = ("orthogonal",)
 """Initialisations that ask for a layer's weight, for its values or for its dtype; GPTQ's say the latter."""

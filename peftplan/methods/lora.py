@@ -6,7 +6,7 @@ copies of `modules_to_save` and rows of `trainable_token_indices`. With `adapter
 Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base;
 with `velora_config` a number per group of its features), the output of A (but where B is frozen), and a mask where
 there is dropout; for `target_parameters` the module's input and the changed weight.
-Not modelled: aLoRA, QA-LoRA (PEFT has it on GPTQ alone), Monte-CLoRA, Arrow, DoRA on embeddings, VeLoRA under autocast.
+Not modelled: aLoRA, Monte-CLoRA, Arrow, DoRA on embeddings, VeLoRA under autocast.
 Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2; variants
 in `_dora`, `_lora` and `_velora`.
 """
@@ -38,6 +38,7 @@ from peftplan.methods._lora import (
     embedded,
     kasa,
     plain,
+    pooled,
 )
 from peftplan.methods._parameters import OnWeights, adapt_weights
 from peftplan.methods._replication import check_stacking, replicate
@@ -70,7 +71,7 @@ HARMLESS = frozenset(
         "lora_alpha", "alpha_pattern", "use_rslora", "task_type", "inference_mode", "peft_type",
         "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "fan_in_fan_out",
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
-        "megatron_core", "qalora_group_size",
+        "megatron_core",
     }
 )  # fmt: skip
 _UNMODELLED = {
@@ -104,6 +105,8 @@ class Lora(OnLinears):
     velora_config: Velora | None = None
     """With A's input compressed; see `_velora`."""
     use_qalora: bool = False
+    """With its input pooled by groups, on GPTQ's layers alone."""
+    qalora_group_size: int = 16
     monteclora_config: Any = None
     arrow_config: Any = None
     layer_replication: tuple[tuple[int, int], ...] | None = None
@@ -198,11 +201,6 @@ class Lora(OnLinears):
         asked = list(self._variants())
         if len(asked) > 1:
             raise RequestError(f"PEFT does not combine {' and '.join(asked)} in one LoRA; leave one out")
-        if self.use_qalora:
-            raise RequestError(
-                "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
-                "it out"
-            )
 
     def _check_on_weights(self) -> None:
         asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
@@ -228,6 +226,8 @@ class Lora(OnLinears):
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """The base and its low-rank side branches, ending in the module's own output."""
         layer = layer_of(module)
+        if self.use_qalora:
+            self._check_pooling(module, layer)
         kernel = packed(module) if layer not in ("gptq", *CONVERTED) else None
         self._check_module(module, size, layer, kernel)
         b, base = builder(module, host)
@@ -276,6 +276,8 @@ class Lora(OnLinears):
         return total
 
     def _variant(self) -> Variant:
+        if self.use_qalora:
+            return pooled
         if self.use_dora:
             return dora
         if self.velora_config is not None:
@@ -290,7 +292,7 @@ class Lora(OnLinears):
         wide, out = module.weight.shape if embeds else reversed(module.weight.shape)
         tied = module.site == "head" and self.ensure_weight_tying and host.arch.tied
         rank = self.size(EMBEDDING) if tied else rank
-        a_shape, up_shape = (rank, wide), (out, rank)
+        a_shape, up_shape = (rank, wide // self.qalora_group_size if self.use_qalora else wide), (out, rank)
         if self.use_bdlora is not None:
             a_shape = self.use_bdlora.shape(module.path, "a", *a_shape)
             up_shape = self.use_bdlora.shape(module.path, "b", *up_shape)
@@ -306,6 +308,18 @@ class Lora(OnLinears):
             up=up._replace(trainable=False) if self.init_lora_weights == "mica" else up,
             bias=blank.weight(b, "lora_B.bias", up_shape[0], dtype=host.new_dtype) if self.lora_bias else None,
         )
+
+    def _check_pooling(self, module: Module, layer: str) -> None:
+        if layer != "gptq":
+            raise RequestError(
+                "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
+                "it out"
+            )
+        if module.in_features % self.qalora_group_size:
+            raise RequestError(
+                f"method.qalora_group_size={self.qalora_group_size} does not divide the {module.in_features} inputs of "
+                f"{module.path}; use a divisor"
+            )
 
     def _check_module(self, module: Module, rank: int, layer: str, kernel: PackedLinear | None) -> None:
         small = min(module.in_features, module.out_features)

@@ -96,6 +96,16 @@ def test_other_widths(bits: int, group: int) -> None:
     assert_equal("llama", lora("gptq", set={"format.bits": bits, "format.group_size": group}))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"recompute": "full"}, {"precision": "bf16-mixed", "dtype": "bf16", "batching": "padded"}],
+    ids=["fp16", "recompute", "mixed"],
+)
+def test_pooled_inputs_are_what_peft_does(fields: dict[str, Any]) -> None:
+    knobs = {"method.use_qalora": True, "method.qalora_group_size": 8, "method.lora_dropout": 0.1}
+    assert_equal("llama", lora("gptq", **fields, set=knobs))
+
+
 def job_of(method: str, fmt: str) -> Job:
     knobs = {f"method.{key}": value for key, value in (methods.example(method) | SMALL.get(method, {})).items()}
     named = knobs.pop("method.target_modules", None)
@@ -127,6 +137,7 @@ def test_a_method_is_what_peft_does_or_peft_fails_too(method: str, fmt: str) -> 
         ({"set": {"format.kernel": "triton_v2"}}, "which 32 does not divide"),
         ({"set": {"format.kernel": "triton_v2"}, "dtype": "bf16", "precision": "bf16"}, "fp16"),
         ({"set": {"format.bits": 3}}, "which 32 does not divide"),
+        ({"set": {"method.use_qalora": True, "method.qalora_group_size": 7}}, "does not divide the 48 inputs"),
         ({"target_modules": "all-linear"}, "name the"),
         ({"set": {"method.init_lora_weights": "pissa"}}, "PEFT starts it from a layer's weight"),
         ({"set": {"method.init_lora_weights": "loftq"}}, "PEFT starts it from a layer's weight"),
