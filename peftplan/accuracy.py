@@ -132,6 +132,8 @@ def predicted_bytes(estimate: Estimate, value: Measured) -> int | None:
         "allocated_peak_forward": forward or None,
         "allocated_peak_backward": phases.get("backward"),
         "allocated_peak_optimizer": phases.get("optimizer"),
+        "allocated_peak_load": phases.get("load"),
+        "allocated_peak_loss": phases.get("loss"),
     }[value.kind]
     return None if found is None else found + value.beyond_model_bytes
 

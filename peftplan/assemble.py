@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from peftplan.arch.core import Arch
 from peftplan.formats import Format
-from peftplan.graph.blocks.decoder import Setup, decoder, module_order
+from peftplan.graph.blocks.decoder import decoder, module_order
+from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
 from peftplan.optimizers.base import Optimizer, Trained
@@ -27,7 +28,7 @@ def build_graph(case: Case) -> Graph:
     mixed = case.setup.numerics.autocast is not None and case.setup.types.embedding is DType.float32
     if mixed and not case.format.packed:
         base = _widened(case, base)
-    return case.method.apply(base, case.host)
+    return case.setup.kernels.fuse(case.method.apply(base, case.host))
 
 
 def _widened(case: Case, base: Graph) -> Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.hardware.gpus import Gpu
 from peftplan.job import Assumption
 from peftplan.optimizers.base import Optimizer, Trained
@@ -43,13 +43,15 @@ def pace(
     *,
     trained: Sequence[Trained],
     state_bytes: int,
+    stretch: float = 1.0,
 ) -> Paced:
-    """Time of one optimizer step (`grad_accum` micro-batches and the optimizer) on one GPU.
+    """Time of one optimizer step (`grad_accum` micro-batches and the optimizer), `runs` being what one GPU runs of it.
 
-    `tokens_per_second` counts padded tokens. `mfu` is the forward and backward FLOPs that the method needs,
-    without recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype.
+    `stretch` is how much longer the step is than that GPU's own work, for the waits of a pipeline.
+    `tokens_per_second` counts padded tokens of all replicas. `mfu` is the forward and backward FLOPs that the method
+    needs, without recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype.
     In `breakdown`, `compute` holds the matrix products and the waits for the host's launches, `memory` all
-    other traffic; they sum to the expected time.
+    other traffic, `exposed` waits for other GPUs; they sum to the expected time.
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
@@ -57,7 +59,7 @@ def pace(
     if isinstance(meter, Unknown):
         return _open(meter.why)
     found = meter.total(traffic(case.optimizer, trained, state_bytes), case.job.grad_accum)
-    return _paced(case, found, flops, gpu)
+    return _paced(case, found, flops, gpu, stretch)
 
 
 def metered_case(case: Case, runs: Sequence[Pass], gpu: Gpu) -> Meter | Unknown:
@@ -94,20 +96,22 @@ def traffic(optimizer: Optimizer, trained: Sequence[Trained], state_bytes: int) 
     )
 
 
-def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu) -> Paced:
-    times, compute = case.job.grad_accum, _computed_in(case)
+def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu, stretch: float) -> Paced:
+    times, compute, layout = case.job.grad_accum, _computed_in(case), case.layout
     peak = peak_flops(gpu, compute)
-    useful = times * (flops.forward + flops.backward)
+    useful = times * (flops.forward + flops.backward) * layout.dp / layout.world
+    speed = tokens_per_second(case.setup.batch, found, micro_batches=times) * layout.dp / stretch
+    expected = stretch * found.expected
     time = Time(
-        step_seconds=Interval(low=found.low, expected=found.expected, high=found.high),
-        tokens_per_second=tokens_per_second(case.setup.batch, found, micro_batches=times),
-        mfu=useful / found.expected / peak if peak is not None else None,
+        step_seconds=Interval(low=found.low, expected=expected, high=stretch * found.high),
+        tokens_per_second=speed,
+        mfu=useful / expected / peak if peak is not None else None,
         breakdown={
             "compute": found.compute + found.launching,
             "memory": found.memory,
             "communication": 0.0,
             "offload": 0.0,
-            "exposed": 0.0,
+            "exposed": expected - found.expected,
         },
     )
     return Paced(time=time, notes=tuple(_notes(gpu, compute)))

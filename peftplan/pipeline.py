@@ -16,6 +16,7 @@ from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
+from peftplan.layouts.stages import stages
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
@@ -27,9 +28,12 @@ from peftplan.result import (
     Late,
     Memory,
     Parameters,
+    RankMemory,
 )
+from peftplan.staged import Chunk, bubble, labels, rank_step
 from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
+from peftplan.step.segments import segments
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
@@ -44,12 +48,26 @@ class Walked:
 
     case: Case
     graph: Graph
+    """Of the rank that holds most."""
+    whole: Graph
+    """Of the model, all ranks' shares together."""
     trainees: Trainees
     rules: Rules
     static: dict[str, int]
     """What lives between steps, by kind."""
     step: StepMemory
     existing_grad_bytes: int
+    ranks: tuple[RankMemory, ...] = ()
+    """Every distinct rank, where they differ."""
+    replayed: Graph | None = None
+    """What the allocator's replay runs, where that is not the whole `graph`."""
+    beside: tuple[int, ...] = ()
+    """Bytes of tensors that live through it without having a part in it."""
+
+    def resident_bytes(self) -> list[int]:
+        """Of each tensor that stays between steps, but for states and gradients, which are one each."""
+        params = [self.rules.size(t.nbytes) for t, count in self.graph.params() for _ in range(count)]
+        return [size for size in (*params, self.static["state"], self.existing_grad_bytes) if size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +95,17 @@ def estimate(job: Job | None = None, **fields: Any) -> Estimate:
 
 def walk(case: Case) -> Walked:
     """The graph of a case and one step over it; of a method that goes through stages, the one with the highest peak."""
-    stages = case.method.stages(case.arch)
-    if stages == (case.method,):
+    turns = case.method.stages(case.arch)
+    if turns == (case.method,):
         return _walk(case)
-    walked = [_walk(replace(case, method=stage)) for stage in stages]
+    walked = [_walk(replace(case, method=stage)) for stage in turns]
     worst = max(walked, key=lambda one: one.step.peak.bytes)
     lowest = min(walked, key=lambda one: one.step.peak.bytes)
-    why = f"what trains changes; this is when the peak is highest, the lowest of {len(stages)} stages looked at is"
+    why = f"what trains changes; this is when the peak is highest, the lowest of {len(turns)} stages looked at is"
     note = Assumption(
         what="stage",
         value=worst.case.method.stage,
-        why=f"{why} {lowest.step.peak.bytes:,} bytes, with {lowest.case.method.stage}" if len(stages) > 1
+        why=f"{why} {lowest.step.peak.bytes:,} bytes, with {lowest.case.method.stage}" if len(turns) > 1
         else "the only one it has, or sure to be the one with the highest peak",
     )  # fmt: skip
     return replace(worst, case=replace(worst.case, assumptions=(*case.assumptions, note)))
@@ -95,6 +113,11 @@ def walk(case: Case) -> Walked:
 
 def _walk(case: Case) -> Walked:
     graph = build_graph(case)
+    return _walk_graph(case, graph) if case.layout.pp == 1 else _walk_pipeline(case, graph)
+
+
+def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = None) -> Walked:
+    """One step over a graph that one rank holds."""
     rules = _rules(case)
     train = trainees(case, graph)
     static = _static(case, graph, train, rules)
@@ -106,14 +129,91 @@ def _walk(case: Case) -> Walked:
         rules=rules,
         loop=case.loop,
         existing_grad_bytes=existing,
-        entry_requires_grad=case.recompute.layers,
+        entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
     )
     if case.format.cuts and case.method.backward:
         _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
-        case=case, graph=graph, trainees=train, rules=rules, static=static, step=step, existing_grad_bytes=existing
+        case=case,
+        graph=graph,
+        whole=graph,
+        trainees=train,
+        rules=rules,
+        static=static,
+        step=step,
+        existing_grad_bytes=existing,
+    )
+
+
+def _walk_pipeline(case: Case, graph: Graph) -> Walked:
+    """Every distinct stage once; the answer is that of the rank with the highest peak."""
+    layout = case.layout
+    cuts = stages(graph, layout)
+    trains = [any(t.trainable for t, _ in cut.params()) for cut in cuts]
+    chunks: dict[tuple[int, bool], tuple[Walked, Chunk]] = {}
+    ranks: list[Walked] = []
+    for rank in range(layout.pp):
+        mine = []
+        for stage in range(rank, len(cuts), layout.pp):
+            key = id(cuts[stage]), any(trains[:stage]) or case.recompute.layers
+            if key not in chunks:
+                chunks[key] = _chunk(case, cuts[stage], entry_requires_grad=key[1])
+            mine.append(chunks[key])
+        ranks.append(_rank(case, graph, rank, mine))
+    fullest = max(ranks, key=lambda one: one.step.peak.bytes)
+    return replace(
+        fullest, ranks=tuple(_rank_memory(one, label) for one, label in zip(ranks, labels(layout), strict=True))
+    )
+
+
+def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked, Chunk]:
+    """A stage's first micro-batch and a later one."""
+    later = first = _walk_graph(case, cut, entry_requires_grad=entry_requires_grad)
+    if case.loop.grads_exist:
+        fresh = replace(case, loop=replace(case.loop, grads_exist=False))
+        first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
+    grads = _gradients(cut, later.trainees.weights, later.rules)
+    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
+
+
+def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Chunk]]) -> Walked:
+    """A rank of a pipeline with all its chunks."""
+    each = [walked for walked, _ in chunks]
+    kinds = dict.fromkeys(kind for walked in each for kind in walked.static)
+    static = {kind: sum(walked.static.get(kind, 0) for walked in each) for kind in kinds}
+    if "workspace" in static:
+        static["workspace"] = max(walked.static["workspace"] for walked in each)
+    held = sum(static.values())
+    steps = [chunk for _, chunk in chunks]
+    found = rank_step(case.layout, rank, steps, case.job.grad_accum, held)
+    step, busy = found.step, each[found.moment.chunk]
+    static["communication"] = found.buffer_bytes
+    others = [size for walked in each if walked is not busy for size in walked.resident_bytes()]
+    regions = tuple(region for walked in each for region in walked.graph.regions)
+    mine = replace(graph, regions=regions) if len(each) > 1 else each[0].graph
+    train, rules = trainees(case, mine), each[0].rules
+    _optimizer_phase(case, step, train, rules)
+    existing = sum(walked.existing_grad_bytes for walked in each)
+    return Walked(
+        case=case,
+        graph=mine,
+        whole=graph,
+        trainees=train,
+        rules=rules,
+        static=static,
+        step=step,
+        existing_grad_bytes=existing,
+        replayed=busy.graph,
+        beside=(*others, *found.beside(case.layout, steps)),
+    )
+
+
+def _rank_memory(walked: Walked, label: str) -> RankMemory:
+    static = walked.step.static_bytes + walked.existing_grad_bytes
+    return RankMemory(
+        rank=label, peak_bytes=walked.step.peak.bytes, reserved_bytes=None, device_bytes=None, static_bytes=static
     )
 
 
@@ -132,17 +232,18 @@ def read(job: Job) -> Reading:
     walked = walk(resolve(job))
     case, graph, static, step = walked.case, walked.graph, walked.static, walked.step
     gpu = find_gpu(case.job.gpu) if case.job.gpu is not None else None
-    memory, device_notes = _on_device(case, graph, static, _memory(static, step, walked.existing_grad_bytes), gpu)
+    memory, device_notes = _on_device(walked, _memory(walked), gpu)
     runs = passes(
         step.segments, cache_bytes=cache_bytes(gpu) if gpu is not None else None, forwards=case.method.forwards
     )
-    flops = _flops(runs)
-    paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"])
+    flops = _flops(runs if walked.whole is graph else _whole_passes(case, walked))
+    paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"],
+                 stretch=bubble(case.layout, case.job.grad_accum))  # fmt: skip
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
         job=case.job,
-        parameters=_parameters(graph),
+        parameters=_parameters(walked.whole),
         memory=memory,
         flops=flops,
         time=paced.time,
@@ -157,6 +258,13 @@ def read(job: Job) -> Reading:
         ),
     ).judged(Late(lambda: judge_fit(gpu, memory.device_bytes, packed=case.format.packed)))
     return Reading(case=case, graph=graph, step=step, rules=walked.rules, static=static, estimate=answer)
+
+
+def _whole_passes(case: Case, walked: Walked) -> list[Pass]:
+    """What one micro-batch of one replica runs, all ranks together."""
+    graph = as_run(case, walked.whole)
+    parts = segments(graph, case.recompute, walked.rules, case.loop, entry_requires_grad=case.recompute.layers)
+    return passes(parts, forwards=case.method.forwards)
 
 
 def _rules(case: Case) -> Rules:
@@ -230,13 +338,14 @@ def _parameters(graph: Graph) -> Parameters:
     return Parameters(total=total, trainable=trainable, stored_bytes=stored)
 
 
-def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) -> Memory:
+def _memory(walked: Walked) -> Memory:
+    static, step = walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
     return Memory(
         peak_bytes=peak.bytes,
-        static_bytes=step.static_bytes + kept_gradient_bytes,
+        static_bytes=step.static_bytes + walked.existing_grad_bytes,
         saved_for_backward_bytes=step.saved_for_backward_bytes,
         at_peak={k: v for k, v in kinds.items() if v},
         at_peak_phase=peak.phase,
@@ -244,6 +353,7 @@ def _memory(static: dict[str, int], step: StepMemory, kept_gradient_bytes: int) 
             "load": sum(size for kind, size in static.items() if kind in ("weight", "adapter", "buffer")),
             **{name: p.bytes for name, p in step.phases.items()},
         },
+        per_rank=walked.ranks,
     )
 
 
@@ -259,10 +369,9 @@ def _has_device(case: Case, gpu: Gpu | None) -> bool:
     return case.job.backend == "cuda" and (gpu is None or gpu.vendor in ("NVIDIA", "AMD"))
 
 
-def _on_device(
-    case: Case, graph: Graph, static: dict[str, int], memory: Memory, gpu: Gpu | None
-) -> tuple[Memory, tuple[Assumption, ...]]:
+def _on_device(walked: Walked, memory: Memory, gpu: Gpu | None) -> tuple[Memory, tuple[Assumption, ...]]:
     """The memory section with what must fit on the card; null on the cpu backend."""
+    case = walked.case
     if not _has_device(case, gpu):
         why = "the cpu backend uses no device"
         if gpu is not None and case.job.backend == "cuda":
@@ -273,7 +382,9 @@ def _on_device(
     def held() -> Held:
         card = usable_bytes(gpu).bytes if gpu is not None else None
         limit = card - context.bytes if card is not None else None
-        reserved = usage(case, graph, static.get("workspace", 0), capacity_bytes=limit).peak_reserved_bytes
+        graph, workspaces = walked.replayed or walked.graph, walked.static.get("workspace", 0)
+        found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside)
+        reserved = found.peak_reserved_bytes
         return Held(reserved, reserved + context.bytes)
 
     notes = [Assumption(what="allocator", value="CUDA", why="ROCm's allocator and context are taken for CUDA's")]

@@ -7,6 +7,8 @@ from typing import Any
 
 from peftplan.errors import RequestError, UnknownName
 from peftplan.job import Job
+from peftplan.step.allocator import LARGE_SEGMENT_BYTES
+from peftplan.units import MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +19,11 @@ class AllocatorKnobs:
     """Whether the cache is emptied before each step."""
     seq_len_before: int | None = None
     """Sequence length of the step before, where it was shorter."""
+    expandable_segments: bool = False
+    """The rest are settings of PYTORCH_CUDA_ALLOC_CONF under their own names; the defaults are torch's."""
+    max_split_size_mb: int | None = None
+    garbage_collection_threshold: float | None = None
+    roundup_power2_divisions: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +47,34 @@ def allocator_knobs(job: Job) -> AllocatorKnobs:
     before = knobs.seq_len_before
     if before is not None and before < 1:
         raise RequestError(f"allocator.seq_len_before={before}: give the step before at least one token a sequence")
+    _check_conf(knobs)
     return knobs
+
+
+def _check_conf(knobs: AllocatorKnobs) -> None:
+    """As AcceleratorAllocatorConfig refuses settings (c10/core/AllocatorConfig.cpp)."""
+    split, threshold, divisions = (
+        knobs.max_split_size_mb,
+        knobs.garbage_collection_threshold,
+        knobs.roundup_power2_divisions,
+    )
+    if split is not None and split <= LARGE_SEGMENT_BYTES // MIB:
+        raise RequestError(f"allocator.max_split_size_mb={split}: torch takes more than 20 (its large segments)")
+    if threshold is not None and not 0 < threshold < 1:
+        raise RequestError(f"allocator.garbage_collection_threshold={threshold}: give a share between 0 and 1")
+    if divisions is not None and (divisions < 1 or divisions & (divisions - 1)):
+        raise RequestError(f"allocator.roundup_power2_divisions={divisions}: torch takes powers of 2")
+
+
+def allocator_conf(knobs: AllocatorKnobs) -> str:
+    """PYTORCH_CUDA_ALLOC_CONF for these settings; empty where all are torch's own."""
+    values = {
+        "expandable_segments": knobs.expandable_segments or None,
+        "max_split_size_mb": knobs.max_split_size_mb,
+        "garbage_collection_threshold": knobs.garbage_collection_threshold,
+        "roundup_power2_divisions": knobs.roundup_power2_divisions,
+    }
+    return ",".join(f"{name}:{value}" for name, value in values.items() if value is not None)
 
 
 def load_knobs(job: Job) -> LoadKnobs:
@@ -56,11 +90,14 @@ def _known(kind: type[AllocatorKnobs | LoadKnobs], prefix: str, knobs: dict[str,
     if not knobs:
         return knobs
     numbers = {field.name for field in fields(kind) if "int" in str(field.type)}
+    shares = {field.name for field in fields(kind) if "float" in str(field.type)}
     for key, value in knobs.items():
         if key not in {field.name for field in fields(kind)}:
             raise UnknownName(f"setting of {prefix}", key, [field.name for field in fields(kind)])
         if key in numbers and (isinstance(value, bool) or not isinstance(value, int)):
             raise RequestError(f"{prefix}.{key}={value}: give a whole number")
-        if key not in numbers and not isinstance(value, bool):
+        if key in shares and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise RequestError(f"{prefix}.{key}={value}: give a number")
+        if key not in numbers | shares and not isinstance(value, bool):
             raise RequestError(f"{prefix}.{key}={value!r}: write true or false")
     return knobs

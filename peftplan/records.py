@@ -1,7 +1,8 @@
 """Measured truth: one Record is one run that somebody made, with the job it ran and the bytes it measured.
 
 Records live as JSON lines under `profiles/`: `published/` (other people's measurements, with their source),
-`traced/` (the real model without a GPU) and `cuda/` (our own runs). Nothing here predicts; see `accuracy`.
+`traced/` (the real model without a GPU) and `cuda/` (our own runs, by `peftplan profile`). Nothing here predicts; see
+`accuracy`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ MemoryKind = Literal[
     "allocated_peak_forward",
     "allocated_peak_backward",
     "allocated_peak_optimizer",
+    "allocated_peak_load",
+    "allocated_peak_loss",
 ]
 """What a number counts (never compare across kinds):
 
@@ -41,8 +44,11 @@ MemoryKind = Literal[
 - `reserved_peak`: torch's max_memory_reserved, over the whole run unless the record's notes say otherwise
 - `device`: reserved plus what the process holds outside the caching allocator (CUDA context, kernels)
 - `allocated_resident`: memory_allocated after loading, before the first step
-- `allocated_between_steps`: memory_allocated after optimizer.step, before gradients are dropped
-- `allocated_peak_forward|backward|optimizer`: the peak within one phase of a steady step
+- `allocated_between_steps`: memory_allocated after optimizer.step; where gradients or outputs are still there when
+  the harness reads it, they are in `beyond_model_bytes`
+- `allocated_peak_forward|backward|optimizer`: the peak within one phase of a steady step; the forward's holds the loss
+- `allocated_peak_loss`: of the loss alone
+- `allocated_peak_load`: until the model with its adapter is on the device
 """
 
 
@@ -74,6 +80,39 @@ class Measured(_Frozen):
         return self
 
 
+class Run(_Frozen):
+    """How a run of `peftplan profile` went, beyond its memory."""
+
+    asked: str = ""
+    """Fingerprint of the request: the job as it was stated, the device and the limit."""
+    warm_up_steps: int = Field(ge=0)
+    step_seconds: tuple[float, ...] = ()
+    """Each measured optimizer step with all its micro-batches, by CUDA events (on the CPU by the wall clock)."""
+    before_loss_bytes: int | None = None
+    """Peak of the forward up to the loss."""
+    outside_bytes: int | None = None
+    """Device bytes that the caching allocator does not hold: context, kernels, libraries."""
+    outside_read: str = ""
+    """How they were read."""
+    requested_bytes: int | None = None
+    """Peak of what tensors asked for, before any rounding (torch's requested_bytes)."""
+    retries: int | None = None
+    """How often cached memory had to be given back (num_alloc_retries)."""
+    settings: str = ""
+    """PYTORCH_CUDA_ALLOC_CONF as the run had it."""
+    limit_bytes: int | None = None
+    """What the process was allowed at most, where less than the card has."""
+    failed_in: str | None = None
+    """The phase that ran out of memory."""
+    driver: str = ""
+    cuda: str = ""
+    sm_clock_mhz: int | None = None
+    """While steps ran, as the next three."""
+    memory_clock_mhz: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: int | None = None
+
+
 class Record(_Frozen):
     """One run: what was asked (`job`), what came out (`measured`, the value it is judged by first)."""
 
@@ -99,6 +138,8 @@ class Record(_Frozen):
     trainable_params: int | None = None
     notes: str = ""
     versions: str = ""
+    run: Run | None = None
+    """Of our own runs."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Record:
@@ -222,3 +263,34 @@ def save(path: Path | str, records: Iterable[Record]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def add(path: Path | str, record: Record) -> tuple[str, ...]:
+    """Puts `record` into the file of records `path`, in place of the one with its id; all or nothing.
+
+    Returns what was wrong with the file: lines that are no records go, as they are, into `path` + `.rejected`.
+    Raises BadFile where it cannot be written.
+    """
+    target = Path(path)
+    kept: dict[str, Record] = {}
+    problems: list[str] = []
+    refused: list[bytes] = []
+    try:
+        if target.exists():
+            for number, raw in enumerate(target.read_bytes().split(b"\n"), start=1):
+                if raw.strip() and not _sound(raw, f"{target}:{number}", kept, problems):
+                    refused.append(raw)
+        if refused:
+            with target.with_name(target.name + ".rejected").open("ab") as aside:
+                aside.write(b"\n".join(refused) + b"\n")
+        kept[record.id] = record
+        save(target, kept.values())
+    except OSError as error:
+        raise BadFile(f"{target}: {error.strerror or error}") from None
+    return tuple(problems)
+
+
+def _sound(raw: bytes, where: str, kept: dict[str, Record], problems: list[str]) -> bool:
+    before = len(problems)
+    _take(raw.decode("utf-8", errors="replace"), where=where, records=kept, problems=problems)
+    return len(problems) == before

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from peftplan.assemble import as_run, build_graph, step_bytes, trainees
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.core import Graph
 from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_workspace
 from peftplan.loading import loading
@@ -17,7 +18,9 @@ from peftplan.step.walk import exact
 from peftplan.training_loop import average_sizes
 
 
-def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None) -> Usage:
+def usage(
+    case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None, beside: Sequence[int] = ()
+) -> Usage:
     """What torch.cuda.memory_stats would say of a steady step: 30 to 100 ms for 24 to 32 layers (2026-11).
 
     The step before has the same size, unless `allocator.seq_len_before` says that it was shorter.
@@ -26,7 +29,7 @@ def usage(case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int
     """
     return replay(
         [as_run(case, each) for each in _steps(case, graph)],
-        around(case, graph, workspace_bytes),
+        replace(around(case, graph, workspace_bytes), beside=beside),
         recompute=case.recompute,
         loop=case.loop,
         entry_requires_grad=case.recompute.layers,

@@ -9,25 +9,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from peftplan import formats, methods
+from peftplan import formats, kernels, methods
+from peftplan import recompute as policies
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.formats import Format
-from peftplan.graph.blocks.decoder import Batch, Setup, WeightTypes
 from peftplan.graph.blocks.loss import STYLES, LossStyle
+from peftplan.graph.blocks.setup import Batch, Setup
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
+from peftplan.layouts import SINGLE, Layout, Pipeline, check, knobs_of, layout_of, stated_world, unmodelled
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
+from peftplan.notes import Notes
 from peftplan.optimizers import Optimizer
-from peftplan.plugins import canonical
+from peftplan.plugins import canonical, configure
+from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
-from peftplan.step.memory import Loop, Recompute
+from peftplan.recompute import Recompute
+from peftplan.step.segments import Loop
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
-from peftplan.units import DType, parse_dtype
+from peftplan.units import DType
 
 ATTENTION = {
     "eager": "eager",
@@ -40,8 +45,6 @@ ATTENTION = {
     "flash_attention_3": "flash_attention_3",
     "fa3": "flash_attention_3",
 }
-_SHORT = {DType.bfloat16: "bf16", DType.float16: "fp16", DType.float32: "fp32", DType.float64: "fp64"}
-RECOMPUTE = ("none", "full")
 PREFIXES = (
     "method",
     "format",
@@ -64,6 +67,7 @@ class Case:
 
     job: Job
     arch: Arch
+    layout: Layout
     setup: Setup
     host: Host
     method: Method
@@ -76,34 +80,19 @@ class Case:
     assumptions: tuple[Assumption, ...]
 
 
-class _Notes:
-    def __init__(self) -> None:
-        self.items: list[Assumption] = []
-
-    def default(self, given: Any, what: str, value: Any, why: str) -> Any:
-        """`given`, or the default with its reason noted."""
-        if given is not None:
-            return given
-        self.items.append(Assumption(what=what, value=value, why=why))
-        return value
-
-    def add(self, what: str, value: Any, why: str) -> None:
-        self.items.append(Assumption(what=what, value=value, why=why))
-
-
 def resolve(job: Job) -> Case:
     """Every name looked up, every default decided. Raises RequestError for what is wrong or not modelled."""
     _check_settings(job)
     _check_unmodelled(job)
     allocator_knobs(job)
     load_knobs(job)
-    notes = _Notes()
+    notes = Notes()
     arch = load_arch(job.model, config=job.config, overrides=job.knobs("model"))
     for text in arch.notes:
         notes.add("model", job.model, text)
     method_name, implied_format, format_knobs = _method_name(job)
     method = methods.make(method_name, _method_knobs(job))
-    dtype, autocast, precision = _precision(job, arch, notes, method)
+    dtype, autocast, precision = precision_of(job, arch, notes, method)
     format_name = notes.default(job.format, "format", implied_format or dtype.label, _format_reason(implied_format))
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     if fmt.untrainable:
@@ -115,18 +104,21 @@ def resolve(job: Job) -> Case:
     if projection(job) is not None:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
+    gpus, layout = _layout(job, arch, seq_len, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
     compute = autocast or dtype
     setup = Setup(
         batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
-        types=replace(_weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
+        types=replace(weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
         numerics=numerics,
         attention=_attention(job, notes),
         use_cache=_use_cache(job, arch, method, recompute, notes),
         loss=_loss(job),
         modeling=method.modeling(arch.family),
+        mesh=layout.mesh,
+        kernels=_kernels(job, arch, method, method_name, fmt, autocast),
     )
     host = Host(
         arch=arch,
@@ -149,13 +141,15 @@ def resolve(job: Job) -> Case:
         "batching": batching,
         "recompute": recompute_name,
         "attention": job.attention or "sdpa",
-        "layout": job.layout or "none",
+        "gpus": gpus,
+        "layout": job.layout or ("none" if layout.alone else layout.style),
         "offload": job.offload or "none",
-        "kernels": job.kernels or "hf",
+        "kernels": kernels.canonical(job.kernels or "hf"),
     }
     return Case(
         job=job.model_copy(update=decided),
         arch=arch,
+        layout=layout,
         setup=setup,
         host=host,
         method=method,
@@ -168,7 +162,7 @@ def resolve(job: Job) -> Case:
     )
 
 
-def _batch(job: Job, arch: Arch, notes: _Notes) -> tuple[int, Batching]:
+def _batch(job: Job, arch: Arch, notes: Notes) -> tuple[int, Batching]:
     """(sequence length, batching)."""
     default_length = min(1024, arch.max_positions or 1024)
     seq_len: int = notes.default(job.seq_len, "seq_len", default_length, "TRL's default max_length, within the model's")
@@ -179,7 +173,29 @@ def _batch(job: Job, arch: Arch, notes: _Notes) -> tuple[int, Batching]:
     return seq_len, batching
 
 
-def _attention(job: Job, notes: _Notes) -> str:
+def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layout]:
+    """(GPUs of a node, how they are used). One GPU is what nobody asked for: a layout of more then says how many."""
+    gpus = job.gpus
+    if job.gpus * job.nodes == 1:
+        if job.layout is None and not job.knobs("layout"):
+            return 1, SINGLE
+        gpus = stated_world(job.layout)
+        if gpus > 1:
+            notes.add("gpus", gpus, f"as many as --layout {job.layout} takes, in one node; give --gpus and --nodes")
+    elif job.layout is None:
+        notes.add("layout", "ddp", "torchrun's default for several GPUs: a replica on each")
+    own, style = knobs_of(job.knobs("layout"))
+    layout = layout_of(job.layout, gpus=gpus, nodes=job.nodes, settings=configure(Pipeline, own, what="layout"))
+    if style:
+        raise UnknownName("setting of layout", next(iter(style)), Pipeline.__dataclass_fields__)
+    check(layout, arch, job.grad_accum, seq_len)
+    missing = unmodelled(layout)
+    if missing is not None:
+        raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
+    return gpus, layout
+
+
+def _attention(job: Job, notes: Notes) -> str:
     """The canonical name of the attention implementation."""
     asked = notes.default(job.attention, "attention", "sdpa", "transformers' default")
     found = ATTENTION.get(canonical(asked))
@@ -188,7 +204,23 @@ def _attention(job: Job, notes: _Notes) -> str:
     return found
 
 
-def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: _Notes) -> bool:
+def _kernels(
+    job: Job, arch: Arch, method: Method, method_name: str, fmt: Format, autocast: DType | None
+) -> kernels.Kernels:
+    """Whose kernels run, if they run on this."""
+    made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
+    if made.owns_loss and "loss.style" in job.settings:
+        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+    knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
+    made.check(
+        kernels.Asked(
+            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+        )
+    )
+    return made
+
+
+def _use_cache(job: Job, arch: Arch, method: Method, recompute: Recompute, notes: Notes) -> bool:
     """Whether the forward builds a KV cache: checkpointing turns it off (modeling_layers.py)."""
     if not arch.use_cache or recompute.layers:
         return False
@@ -205,7 +237,7 @@ def _adapter_dtype(job: Job) -> DType | None:
     return None if job.adapter_dtype == "auto" else float_dtype("--adapter-dtype", job.adapter_dtype)
 
 
-def _note_new_dtype(host: Host, method: Method, notes: _Notes) -> None:
+def _note_new_dtype(host: Host, method: Method, notes: Notes) -> None:
     """What dtype new parameters get where the job leaves it open."""
     if host.adapter_dtype is None and host.base_dtype.is_half and method.trains == "new":
         dtype, why = method.new_dtype_note(host)
@@ -231,15 +263,10 @@ def _check_settings(job: Job) -> None:
 def _check_unmodelled(job: Job) -> None:
     if job.task != "train":
         raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
-    if job.layout not in (None, "none", "single") or job.gpus * job.nodes > 1:
-        raise Unsupported("more than one GPU is not modelled yet; use --gpus 1 without --layout")
     if job.offload not in (None, "none"):
         raise Unsupported(f"--offload {job.offload} is not modelled yet")
-    if job.kernels not in (None, "hf"):
-        raise Unsupported(f"--kernels {job.kernels} is not modelled yet; only transformers' own (hf) are")
-    for prefix in ("layout", "kernels", "precision"):
-        if knobs := job.knobs(prefix):
-            raise Unsupported(f"{prefix}.{next(iter(knobs))}: no setting of {prefix} is modelled yet; leave it out")
+    if knobs := job.knobs("precision"):
+        raise Unsupported(f"precision.{next(iter(knobs))}: no setting of precision is modelled yet; leave it out")
 
 
 def _method_name(job: Job) -> tuple[str, str | None, dict[str, Any]]:
@@ -275,7 +302,7 @@ def _method_knobs(job: Job) -> dict[str, Any]:
     return knobs
 
 
-def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple[int | None, Names]:
+def _adapter_shape(job: Job, arch: Arch, method: Method, notes: Notes) -> tuple[int | None, Names]:
     """The rank and the target modules that a method without a say of the job's uses; None where it has no such knob."""
     knobs = method.__dataclass_fields__
     rank: int | None = None
@@ -292,68 +319,7 @@ def _adapter_shape(job: Job, arch: Arch, method: Method, notes: _Notes) -> tuple
     return rank, targets
 
 
-def _precision(job: Job, arch: Arch, notes: _Notes, method: Method) -> tuple[DType, DType | None, str]:
-    """(weight dtype, autocast dtype or None, the precision's name)."""
-    asked = (job.precision or "").lower().replace("_", "-")
-    if asked in ("tf32", "fp32", "float32"):
-        asked = "fp32"
-    base, mixed = asked.removesuffix("-mixed"), asked.endswith("-mixed")
-    if asked and base not in ("bf16", "fp16", "fp32", "bfloat16", "float16"):
-        raise Unsupported(
-            f"--precision {job.precision} is not modelled; use bf16, fp16, fp32, bf16-mixed or fp16-mixed"
-        )
-    if mixed and base == "fp32":
-        raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
-    _agree(job)
-    stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else None)
-    if mixed:
-        own_copies = method.trains != "base" or method.masters is not None
-        dtype = parse_dtype(stated) if stated else (arch.dtype if own_copies else DType.float32)
-        if stated is None:
-            why = "mixed precision trains fp32 weights" if dtype is DType.float32 else "the base keeps its dtype"
-            notes.add("dtype", dtype.label, why)
-        return dtype, parse_dtype(base), asked
-    if stated is not None:
-        dtype = parse_dtype(stated)
-    elif asked:
-        dtype = parse_dtype(base)
-    else:
-        dtype = arch.dtype
-        notes.add("dtype", dtype.label, "the dtype the checkpoint states (from_pretrained's default)")
-    if asked and parse_dtype(base) is not dtype:
-        why = f"weights of their own dtype compute in it; autocast would be --precision {base}-mixed"
-        notes.add("precision", _SHORT[dtype], why)
-    return dtype, None, _SHORT[dtype]
-
-
-def _agree(job: Job) -> None:
-    """--dtype and an unpacked --format say the same thing, or it is a mistake."""
-    if job.dtype is None:
-        return
-    stated = float_dtype("--dtype", job.dtype)
-    plain = formats.get(job.format)().dtype() if job.format is not None else None
-    if plain is not None and plain is not stated:
-        raise RequestError(f"--dtype {job.dtype} contradicts --format {job.format}; give one of them")
-
-
-def float_dtype(option: str, text: str) -> DType:
-    """The floating dtype, of at least 16 bits, that an option names."""
-    dtype = parse_dtype(text)
-    if not dtype.is_float or dtype.bits < 16:
-        raise Unsupported(f"{option} {text} is not modelled; use bf16, fp16 or fp32")
-    return dtype
-
-
-def _weight_types(dtype: DType, compute: DType, fmt: Format) -> WeightTypes:
-    """peft.prepare_model_for_kbit_training casts every half-precision weight that is not packed to fp32."""
-    if not (fmt.packed and fmt.upcasts_rest):
-        return replace(WeightTypes.all(dtype), bias=fmt.bias_dtype(compute, dtype))
-    rest = DType.float32
-    ends = rest if fmt.upcasts_ends else DType.bfloat16
-    return WeightTypes(linear=dtype, norm=rest, embedding=ends, head=ends, bias=fmt.bias_dtype(compute, rest))
-
-
-def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
+def _check_length(seq_len: int, arch: Arch, notes: Notes) -> None:
     if arch.max_positions is not None and seq_len > arch.max_positions:
         notes.add(
             "seq_len",
@@ -362,27 +328,19 @@ def _check_length(seq_len: int, arch: Arch, notes: _Notes) -> None:
         )
 
 
-def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: _Notes) -> tuple[str, Recompute]:
+def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: Notes) -> tuple[str, Recompute]:
     """(the policy's name, what it does)."""
     prepared = fmt.prepares
     why = (
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
     name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
-    if name not in RECOMPUTE:
-        raise UnknownName("recompute policy", name, RECOMPUTE)
-    if name != "none" and not method.checkpoints:
+    policy = policies.make(name, job.knobs("recompute"))
+    if policy.layers and not method.checkpoints:
         raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
-    knobs = job.knobs("recompute")
-    unknown = [k for k in knobs if k != "use_reentrant"]
-    if unknown:
-        raise UnknownName("setting of recompute", unknown[0], ["use_reentrant"])
-    reentrant = knobs.get("use_reentrant", False)
-    if not isinstance(reentrant, bool):
-        raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
-    if reentrant and not method.reentrant:
+    if policy.reentrant and not method.reentrant:
         raise RequestError(f"recompute.use_reentrant=true: {method_name}'s library needs false, to pass its context on")
-    return name, Recompute(layers=name == "full", reentrant=reentrant)
+    return canonical(name), policy
 
 
 def _loss(job: Job) -> LossStyle:

@@ -19,7 +19,7 @@ from peftplan.methods import Method
 from peftplan.optimizers import Optimizer
 from peftplan.optimizers.base import Trained
 from peftplan.plugins import canonical
-from peftplan.step.memory import Loop
+from peftplan.step.segments import Loop
 from peftplan.step.walk import InBackward
 
 UNTIL = ("loss", "step", "next")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from peftplan.arch import Arch, Attention, load_arch, parameter_count
+from peftplan.arch import Arch, Attention, Experts, Mlp, load_arch, parameter_count
 from peftplan.arch.families import COMMON_KEYS, families
 from peftplan.errors import PeftplanError, RequestError, Unsupported
 from peftplan.units import DType
@@ -21,13 +21,30 @@ SIZES = {
 }
 """Awkward on purpose: no two sizes that could be mistaken for one another."""
 
-KV_DEFAULTS = {"llama": None, "phi3": None, "mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16, "smollm3": 4}
+KV_DEFAULTS = {
+    "llama": None, "phi3": None, "mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16, "smollm3": 4, "mixtral": 8,
+    "qwen2_moe": 16, "qwen3_moe": 4,
+}  # fmt: skip
 
 
 def read(model_type: str, **keys: Any) -> Arch:
     """The Arch of a tiny config; a key given as None is null."""
     known_kv = {} if KV_DEFAULTS[model_type] is None else {"num_key_value_heads": 2}
     return load_arch("tiny", config={"model_type": model_type, **SIZES, **known_kv, **keys})
+
+
+def dense(model_type: str, **keys: Any) -> Mlp:
+    """The feed-forward of the first layer."""
+    mlp = read(model_type, **keys).layers[0][0].mlp
+    assert isinstance(mlp, Mlp)
+    return mlp
+
+
+def experts(model_type: str, **keys: Any) -> Experts:
+    """Those of the first layer."""
+    mlp = read(model_type, **keys).layers[0][0].mlp
+    assert isinstance(mlp, Experts)
+    return mlp
 
 
 def attention(model_type: str, **keys: Any) -> Attention:
@@ -57,7 +74,18 @@ def test_null_kv_heads_are_all_heads(model_type: str) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "head_dim"),
-    [("llama", 8), ("mistral", 8), ("qwen2", 8), ("phi3", 8), ("smollm3", 8), ("qwen3", 128), ("gemma", 256)],
+    [
+        ("llama", 8),
+        ("mistral", 8),
+        ("qwen2", 8),
+        ("phi3", 8),
+        ("smollm3", 8),
+        ("qwen3", 128),
+        ("gemma", 256),
+        ("mixtral", 8),
+        ("qwen2_moe", 8),
+        ("qwen3_moe", 8),
+    ],
 )
 def test_omitted_head_dim(model_type: str, head_dim: int) -> None:
     assert attention(model_type).head_dim == head_dim
@@ -81,6 +109,9 @@ def test_omitted_tie_word_embeddings(model_type: str) -> None:
         ("phi3", 4096),
         ("gemma", 8192),
         ("smollm3", 32768),
+        ("mixtral", 131072),
+        ("qwen2_moe", 32768),
+        ("qwen3_moe", 32768),
     ],
 )
 def test_omitted_max_position_embeddings(model_type: str, positions: int) -> None:
@@ -94,14 +125,15 @@ def test_biases() -> None:
         assert (on.qkv_bias, on.out_bias, off.qkv_bias, off.out_bias) == (True, True, False, False)
     for model_type in ("mistral", "phi3"):
         assert attention(model_type, attention_bias=True) == attention(model_type)
-    assert read("llama", mlp_bias=True).layers[0][0].mlp.bias
+    assert dense("llama", mlp_bias=True).bias
+    assert (attention("qwen2_moe").qkv_bias, attention("qwen2_moe", qkv_bias=False).qkv_bias) == (True, False)
 
 
 def test_the_marks_of_each_family() -> None:
     assert attention("qwen3").qk_norm
     phi = read("phi3", resid_pdrop=0.1, attention_dropout=0.2, embd_pdrop=0.3)
     layer = phi.layers[0][0]
-    assert (layer.attention.fused_qkv, layer.mlp.fused_gate_up) == (True, True)
+    assert (layer.attention.fused_qkv, dense("phi3").fused_gate_up) == (True, True)
     assert (layer.residual_dropout, layer.attention.dropout) == (0.1, 0.2)
     gemma = read("gemma")
     assert (gemma.norm, gemma.embed_scale, gemma.layers[0][0].mlp.activation) == (
@@ -139,6 +171,20 @@ def test_phi3_rotates_a_part_of_the_head(keys: dict[str, Any], rotary_dim: int) 
     assert attention("phi3", head_dim=16, **keys).rotary_dim == rotary_dim
 
 
+def test_experts() -> None:
+    mixtral, qwen2, qwen3 = experts("mixtral"), experts("qwen2_moe"), experts("qwen3_moe")
+    assert (mixtral.number, mixtral.top_k, mixtral.size, mixtral.router) == (8, 2, 88, "softmax_fp32")
+    assert (qwen2.number, qwen2.top_k, qwen2.size, qwen2.shared_size) == (60, 4, 1408, 5632)
+    assert (qwen3.number, qwen3.top_k, qwen3.size, qwen3.shared_size) == (128, 8, 768, None)
+    assert (mixtral.normalized, qwen3.normalized, experts("qwen3_moe", norm_topk_prob=True).normalized) == (
+        True,
+        False,
+        True,
+    )
+    layers = read("qwen3_moe", mlp_only_layers=[0], decoder_sparse_step=2).layers
+    assert [type(layer.mlp) for layer, count in layers for _ in range(count)] == [Mlp, Experts, Mlp]
+
+
 def windows(arch: Arch) -> list[int | None]:
     return [layer.attention.window for layer, count in arch.layers for _ in range(count)]
 
@@ -166,6 +212,13 @@ def windows(arch: Arch) -> list[int | None]:
             [None, 7, None],
         ),
         ("smollm3", {"sliding_window": 7}, [None] * 3),
+        ("mixtral", {}, [None] * 3),
+        ("mixtral", {"sliding_window": 7}, [7] * 3),
+        ("qwen2_moe", {"sliding_window": 7}, [None] * 3),
+        ("qwen2_moe", {"sliding_window": 7, "use_sliding_window": True}, [7, None, 7]),
+        ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}, [4096, None, None]),
+        ("qwen3_moe", {"sliding_window": 7}, [None] * 3),
+        ("qwen3_moe", {"sliding_window": 7, "use_sliding_window": True}, [7] * 3),
         (
             "smollm3",
             {"sliding_window": 7, "use_sliding_window": True, "no_rope_layer_interval": 2},
@@ -316,6 +369,13 @@ def test_a_wrong_value_is_one_line(keys: dict[str, Any], line: str) -> None:
         ("smollm3", {"no_rope_layers": [1, 0, 2]}, "no_rope_layers must hold a 0 or a 1"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be a positive"),
         ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "needs use_sliding_window true"),
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9, but there are 8 experts"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise is not modelled; set it to 0"),
+        ("mixtral", {"output_router_logits": True}, "the router's auxiliary loss) is not modelled"),
+        ("mixtral", {"experts_implementation": "eager"}, "'eager' is not modelled; modelled: grouped_mm"),
+        ("qwen2_moe", {"layer_types": ["sliding_attention"] * 3}, "needs use_sliding_window true"),
+        ("qwen3_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers must be a list of layers' numbers"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step must be a positive"),
     ],
 )
 def test_a_wrong_value_of_one_family(model_type: str, keys: dict[str, Any], line: str) -> None:
@@ -404,7 +464,18 @@ def test_a_wrong_override_is_one_line(overrides: dict[str, Any], line: str) -> N
 
 
 def test_every_family_file_declares_itself() -> None:
-    assert list(families()) == ["gemma", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"]
+    assert list(families()) == [
+        "gemma",
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+    ]
     for model_type, family in families().items():
         assert model_type in family.model_types
         assert family.keys >= COMMON_KEYS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from peftplan.arch import Arch, Attention, Layer, Mlp, load_arch, parameter_count
+from peftplan.arch import Arch, Attention, Experts, Layer, Mlp, load_arch, parameter_count
 from peftplan.arch.config import runs
 from peftplan.arch.core import Activation
 from peftplan.arch.families import families
@@ -45,6 +45,13 @@ CATALOG_MODELS = (
     "phi-4",
     "phi-4-mini",
     "smollm3",
+    "mixtral-8x7b",
+    "mixtral-8x22b",
+    "Qwen1.5-MoE-A2.7B",
+    "Qwen2-57B-A14B",
+    "Qwen3-30B-A3B",
+    "Qwen3-235B-A22B",
+    "Qwen3-Coder-480B-A35B-Instruct",
 )
 
 ACTIVATIONS: dict[str, Activation] = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_tanh"}
@@ -74,6 +81,7 @@ def observe(model: Any, like: Arch) -> Arch:
         dtype=parse_dtype(str(model.dtype)),
         max_positions=config.max_position_embeddings,
         use_cache=config.use_cache,
+        idle_window=config.sliding_window if config.model_type == "qwen2_moe" else None,
         returns_cache="past_key_values if use_cache" not in inspect.getsource(type(body)),
         config=like.config,
         notes=like.notes,
@@ -123,12 +131,14 @@ def observe_window(attention: Any) -> int | None:
     if hasattr(attention, "sliding_window"):
         window = attention.sliding_window
     else:
-        reads_config = type(attention).__name__ in ("MistralAttention", "Phi3Attention")
+        reads_config = type(attention).__name__ in ("MistralAttention", "Phi3Attention", "MixtralAttention")
         window = attention.config.sliding_window if reads_config else None
     return window
 
 
-def observe_mlp(mlp: Any) -> Mlp:
+def observe_mlp(mlp: Any) -> Mlp | Experts:
+    if hasattr(mlp, "experts"):
+        return observe_experts(mlp)
     fused = hasattr(mlp, "gate_up_proj")
     act = mlp.activation_fn if fused else mlp.act_fn
     return Mlp(
@@ -136,6 +146,22 @@ def observe_mlp(mlp: Any) -> Mlp:
         activation=ACTIVATIONS[type(act).__name__],
         bias=mlp.down_proj.bias is not None,
         fused_gate_up=fused,
+    )
+
+
+def observe_experts(mlp: Any) -> Experts:
+    stack, router, shared = mlp.experts, mlp.gate, getattr(mlp, "shared_expert", None)
+    mixtral = type(router).__name__ == "MixtralTopKRouter"
+    return Experts(
+        number=stack.gate_up_proj.shape[0],
+        top_k=router.top_k,
+        size=stack.down_proj.shape[2],
+        activation=ACTIVATIONS[type(stack.act_fn).__name__],
+        router="softmax_fp32" if mixtral else "softmax",
+        normalized=mixtral or router.norm_topk_prob,
+        shared_size=None if shared is None else shared.down_proj.in_features,
+        shared_gate=hasattr(mlp, "shared_expert_gate"),
+        implementation=stack.config._experts_implementation,
     )
 
 
@@ -202,6 +228,29 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "resid_pdrop": (0.0, 0.1),
         "embd_pdrop": (0.0, 0.1),
         "partial_rotary_factor": (0.5, 0.7, 1.0),
+    },
+    "mixtral": {"sliding_window": (None, 5), "num_local_experts": (4, 7), "num_experts_per_tok": (1, 3)},
+    "qwen2_moe": {
+        **SLIDING,
+        "max_window_layers": (1, 3, 28),
+        "qkv_bias": (True, False),
+        "decoder_sparse_step": (1, 2),
+        "mlp_only_layers": ([], [0, 2], None),
+        "num_experts": (5, 6),
+        "num_experts_per_tok": (2, 3),
+        "moe_intermediate_size": (24, 40),
+        "shared_expert_intermediate_size": (32, 56),
+        "norm_topk_prob": (True, False),
+    },
+    "qwen3_moe": {
+        "use_sliding_window": (True, True, False),
+        "sliding_window": (4, 9),
+        "decoder_sparse_step": (1, 2),
+        "mlp_only_layers": ([], [0, 2], None),
+        "num_experts": (9, 10),
+        "num_experts_per_tok": (2, 3),
+        "moe_intermediate_size": (24, 40),
+        "norm_topk_prob": (True, False),
     },
     "smollm3": {
         "use_sliding_window": (True, False),

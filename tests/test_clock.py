@@ -28,7 +28,7 @@ from peftplan.step.clock import (
     peak_flops,
     step_time,
 )
-from peftplan.step.memory import Segment
+from peftplan.step.segments import Segment
 from peftplan.step.work import passes
 from peftplan.units import DType
 

@@ -17,7 +17,7 @@ pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
 from peftplan.errors import RequestError, UnknownName, Unsupported  # noqa: E402
-from peftplan.instruments import build  # noqa: E402
+from peftplan.instruments import build, recompute  # noqa: E402
 from peftplan.instruments import trace as instrument  # noqa: E402
 from peftplan.instruments.answer import Trace, levels  # noqa: E402
 from peftplan.instruments.flops import FLOP_FORMULAS  # noqa: E402
@@ -153,7 +153,7 @@ class Bare:
         with quiet():
             self.model: Any = build.apply_method(build.base_model(self.choices, "real"), self.choices)
             if self.choices.recompute:
-                build.checkpoint_layers(self.model, job)
+                recompute.checkpoint_layers(self.model, job)
         self.model.train()
         trained = [param for param in self.model.parameters() if param.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)

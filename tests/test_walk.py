@@ -8,6 +8,7 @@ from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import Graph, Region, Tensor, verify
 from peftplan.job import make_job
 from peftplan.pipeline import read
+from peftplan.recompute import Checkpoint
 from peftplan.step.allocator import fresh_block_bytes
 from peftplan.step.walk import Plan, Recording, RegionWalk, exact, propagate_need
 from peftplan.units import KIB, MIB, DType
@@ -16,9 +17,9 @@ X = Tensor("x", (4, 8), DType.float32)
 X_BYTES = 4 * 8 * 4
 
 
-def walk(b: Builder, out: Tensor, *, entry_needs: bool, reentrant: bool = False) -> RegionWalk:
+def walk(b: Builder, out: Tensor, *, entry_needs: bool, checkpoint: Checkpoint | None = None) -> RegionWalk:
     region = Region(name="layers", ops=tuple(b.ops), entry=X, exit=out)
-    return RegionWalk(Plan(region, exact), propagate_need(region, entry_needs=entry_needs), reentrant=reentrant)
+    return RegionWalk(Plan(region, exact), propagate_need(region, entry_needs=entry_needs), checkpoint=checkpoint)
 
 
 def builder() -> Builder:
@@ -127,8 +128,8 @@ def test_recomputation_stops_at_the_last_op_that_saves() -> None:
     trained = b.weight("w", 8, 8, dtype=DType.float32)._replace(trainable=True)
     first = b.linear(X, trained, label="first")
     out = b.scale(b.scale(first))
-    assert walk(b, out, entry_needs=True).recomputed_ops() == 0
-    assert walk(b, out, entry_needs=True, reentrant=True).recomputed_ops() == 3
+    assert walk(b, out, entry_needs=True).recomputed_ops() == []
+    assert walk(b, out, entry_needs=True, checkpoint=Checkpoint(reentrant=True)).recomputed_ops() == [0, 1, 2]
 
 
 def test_blocks_round_as_the_caching_allocator_does() -> None:

@@ -182,6 +182,7 @@ class Config:
         norm: NormKind = "rms",
         embed_scale: bool = False,
         returns_cache: bool = False,
+        idle_window: int | None = None,
     ) -> Arch:
         """The Arch with these layers; `tied` and `max_positions` are what an absent key means."""
         dtype = self.dtype
@@ -201,6 +202,7 @@ class Config:
             max_positions=self.size("max_position_embeddings", max_positions, largest=LARGEST_POSITIONS),
             use_cache=self.flag("use_cache", True),
             returns_cache=returns_cache,
+            idle_window=idle_window,
             config=self._json(),
             notes=notes,
         )

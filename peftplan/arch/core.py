@@ -9,6 +9,10 @@ from peftplan.units import DType
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 NormKind = Literal["rms", "rms_plus_one"]
+RouterKind = Literal["softmax", "softmax_fp32"]
+"""How a router makes weights of its logits: a softmax in float32 whose best are given back in the logits' dtype (Qwen),
+or stay in float32 (Mixtral)."""
+ExpertsImplementation = Literal["grouped_mm"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +49,34 @@ class Mlp:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """A router and gated feed-forwards of which each token visits `top_k` (Shazeer 2017, arXiv:1701.06538).
+
+    The experts' matrices are two stacked parameters, as transformers 5 holds them.
+    """
+
+    number: int
+    top_k: int
+    size: int
+    """Feed-forward width of one expert."""
+    activation: Activation = "silu"
+    router: RouterKind = "softmax"
+    normalized: bool = False
+    """Whether the weights of the chosen experts are divided by their sum."""
+    shared_size: int | None = None
+    """Feed-forward width of the expert that every token visits, None where there is none."""
+    shared_gate: bool = False
+    """Whether a sigmoid of a linear layer scales what the shared expert says (Qwen2-MoE)."""
+    implementation: ExpertsImplementation = "grouped_mm"
+    """transformers' `experts_implementation`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
     """One decoder layer: norm, attention, norm, feed-forward, each with a residual."""
 
     attention: Attention
-    mlp: Mlp
+    mlp: Mlp | Experts
     residual_dropout: float = 0.0
 
 
@@ -77,6 +104,8 @@ class Arch:
     """The dtype the checkpoint states."""
     max_positions: int | None = None
     use_cache: bool = True
+    idle_window: int | None = None
+    """Width of the sliding-window mask that is made whether layers use one or not, as the full one is (Qwen2-MoE)."""
     returns_cache: bool = False
     """The model's output has the cache it was given even where `use_cache` is off (LlamaModel.forward)."""
     config: str = "{}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftplan.arch.core import Arch, Attention, Layer, Mlp
+from peftplan.arch.core import Arch, Attention, Experts, Layer, Mlp
 
 
 def parameter_count(arch: Arch) -> int:
@@ -24,5 +24,13 @@ def _attention(attention: Attention, *, hidden: int) -> int:
     return hidden * (qkv + queries) + biases + 2 * attention.head_dim * attention.qk_norm
 
 
-def _mlp(mlp: Mlp, *, hidden: int) -> int:
+def _mlp(mlp: Mlp | Experts, *, hidden: int) -> int:
+    if isinstance(mlp, Experts):
+        return _experts(mlp, hidden=hidden)
     return 3 * hidden * mlp.size + (2 * mlp.size + hidden) * mlp.bias
+
+
+def _experts(experts: Experts, *, hidden: int) -> int:
+    router = experts.number * hidden
+    shared = 3 * hidden * (experts.shared_size or 0) + hidden * experts.shared_gate
+    return router + 3 * hidden * experts.size * experts.number + shared

@@ -78,7 +78,9 @@ def batchings(incomplete: str) -> list[str]:
 
 
 def recomputes(incomplete: str) -> list[str]:
-    return _starting(["none", "full"], incomplete)
+    from peftplan import recompute
+
+    return _starting([*recompute.names()], incomplete)
 
 
 def backends(incomplete: str) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, rewrite
 
-PACKED_SITES = frozenset({"q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up"})
-"""transformers keeps the output head and tied weights out (quantizers/base.py, get_keys_to_not_convert)."""
+PACKED_SITES = frozenset({"q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "shared_gate"})
+"""transformers packs modules of class nn.Linear, so no router and no stacked experts; it keeps the output head and tied
+weights out (quantizers/base.py, get_keys_to_not_convert)."""
 
 
 def pack(graph: Graph, stand_in: Callable[[Module], tuple[Op, ...]]) -> Graph:

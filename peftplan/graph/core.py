@@ -23,8 +23,8 @@ from peftplan.units import DType
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
 PARAMS = frozenset({WEIGHT, ADAPTER})
-MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head"})
-"""Sites of the projections that formats pack and methods adapt."""
+MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "shared_gate", "head"})
+"""Sites of the projections that formats pack and methods adapt; `router` and `experts` are sites of neither."""
 PENALTY = "penalty"
 """Names regions that are what the loss adds for the weights of others, and the sum that they hand on."""
 
@@ -140,6 +140,14 @@ class Op(ABC):
         """Temporaries of the forward, alive together with inputs and output."""
         return 0
 
+    def returned(self) -> tuple[Tensor, ...]:
+        """What its kernel hands back: what selective checkpointing keeps where it keeps the op's results."""
+        return (self.out,)
+
+    def prepared_bytes(self) -> int:
+        """Temporaries made before its kernel runs, which are made again even where its results were kept."""
+        return 0
+
     def moved_bytes(self) -> int:
         """Bytes read and written by the forward kernel, for the roofline."""
         total = self.out.nbytes
@@ -159,11 +167,12 @@ class Region:
     values that are part of the model's output (logits, KV cache) and live as long as that does; `held` names values
     that a caller of the model made, and holds until the model's forward returns; `lingers` names those that somebody
     holds on to from a checkpointed forward until the layer runs again, `trails` those of that second run until its
-    backward is done, with the graph that made them. `handed` names values of which every
-    layer takes its own part: that layer's `taken`, alive on entry and freed by it. `leaf` is the embedding's output,
-    which checkpointing makes a leaf that requires a gradient, where that is not the exit. `penalty` is what the loss
-    adds for this region's own weights, once for each of `count`: it takes the sum of those before it and hands on the
-    longer sum. Penalties run after the head in the order of their regions, so their backward runs first of all.
+    backward is done, with the graph that made them. `idle` names values that are made for layers and handed to none,
+    which no checkpoint holds. `handed` names values of which every layer takes its own part: that layer's `taken`,
+    alive on entry and freed by it. `leaf` is the embedding's output, which checkpointing makes a leaf that requires a
+    gradient, where that is not the exit. `penalty` is what the loss adds for this region's own weights, once for each
+    of `count`: it takes the sum of those before it and hands on the longer sum. Penalties run after the head in the
+    order of their regions, so their backward runs first of all.
     """
 
     name: str
@@ -176,6 +185,7 @@ class Region:
     held: tuple[str, ...] = ()
     lingers: tuple[str, ...] = ()
     trails: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
     handed: tuple[str, ...] = ()
     taken: tuple[Tensor, ...] = ()
     leaf: str | None = None

@@ -15,9 +15,10 @@ import torch
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, packers, quantize
+from peftplan.instruments import adapterhub, packers, placing, quantize, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
+from peftplan.process import load_knobs
 
 Mode = Literal["fake", "real"]
 
@@ -74,8 +75,12 @@ class Choices:
         return adapterhub.belongs(self.method)
 
 
-def decide(job: Job) -> Choices:
-    """The choices of `job`; RequestError for what cannot be traced."""
+CPU_ATTENTION = ("eager", "sdpa", "sdpa_math", "sdpa_flash")
+CUDA_ATTENTION = (*CPU_ATTENTION, "sdpa_efficient", "flash_attention_2")
+
+
+def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
+    """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
     method = job.method.replace("-", "_").lower()
     precision = (job.precision or "bf16").lower()
     pure = precision.removesuffix("-mixed")
@@ -91,8 +96,8 @@ def decide(job: Job) -> Choices:
         adapter_dtype=None if job.adapter_dtype == "auto" else _dtype("--adapter-dtype", job.adapter_dtype),
         seq_len=job.seq_len or 512,
         padded=_batching(job) == "padded",
-        recompute=_one_of("recompute", job.recompute or "none", ("none", "full")) == "full",
-        attention=_one_of("attention", job.attention or "sdpa", ("eager", "sdpa", "sdpa_math", "sdpa_flash")),
+        recompute=recompute.of(job).layers,
+        attention=_one_of("attention", job.attention or "sdpa", attention),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
 
@@ -144,44 +149,47 @@ def config_of(choices: Choices) -> Any:
         raise Unsupported(f"transformers has no model_type {family!r}") from None
 
 
-def base_model(choices: Choices, mode: Mode) -> torch.nn.Module:
-    """The causal language model, on `meta` (fake) or with random weights (real), in training mode."""
-    model = plain_model(choices, mode)
+def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
+    """The causal language model, on `meta` (fake) or with random weights (real), in training mode; `place` is where
+    real weights are put one after another as loading puts them there, packed ones packed on arrival."""
+    model = plain_model(choices, mode, place)
     if choices.quantized:
-        _quantize(model, choices)
+        _quantize(model, choices, place)
+    elif place is not None:
+        on_device = load_knobs(choices.job).on_device
+        if on_device:
+            placing.warm_up(model, place, choices.job)
+        placing.fill(model, place, by_name=on_device)
     return model
 
 
-def plain_model(choices: Choices, mode: Mode) -> torch.nn.Module:
-    """The same before anything is packed."""
+def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
+    """The same before anything is packed or placed."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta" if mode == "fake" else "cpu"):
+    attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
+    with torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced():
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
-            config_of(choices), attn_implementation=choices.attention.partition("_")[0], dtype=choices.dtype
+            config_of(choices), attn_implementation=attention, dtype=choices.dtype
         )
     model.tie_weights()
     return model
 
 
-def _quantize(model: torch.nn.Module, choices: Choices) -> None:
-    if choices.format in packers.PACKERS:
-        packers.pack(model, choices.format, choices.job, choices.dtype)
-        if packers.prepares(choices.format, choices.job):
-            _prepare(model)
-        return
+def _quantize(model: torch.nn.Module, choices: Choices, place: torch.device | None) -> None:
     knobs = choices.job.knobs("format")
-    double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
-    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
-    quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job)
-    if knobs.get("prepare", True):
-        _prepare(model)
+    prepares = knobs.get("prepare", True)
+    if choices.format in packers.PACKERS:
+        prepares = packers.pack(model, choices.format, choices.job, choices.dtype, place)
+    else:
+        double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
+        named = str(knobs.get("compute_dtype", "auto"))
+        compute = _dtype("format.compute_dtype", named, choices.autocast or choices.dtype)
+        quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
+    if prepares:
+        from peft import prepare_model_for_kbit_training
 
-
-def _prepare(model: torch.nn.Module) -> None:
-    from peft import prepare_model_for_kbit_training
-
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
@@ -386,14 +394,3 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
                 part = getattr(module, name, None)
                 if isinstance(part, torch.nn.Module):
                     yield from part.parameters()
-
-
-def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
-    """Turn on full recomputation the way transformers does."""
-    if adapterhub.belongs(job.method):
-        adapterhub.checkpoint_layers(model, job)
-        return
-    base = getattr(model, "base_model", model)
-    reentrant = job.knobs("recompute").get("use_reentrant")
-    kwargs = None if reentrant is None else {"use_reentrant": bool(reentrant)}
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

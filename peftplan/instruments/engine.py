@@ -1,8 +1,10 @@
-"""What torch's autograd engine does when nobody watches: it adds gradients that meet in place.
+"""What torch's autograd engine does when nobody watches: it works in place.
 
 `InputBuffer::accumulate` (torch/csrc/autograd/input_buffer.cpp) adds into the gradient it holds if that is
 dense and its own alone, but makes a new tensor while any dispatch mode is on (`isTensorSubclassLike` in
-ATen/TensorSubclassLikeUtils.h). A trace needs a mode, so it would see a tensor too many where gradients meet.
+ATen/TensorSubclassLikeUtils.h). So do `index_backward` and `value_selecting_reduction_backward`
+(torch/csrc/autograd/FunctionsManual.cpp), which fill zeros of their own. A trace needs a mode, so it would see a tensor
+too many where gradients meet or are put in their places.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peftplan.errors import OutsideError
 
 _ADD = torch.ops.aten.add.Tensor
+_FILLS: dict[Any, Any] = {
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+}
 _LINEAR = "torch/nn/modules/linear.py"
 _WRAPPERS = ("torch/_compile.py", "torch/_dynamo/eval_frame.py", "torch/utils/_python_dispatch.py")
 
@@ -29,6 +35,12 @@ def sums_in_place(func: Any, args: Any) -> bool:
         return False
     held = args[0]
     return owners(held) == sole_owner() and bool(is_non_overlapping_and_dense_or_false(held))
+
+
+def filling_in_place(func: Any) -> Any:
+    """What this call, in a `__torch_dispatch__`, is unwatched if it is the engine's that fills new zeros; else None."""
+    filled = _FILLS.get(func)
+    return filled if filled is not None and not torch.is_grad_enabled() and _called_by_engine() else None
 
 
 def adds_bias(func: Any, args: Any) -> bool:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from peftplan.instruments import quantize
+from peftplan.instruments.placing import loose_tensors
 
 
 @contextmanager
@@ -53,13 +54,12 @@ def _parameter(view: torch.Tensor, original: torch.nn.Parameter) -> torch.nn.Par
     return made
 
 
-def loose_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
-    """Tensors that modules hold as plain attributes, or in a dict or list: name, owner, key, tensor."""
-    for path, module in model.named_modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, torch.Tensor):
-                yield f"{path}.{name}", vars(module), name, value
-            elif isinstance(value, (dict, list)) and name not in ("_parameters", "_buffers"):
-                for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-                    if isinstance(item, torch.Tensor):
-                        yield f"{path}.{name}.{key}", value, key, item
+def grouped_product(a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch._grouped_mm. Its kernels take float32 and float16 too, its stand-in for fake tensors bfloat16 alone
+    (torch/_meta_registrations.py, _meta_grouped_mm_common; aten/src/ATen/native/GroupedMMUtils.h)."""
+    run = torch.ops.aten._grouped_mm.default
+    if not isinstance(a, FakeTensor) or a.dtype is torch.bfloat16:
+        out: torch.Tensor = run(a, b, *args, **kwargs)
+        return out
+    like = run(a.to(torch.bfloat16), b.to(torch.bfloat16), *args, **kwargs)
+    return torch.empty_strided(like.size(), like.stride(), dtype=a.dtype, device=a.device)

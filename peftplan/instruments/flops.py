@@ -19,6 +19,12 @@ def _transposed_product(a: Any, b: Any, *_: Any, out_val: Any) -> int:
     return 2 * int(a.shape[0]) * int(a.shape[1]) * int(b.shape[0])
 
 
+def _grouped(a: torch.Tensor, b: torch.Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any) -> int:
+    """Rows of `a` times the matrix of their group, or columns times rows of one group: each row once."""
+    del out_val
+    return 2 * int(a.numel()) * int(b.shape[-1])
+
+
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
@@ -27,9 +33,10 @@ FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     ],
     _aten._int_mm: flop_registry[_aten.mm],
     _aten._weight_int8pack_mm: _transposed_product,
+    _aten._grouped_mm: _grouped,
 }
-"""torch leaves out the CPU's flash attention; it counts like the GPU's: 2 products forward, 5 back, uncut. It leaves
-out products of whole numbers too; they count like others."""
+"""torch leaves out the CPU's flash attention, which counts like the GPU's: 2 products forward, 5 back, uncut; products
+of whole numbers, which count like others; and the product in groups, as the products that it stands for."""
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:

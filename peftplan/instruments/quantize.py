@@ -14,12 +14,20 @@ from typing import Any
 import torch
 
 from peftplan.errors import RequestError
-from peftplan.instruments import packers
+from peftplan.instruments import packers, placing
 from peftplan.job import Job
 
 
-def quantize(model: torch.nn.Module, *, fmt: str, compute: torch.dtype, double: bool, job: Job) -> None:
-    """Replace the linears that transformers would, and pack their weights.
+def quantize(
+    model: torch.nn.Module,
+    *,
+    fmt: str,
+    compute: torch.dtype,
+    double: bool,
+    job: Job,
+    place: torch.device | None = None,
+) -> None:
+    """Replace the linears that transformers would, and pack their weights; on `place`, one after another, where given.
 
     Follows `transformers.quantizers.quantizer_bnb_4bit`/`_8bit`: the head and tied modules stay as they are.
     """
@@ -29,10 +37,20 @@ def quantize(model: torch.nn.Module, *, fmt: str, compute: torch.dtype, double: 
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
     sources = {name: module for name, module in model.named_modules() if _is_linear(module)}
     quantizer = _quantizer(fmt, compute, double)
-    quantizer.preprocess_model(model, device_map={"": "cpu"})
-    for name, module in model.named_modules():
-        if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
-            _pack(module, sources[name], job)
+    quantizer.preprocess_model(model, device_map={"": "cpu" if place is None else place})
+
+    def pack(name: str, module: torch.nn.Module) -> bool:
+        if not isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+            return False
+        _pack(module, sources[name], job, place)
+        return True
+
+    if place is None:
+        for name, module in model.named_modules():
+            pack(name, module)
+    else:
+        placing.warm_up(model, place, job, quantizer)
+        placing.fill(model, place, by_name=True, pack=pack)
     quantizer.postprocess_model(model)
 
 
@@ -58,10 +76,12 @@ def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, (torch.nn.Linear, Conv1D))
 
 
-def _pack(module: Any, source: Any, job: Job) -> None:
+def _pack(module: Any, source: Any, job: Job, place: torch.device | None) -> None:
     import bitsandbytes as bnb
 
     rows = source.weight.data if isinstance(source, torch.nn.Linear) else source.weight.data.T
+    if place is not None:
+        rows = placing.drawn(rows, place)
     module.bias = source.bias
     if isinstance(module, bnb.nn.Linear8bitLt):
         weight = bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False)

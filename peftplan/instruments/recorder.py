@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import (
     is_traceable_wrapper_subclass,
 )
 
-from peftplan.instruments.engine import adds_bias, sums_in_place
+from peftplan.instruments.engine import adds_bias, filling_in_place, sums_in_place
+from peftplan.instruments.fakes import grouped_product
 from peftplan.instruments.flops import flops_of, looks_heavy
 
 STATIC_KINDS = (
@@ -44,6 +45,7 @@ loop holds on to the model's outputs.
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
+_GROUPED = _aten._grouped_mm.default
 _ANSWERS: dict[str, Any] = {"peft/tuners/vblora/layer.py": False, "peft/tuners/poly/router.py": 0}
 """By source file, the right answer to what it reads of a tensor: whether logits are infinite; the largest task."""
 _LIBRARIES = ("/transformers/", "/peft/", "/adapters/", "/bitsandbytes/")
@@ -338,6 +340,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._op = str(func)
         if self.phase == "backward" and sums_in_place(func, args):
             return args[0].add_(args[1])
+        in_place = filling_in_place(func) if self.phase == "backward" else None
+        if in_place is not None:
+            return in_place(*args, **kwargs)
         if adds_bias(func, args):
             return _aten.alias.default(args[0].add_(args[1]))
         if self.phase in ("forward", "loss") or self.recomputing:
@@ -352,6 +357,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         """The operator's result; where it depends on values and there are none, what is known or guessed."""
         if func is _ITEM:
             return self._read(args[0])
+        if func is _GROUPED:
+            return grouped_product(*args, **kwargs)
         return self._pick(*args) if func is _INDEX else func(*args, **kwargs)
 
     def _pick(self, tensor: torch.Tensor, indices: Any) -> Any:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peftplan.instruments import fakes, optim, quantize
+from peftplan.instruments import placing, quantize
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
+from peftplan.instruments.loop import Loop
 from peftplan.instruments.recorder import Recorder, Saved
 
 SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
@@ -23,19 +23,20 @@ padded matrix; any step of Adam's."""
 VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes", "torchao", "hqq", "optimum-quanto")
 
 
-class Step:
+class Step(Loop):
     """One trace under way."""
 
     def __init__(self, choices: Choices, model: torch.nn.Module, mode: Mode) -> None:
-        self.choices = choices
-        self.job = choices.job
-        self.model = model
+        super().__init__(choices, model, torch.device("cpu"))
         self.mode = mode
         self.recorder = Recorder()
-        self.optimizer = self._optimizer()
         self.saved: list[Saved] = []
-        self.held: Any = None
-        self._allocates = choices.method == "adalora" and choices.job.knobs("method").get("update_and_allocate", True)
+
+    def phase(self, name: str) -> None:
+        self.recorder.phase = name
+
+    def label(self, tensor: torch.Tensor, kind: str, name: str) -> None:
+        self.recorder.relabel(tensor, kind, name)
 
     def run(self, counts: dict[str, int]) -> Trace:
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
@@ -50,16 +51,12 @@ class Step:
 
     def _watched(self, work: Callable[[], Any]) -> None:
         watched = (module_hooks(self.recorder, self.model), checkpoint_hooks(self.recorder, self.model))
-        math = sdpa_kernel(SDPBackend.MATH) if self.choices.attention == "sdpa_math" else nullcontext()
-        with self._phases(), watched[0], watched[1], math, self._masks(), self.recorder:
+        with self._losses(), watched[0], watched[1], self._kernels(), self._masks(), self.recorder:
             work()
 
     def _masks(self) -> AbstractContextManager[None]:
         real = self.mode == "real"
         return nullcontext() if real else as_if_real(self.recorder, padded=self.choices.padded)
-
-    def _optimizer(self) -> optim.Plain:
-        return optim.make(self.choices.job, self.model)
 
     def _register(self) -> None:
         """Tell the recorder what lives between steps."""
@@ -82,7 +79,7 @@ class Step:
                 lasting = name not in module._non_persistent_buffers_set
                 if buffer is not None:
                     self.recorder.add(buffer, "buffer" if lasting else "buffer_non_persistent", f"{path}.{name}")
-        for name, _, _, tensor in fakes.loose_tensors(self.model):
+        for name, _, _, tensor in placing.loose_tensors(self.model):
             self.recorder.add(tensor, "buffer_non_persistent", name)
         if self._allocates:
             allocator = self.model.base_model.rankallocator
@@ -97,69 +94,13 @@ class Step:
             if isinstance(value, torch.Tensor):
                 self.recorder.add(value, kind, f"{names[id(param)]}.{key}" if param is not None else key)
 
-    @contextmanager
-    def _phases(self) -> Iterator[None]:
-        base = self.model.get_base_model() if self.choices.wrapped else self.model
-        loss_function = base.loss_function
-
-        def loss(*args: Any, **kwargs: Any) -> Any:
-            self.recorder.phase = "loss"
-            return loss_function(*args, **kwargs)
-
-        base.loss_function = loss
-        try:
-            yield
-        finally:
-            base.loss_function = loss_function
-
-    def _batch(self) -> dict[str, torch.Tensor]:
-        shape = (self.job.micro_batch, self.choices.seq_len)
-        ids = torch.ones(shape, dtype=torch.int64)
-        batch = {"input_ids": ids, "labels": ids.clone()}
-        if self.choices.padded or self.choices.hub:
-            batch["attention_mask"] = torch.ones(shape, dtype=torch.int64)
-        if self.choices.padded:
-            batch["attention_mask"][-1, -1:] = 0
-        if self.choices.method in ("multitask_prompt_tuning", "poly"):
-            batch["task_ids"] = torch.zeros(self.job.micro_batch, dtype=torch.int64)
-        for name, tensor in batch.items():
-            self.recorder.relabel(tensor, "batch", name)
-        return batch
-
-    def _micro_step(self) -> tuple[Any, ...]:
-        """Forward and backward; returns what a loop's variables keep alive: batch, loss, outputs."""
-        recorder = self.recorder
-        recorder.phase = "forward"
-        batch = self._batch()
-        outputs = self._forward(batch)
-        loss = outputs.loss
-        if self.choices.outputs_until != "step":
-            outputs = None
-        recorder.phase = "backward"
-        self.optimizer.backward(loss)
-        for name, param in self.model.named_parameters():
-            if param.grad is not None:
-                recorder.relabel(param.grad, "gradient", name)
-        return batch, loss, outputs
-
-    def _step(self) -> None:
-        kept = self._micro_step()
-        self.recorder.phase = "optimizer"
-        self.optimizer.step()
-        if self._allocates:
-            self.model.base_model.update_and_allocate(0)  # a step before ranks are cut
-        self.optimizer.zero_grad()
-        del kept
-
     def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
-        dtype = self.choices.autocast
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
-        with keeps, nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
-            outputs = self.model(**batch)
+        with keeps:
+            outputs = super()._forward(batch)
         for name, param in self.model.named_parameters():
-            self.recorder.relabel(param, "parameter", name)  # CPT gives its parameter new data in every forward
+            self.label(param, "parameter", name)  # CPT gives its parameter new data in every forward
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
-        self.held = outputs if self.choices.outputs_until == "next" else None
         return outputs
 
     def _answer(self, static: int, counts: dict[str, int]) -> Trace:
@@ -184,7 +125,7 @@ class Step:
             saved=tuple(self.saved),
             at_peak=tuple(self.recorder.born[number] for number in alive_at_peak(events)),
             events=tuple(events),
-            versions={**_versions(), "python": platform.python_version()},
+            versions={**versions(), "python": platform.python_version()},
             notes=self._notes(),
         )
 
@@ -195,7 +136,7 @@ class Step:
         return (*guessed, *uncounted)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of those packages that are installed."""
     found = {}
     for name in VERSIONED:

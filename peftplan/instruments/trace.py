@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, quantize
+from peftplan.instruments import adapterhub, build, fakes, placing, quantize, recompute
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -43,7 +43,7 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
     mode = _mode(choices, mode)
     sole_owner()
     with quiet():
-        model = _assembled(choices, mode)
+        model = assembled(choices, mode)
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
@@ -56,7 +56,7 @@ def parameters(job: Job) -> dict[str, int]:
     """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
     choices = build.decide(job)
     with quiet():
-        return _count(_assembled(choices, _mode(choices, "fake")))
+        return _count(assembled(choices, _mode(choices, "fake")))
 
 
 def _mode(choices: Choices, asked: Mode) -> Mode:
@@ -72,13 +72,16 @@ def _mode(choices: Choices, asked: Mode) -> Mode:
     return "real"
 
 
-def _assembled(choices: Choices, mode: Mode) -> torch.nn.Module:
+def assembled(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
+    """The adapted model in training mode (see `build.base_model`). Raises RequestError and OutsideError."""
     torch.manual_seed(0)
     try:
-        model = build.apply_method(build.base_model(choices, mode), choices)
+        model = build.apply_method(build.base_model(choices, mode, place), choices)
+        if place is not None:
+            placing.bring(model, place)
         if choices.recompute:
-            build.checkpoint_layers(model, choices.job)
-    except PeftplanError:
+            recompute.checkpoint_layers(model, choices.job)
+    except (PeftplanError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
         raise OutsideError(f"method {choices.method!r} needs a package: {_line(error)}") from error

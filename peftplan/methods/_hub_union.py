@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar, final
 
 from peftplan import plugins
 from peftplan.errors import RequestError
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.core import Graph
 from peftplan.methods._adapterhub import COMMON, AdapterHub
 from peftplan.methods.base import Family, Host

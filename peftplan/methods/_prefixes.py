@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from peftplan.arch.core import Arch, Attention
 from peftplan.errors import RequestError, Unsupported
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.methods import _prompts

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from peftplan.errors import RequestError, Unsupported
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import writing

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from peftplan.errors import Unsupported
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
 from peftplan.methods import _prompts

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from peftplan.arch.core import Arch
-from peftplan.graph.blocks.decoder import Batch
 from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Op
 from peftplan.units import DType

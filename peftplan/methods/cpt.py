@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from peftplan.errors import RequestError, Unsupported
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Grad, Graph, Op, Region, Tensor
 from peftplan.graph.edit import writing

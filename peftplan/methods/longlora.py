@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from peftplan.errors import RequestError
-from peftplan.graph.blocks.decoder import Batch
+from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.core import ADAPTER, Graph, Region, Tensor
 from peftplan.graph.edit import train
 from peftplan.methods import lora

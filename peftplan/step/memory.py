@@ -6,69 +6,18 @@ alive outside changes by the same amount per layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from peftplan.graph.core import ACTIVATION, Graph, Region, Tensor, is_global
+from peftplan.graph.core import ACTIVATION, Graph, Tensor, is_global
+from peftplan.recompute.base import Recompute
+from peftplan.step.segments import Loop, Segment, prelude, segments
 from peftplan.step.walk import (
-    Account,
-    InBackward,
-    Plan,
-    RegionWalk,
     Rules,
     Saved,
-    Updates,
-    Waiting,
     Watermark,
-    propagate_need,
-    shared_weights,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recompute:
-    """How a layer is checkpointed: not at all, or wholly, by torch.utils.checkpoint's two flavours."""
-
-    layers: bool = False
-    reentrant: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loop:
-    """What the training loop itself does to memory.
-
-    `outputs_until`: when the model's output (logits, KV cache) dies: `loss` (before backward: transformers' Trainer),
-    `step` (after the optimizer step: a function per step), `next` (when the next forward has returned: a plain
-    loop that rebinds the name). `grads_exist`: not the first micro-batch of an accumulation. `in_backward`: weights
-    are updated in backward. `clips`: gradients are clipped by their norm before the step. `ema`: what a moving average
-    of weights copies: `none`, `trained` or `model`.
-    """
-
-    outputs_until: str = "step"
-    grads_exist: bool = False
-    again: bool = False
-    """Whether the step has run the model forward before, and holds the loss of that."""
-    in_backward: InBackward | None = None
-    clips: bool = False
-    ema: str = "none"
-
-
-@dataclass(slots=True)
-class Segment:
-    """A run of equal regions, walked once."""
-
-    region: Region
-    count: int
-    walk: RegionWalk
-    forward_delta: int = 0
-    forward_saved: int = 0
-    entry_bytes: int = 0
-    has_backward: bool = True
-
-    @property
-    def checkpointed(self) -> bool:
-        return self.walk.checkpointed and self.has_backward
 
 
 class PhasePeak(NamedTuple):
@@ -91,6 +40,8 @@ class StepMemory:
     saved_for_backward_bytes: int = 0
     kept_global_bytes: int = 0
     grad_bytes: int = 0
+    held_bytes: int = 0
+    """Alive between forward and backward beyond what was before: what backward needs, inputs and outputs."""
     phases: dict[str, PhasePeak] = field(default_factory=dict)
     end_bytes: int = 0
     """Alive when backward is done, parameter gradients included."""
@@ -99,74 +50,6 @@ class StepMemory:
     @property
     def peak(self) -> PhasePeak:
         return max(self.phases.values(), key=lambda p: p.bytes)
-
-
-def segments(
-    graph: Graph,
-    recompute: Recompute,
-    rules: Rules,
-    loop: Loop,
-    *,
-    entry_requires_grad: bool,
-    account: Callable[[], Account] = Account,
-) -> Iterator[Segment]:
-    """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
-    where that makes the gradients of weights that all of them share, or uses another region's; then their penalties."""
-    needs = hands_on = False
-    global_grads: dict[str, int] = {}
-    updates = _updates(graph, loop)
-    made: set[str] = set()
-    """Values of the whole model that require a gradient."""
-    for region in graph.regions:
-        left = region.count
-        plan = Plan(region, rules.size)
-        is_layer = region.first_index is not None
-        shares = any(t.trainable and is_global(t.name) for t in region.params())
-        shares |= bool(made) and any(t.name in made for op in region.ops for t in op.ins)
-        splits = shares or (updates is not None and updates.policy.late)
-        while left:
-            leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
-            taken = (t.name for t in region.taken) if hands_on else ()
-            need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken, *made))
-            hands_on = hands_on or any(name in need for name in region.handed)
-            leaves = region.exit.name in need
-            count = left if leaves == needs or not is_layer else 1
-            count -= is_layer and splits and count == left > 1
-            walk = RegionWalk(
-                plan,
-                need,
-                account=account(),
-                checkpointed=is_layer and recompute.layers,
-                reentrant=recompute.reentrant,
-                grads_exist=loop.grads_exist,
-                global_grads=global_grads,
-                updates=updates,
-            )
-            yield Segment(region=region, count=count, walk=walk)
-            left -= count
-            needs = leaves or (entry_requires_grad and region.entry is None)
-            made.update(name for name in plan.made_globals if name in need)
-    for region in graph.regions:
-        if region.penalty is not None:
-            plan, need = Plan(region.penalty, rules.size), propagate_need(region.penalty, entry_needs=True)
-            walk = RegionWalk(plan, need, account=account(), grads_exist=loop.grads_exist, global_grads=global_grads)
-            yield Segment(region=region.penalty, count=region.count, walk=walk)
-
-
-def _updates(graph: Graph, loop: Loop) -> Updates | None:
-    if loop.in_backward is None:
-        return None
-    return Updates(policy=loop.in_backward, waiting=Waiting(), shared=shared_weights(graph.regions))
-
-
-def prelude(graph: Graph, rules: Rules) -> list[Segment]:
-    """The pass without gradient that runs before: nothing is kept, and every layer's input lives to its end."""
-
-    def segment(region: Region) -> Segment:
-        walk = RegionWalk(Plan(region, rules.size), set(), checkpointed=region.first_index is not None)
-        return Segment(region=region, count=region.count, walk=walk, has_backward=False)
-
-    return [segment(region) for region in graph.prelude]
 
 
 class _Account:
@@ -229,7 +112,10 @@ def run_step(
     for part in penalties:
         _forward(part, account, reads_embedding=False)
     account.total -= sum_bytes + previous_outputs
+    if not model[-1].region.is_head:
+        _end_of_backbone(model, account)
     _end_of_forward(parts, account, result, loop)
+    result.held_bytes = account.total - static_bytes - existing_grad_bytes
     account.total += loss_bytes  # the gradient of the loss, a one
     account.total += sum_bytes  # the gradient of the penalties' sum
     for part in reversed(penalties):
@@ -307,8 +193,9 @@ def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None
 
 def _made_for_layers(parts: Sequence[Segment]) -> list[Tensor]:
     """Values made once and passed to every layer: positions, rotary tables, masks. A checkpoint holds its arguments."""
-    first = parts[0]
-    return [op.out for op in first.region.ops if is_global(op.out.name) and op.out.name not in first.region.held]
+    first = parts[0].region
+    others = {*first.held, *first.idle}
+    return [op.out for op in first.ops if is_global(op.out.name) and op.out.name not in others]
 
 
 def dies_with_backbone(parts: Sequence[Segment]) -> dict[str, int]:

@@ -13,14 +13,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from peftplan.graph.core import Graph
+from peftplan.recompute.base import Recompute
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
 from peftplan.step.load import Load
-from peftplan.step.memory import Loop, Recompute, Segment, dies_with_backbone, embedding_is_local, segments
+from peftplan.step.memory import dies_with_backbone, embedding_is_local
+from peftplan.step.segments import Loop, Segment, segments
 from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
 
 Key = tuple[object, ...]
 STEADY = frozenset(
-    ("weight", "adapter", "buffer", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace")
+    (
+        "weight",
+        "adapter",
+        "buffer",
+        "accumulated",
+        "state",
+        "grad",
+        "input",
+        "forward workspace",
+        "backward workspace",
+        "beside",
+    )
 )
 """What outlives a backward pass; the inputs go with the step."""
 
@@ -41,6 +54,8 @@ class Around:
     """Of the optimizer's step, alive together."""
     between: Sequence[int] = ()
     """Of what the method does between two steps, alive together."""
+    beside: Sequence[int] = ()
+    """Alive through the step without having a part in it: other micro-batches' and other stages' tensors, buffers."""
 
 
 @dataclass(slots=True)
@@ -72,6 +87,7 @@ def replay(
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.load(around.load)
     player.hold("accumulated", around.gradients)
+    player.hold("beside", around.beside)
     for number, graph in enumerate(graphs):
         if empty_cache and number:
             player.allocator.empty_cache()

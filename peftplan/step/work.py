@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from peftplan.graph.core import Need, Op
 from peftplan.graph.ops import Add, FusedAttention, PackedLinear
-from peftplan.step.memory import Segment
+from peftplan.step.segments import Segment
 from peftplan.units import DType
 
 
@@ -66,7 +66,7 @@ def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None, forwa
             ahead = known[id(region)] = [_forward(op) for op in region.ops]
         found.append(_forward_pass("forward", forwards * part.count, ahead, cache))
         if part.checkpointed:
-            again = ahead[: part.walk.recomputed_ops()]
+            again = [ahead[i] for i in part.walk.recomputed_ops()]
             found.append(_forward_pass("recompute", part.count, again, cache))
         found.append(_backward_pass(part, ahead, cache))
     return found

@@ -26,6 +26,20 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "phi3": {"pad_token_id": 0},
     "mistral": {"sliding_window": 9},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 56,
+    },
+    "qwen3_moe": {
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "norm_topk_prob": True,
+        "head_dim": 16,
+    },
 }
 """What each tiny model's config says besides `SIZES`: awkward on purpose, so that wrong dimensions cannot hide."""
 
@@ -33,15 +47,15 @@ Row = tuple[str, dict[str, Any]]
 """A model's name and the fields of the job."""
 
 
-def assert_equal(family: str, fields: dict[str, Any]) -> None:
+def assert_equal(family: str, fields: dict[str, Any], **changes: Any) -> None:
     """Parameters, bytes kept for backward, FLOPs and peak: predicted and traced are the same numbers."""
-    job = tiny_job(family, fields)
+    job = tiny_job(family, fields, **changes)
     assert_same(trace(job), read(job).estimate)
 
 
-def tiny_job(family: str, fields: dict[str, Any]) -> Job:
-    """A job on one of the tiny models."""
-    config = {"model_type": family, **SIZES, **OWN[family]}
+def tiny_job(family: str, fields: dict[str, Any], **changes: Any) -> Job:
+    """A job on one of the tiny models, with `changes` in its config."""
+    config = {"model_type": family, **SIZES, **OWN[family], **changes}
     return make_job(model=family, config=config, **{**COMMON, **fields})
 
 

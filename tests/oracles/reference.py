@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from peftplan.instruments import build, fakes, quantize
+from peftplan.instruments import build, fakes, quantize, recompute
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.engine import sole_owner
 from peftplan.instruments.hooks import quiet
@@ -75,7 +75,7 @@ def reference(
         torch.manual_seed(0)
         model = change(build.base_model(choices, "fake")).train()
         if choices.recompute:
-            build.checkpoint_layers(model, job)
+            recompute.checkpoint_layers(model, job)
         trainable, total = PeftModel.get_nb_trainable_parameters(model)
         with fakes.fake_tensors(), quantize.recognised():
             fakes.to_fake(model)

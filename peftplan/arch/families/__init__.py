@@ -1,4 +1,4 @@
-"""Readers of config.json, one file per family; the folder is the list.
+"""Readers of config.json, one file per family; the folder is the list (files that start with `_` are shared).
 
 A family file has `MODEL_TYPES` (the `model_type` values it reads), `KEYS` (what its transformers config class
 takes beyond `COMMON_KEYS`) and `read(config) -> Arch`.
@@ -45,6 +45,8 @@ def families() -> dict[str, Family]:
     """Every family by `model_type`, sorted."""
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("_"):
+            continue
         family = _load(module.name)
         found.update(dict.fromkeys(family.model_types, family))
     return dict(sorted(found.items()))

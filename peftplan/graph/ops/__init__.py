@@ -22,6 +22,7 @@ from peftplan.graph.ops.elementwise import (
     Squash,
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
+from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve
@@ -43,6 +44,8 @@ __all__ = [
     "Flattened",
     "Formula",
     "FusedAttention",
+    "GatedHalves",
+    "GroupedLinear",
     "Hold",
     "Hooked",
     "Keep",

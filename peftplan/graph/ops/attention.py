@@ -59,6 +59,13 @@ class FusedAttention(Op):
     def scratch_bytes(self) -> int:
         return sum(t.nbytes for t in self.extras) + self.workspace_bytes
 
+    def returned(self) -> tuple[Tensor, ...]:
+        """All but the bias, which is made before."""
+        return (self.out, *(t for t in self.extras if not t.name.endswith(".bias")))
+
+    def prepared_bytes(self) -> int:
+        return sum(t.nbytes for t in self.extras if t.name.endswith(".bias"))
+
     def backward(self, need: Need) -> tuple[Grad, ...]:
         if not wants(need, self.ins):
             return ()

@@ -103,6 +103,9 @@ class PackedLinear(Op):
     def scratch_bytes(self) -> int:
         return self.forward_workspace_bytes
 
+    def prepared_bytes(self) -> int:
+        return self.forward_workspace_bytes
+
     def backward(self, need: Need) -> tuple[Grad, ...]:
         x, _, *bias = self.ins
         rows = self.out.numel // self.out.shape[0]  # bitsandbytes sums over the batch; the engine over the rest

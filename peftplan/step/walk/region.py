@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peftplan.graph.core import ACTIVATION, Tensor
+from peftplan.graph.core import ACTIVATION, Op, Tensor
+from peftplan.recompute.base import Checkpoint
 from peftplan.step.walk.account import Account, Watermark
+from peftplan.step.walk.cache import Cache
 from peftplan.step.walk.gradients import Gradients
 from peftplan.step.walk.kept import Kept, Saved
 from peftplan.step.walk.plan import Plan, stopping_point
@@ -16,8 +18,8 @@ from peftplan.units import DType
 class RegionWalk:
     """The state of one region: `forward` keeps storages, `backward` gives them back.
 
-    `checkpointed`: nothing is kept, and the forward runs again in backward; by CheckpointFunction where `reentrant`.
-    A checkpoint holds its layer's input, so it does not die in the region. `grads_exist` says that parameter
+    `checkpoint`: nothing is kept but what that caches, and the forward runs again in backward. A checkpoint holds its
+    layer's input, so it does not die in the region. `grads_exist` says that parameter
     gradients are already allocated (accumulation); `global_grads` holds the bytes of those shared with other regions;
     `updates` lets gradients go as they arrive.
     """
@@ -28,8 +30,7 @@ class RegionWalk:
         need: set[str],
         *,
         account: Account | None = None,
-        checkpointed: bool = False,
-        reentrant: bool = False,
+        checkpoint: Checkpoint | None = None,
         grads_exist: bool = False,
         global_grads: dict[str, int] | None = None,
         updates: Updates | None = None,
@@ -39,8 +40,9 @@ class RegionWalk:
         self.need = need
         self.account = account if account is not None else Account()
         self.kept = Kept(plan, self.account)
-        self.checkpointed = checkpointed
-        self.reentrant = reentrant
+        self.checkpointed = checkpoint is not None
+        self.reentrant = checkpoint is not None and checkpoint.reentrant
+        self.cache = Cache(plan, self.account, checkpoint.cached if checkpoint is not None else frozenset())
         self.gradients = Gradients(
             self.account,
             self.kept,
@@ -79,7 +81,7 @@ class RegionWalk:
         region, counts = self.region, self.kept.counts
         live = self._alive_on_entry()
         cached = self._cached()
-        staying = {region.exit.storage, *cached, *self._held()}
+        staying = {region.exit.storage, *cached, *self._held(), *self.cache.storages()}
         count = len(region.ops)
         self._run(live, staying, region.returned, seen=count, run=count, keep=keep, stash=stash)
         self.cached_names = tuple(name for name in cached if name in live and name not in counts)
@@ -124,13 +126,15 @@ class RegionWalk:
     ) -> None:
         """The first `run` ops, and what the first `seen` save and use last. `live` holds storages with their bytes;
         those in `staying` do not die after their last use, those in `returned` become part of the model's output."""
-        plan, account, kept = self.plan, self.account, self.kept
+        plan, account, kept, kept_ops = self.plan, self.account, self.kept, self.cache.indices
         out_bytes, scratch_bytes, last_use, saves = plan.out_bytes, plan.scratch_bytes, plan.last_use, self._saves
         for i, op in enumerate(self.region.ops[:seen]):
             if i == plan.loss_start and self.before_loss is None:
                 self.before_loss = account.peak
                 self.start_phase()
-            if i < run:
+            if i in kept_ops and i < run and keep:
+                self._take(op, live)
+            elif i < run:
                 size, scratch = out_bytes[i], scratch_bytes[i]
                 if size:
                     name = op.out.name
@@ -142,6 +146,8 @@ class RegionWalk:
                         account.alloc(size, op.name, name)
                 if scratch:
                     account.touch(scratch, op.name)
+                if i in kept_ops:
+                    self.cache.put(op, live)
             if keep and saves[i]:
                 kept.keep(op, saves[i], live)
             if stash and plan.stashes:
@@ -155,6 +161,13 @@ class RegionWalk:
                     kept.returned[storage] = size
                 elif size and storage not in kept.counts and storage not in kept.pinned:
                     account.free(size, storage)
+
+    def _take(self, op: Op, live: dict[str, int]) -> None:
+        """The second run is handed what the first kept; what runs before the kernel runs again."""
+        prepared = op.prepared_bytes()
+        if prepared:
+            self.account.touch(prepared, op.name)
+        self.cache.take(op, live)
 
     def _alive_on_entry(self) -> dict[str, int]:
         entry, size = self.region.entry, self.plan.size
@@ -186,7 +199,7 @@ class RegionWalk:
     @property
     def saved(self) -> list[Saved]:
         """What the region keeps for backward."""
-        return self.kept.saved
+        return [*self.kept.saved, *self.cache.saved] if self.cache.saved else self.kept.saved
 
     @property
     def entry_saved(self) -> bool:
@@ -213,12 +226,13 @@ class RegionWalk:
 
     # -- backward -----------------------------------------------------------------------------------------------
 
-    def recomputed_ops(self) -> int:
-        """How many ops a recomputation runs, from the first."""
-        if self.reentrant:
-            return len(self.region.ops)
-        stop, run_last = stopping_point(self.region.ops, self._saves)
-        return stop + run_last
+    def recomputed_ops(self) -> list[int]:
+        """Indices of the ops that a recomputation runs."""
+        run = len(self.region.ops)
+        if not self.reentrant:
+            stop, run_last = stopping_point(self.region.ops, self._saves)
+            run = stop + run_last
+        return [i for i in range(run) if i not in self.cache.indices]
 
     def backward(self, *, root: bool = False) -> bool:
         """Run the ops backward from the gradient of the exit, which is alive on entry. Returns whether the entry
@@ -234,6 +248,7 @@ class RegionWalk:
             if self.reentrant:
                 self._forward(keep=True, stash=True)
             self._backward(recompute=not self.reentrant)
+            self.cache.drop()
             self.kept.drop_pinned()
         return self.entry_gradient is not None
 

@@ -1,0 +1,120 @@
+"""Whose implementation each group of a decoder's operations has: norm, rotary embedding, gated product, loss.
+
+`Kernels` is what transformers computes with by itself. A library that puts functions of its own in place of some
+of it is a subclass with settings that say which (`peftplan/kernels/`, one file each); blocks ask the one they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peftplan.arch.core import Arch, Attention
+from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, fused_head_loss, returned_logits
+from peftplan.graph.builder import Builder
+from peftplan.graph.core import Graph, Tensor
+from peftplan.units import DType
+
+FP32 = DType.float32
+Make = Callable[[], Tensor]
+"""Runs a projection, when it is its turn."""
+Pair = tuple[Tensor, Tensor]
+Loss = tuple[Tensor, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a library may refuse to run on."""
+
+    arch: Arch
+    method: str
+    """The method's file name."""
+    knobs: Mapping[str, Any]
+    """The method's settings."""
+    format: str
+    autocast: DType | None
+    packed: bool
+    """Whether the format packs weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """transformers' own implementations."""
+
+    def check(self, asked: Asked) -> None:
+        """Raise RequestError or Unsupported, with the library's reason, for what it does not run on."""
+
+    @property
+    def owns_loss(self) -> bool:
+        """Whether the loss is the library's, so that no `loss.style` applies."""
+        return False
+
+    def norm(self, b: Builder, arch: Arch, x: Tensor, weight: Tensor) -> Tensor:
+        """LlamaRMSNorm.forward / GemmaRMSNorm.forward: computed in fp32 whatever x is."""
+        x32 = b.cast(x, FP32, label="x32")
+        mean = b.mean_last(b.square(x32))
+        inverse = b.rsqrt(b.add_const(mean))
+        normed = b.mul(x32, inverse, label="normed")
+        if arch.norm == "rms_plus_one":
+            gain = b.add_const(b.cast(weight, FP32, label="w32"), label="gain")
+            scaled = b.mul(normed, gain, label="scaled")
+            out = b.cast(scaled, x.dtype, label="out")
+            b.hold(scaled)
+            return out
+        out = b.mul(weight, b.cast(normed, x.dtype, label="xhat"), label="out")
+        b.hold(normed, mean)
+        return out
+
+    def rotate(self, b: Builder, a: Attention, q: Tensor, k: Tensor, table: tuple[Tensor, Tensor]) -> Pair:
+        """apply_rotary_pos_emb of per-head queries and keys with the cosines and sines of `table`."""
+        turned = (_rotary(b, q, a, table, "q_rope"), _rotary(b, k, a, table, "k_rope"))
+        b.hold(q, k)
+        return turned
+
+    def by_head(self, a: Attention) -> bool:
+        """Whether rotated queries and keys lie in memory as (B, N, S, D), not as projected."""
+        return a.rotary_concat
+
+    def glu(self, b: Builder, gate: Make, up: Make) -> Tensor:
+        """LlamaMLP.forward up to its last projection: act(gate(x)) * up(x)."""
+        act = b.activate(gate())
+        return b.mul(act, up(), label="glu")
+
+    def glu_of_halves(self, b: Builder, gate: Tensor, up: Tensor) -> Tensor:
+        """The same of two views of one projection (Phi3MLP.forward)."""
+        return b.mul(up, b.activate(gate), label="glu")
+
+    def loss(self, b: Builder, hidden: Tensor, head: Tensor, labels: Tensor, style: LossStyle) -> Loss:
+        """lm_head and the loss of (B, S, H) hidden states: the loss, and names of what the model returns besides."""
+        if style == "fused_head":
+            return fused_head_loss(b, hidden, head, labels), ()
+        with b.marked("head"):
+            logits = b.linear(hidden, head, label="lm_head")
+        return causal_lm_loss(b, logits, labels, hidden, style), (returned_logits(style, logits),)
+
+    def fuse(self, graph: Graph) -> Graph:
+        """The graph with the method's operations where the library has functions of its own for them."""
+        return graph
+
+
+TRANSFORMERS = Kernels()
+
+
+def _rotary(b: Builder, x: Tensor, a: Attention, table: Pair, label: str) -> Tensor:
+    """apply_rotary_pos_emb for one of q, k (Su 2021, arXiv:2104.09864); partial rotary concatenates the rest."""
+    with b.scope(label):
+        if not a.rotary_concat:
+            return _turned(b, x, table)
+        dim = a.rotary_dim or a.head_dim
+        part = b.slice(x, *x.shape[:-1], dim, label="rot")
+        rest = b.slice(x, *x.shape[:-1], a.head_dim - dim, label="pass")
+        return b.concat((_turned(b, part, table), rest), *x.shape)
+
+
+def _turned(b: Builder, x: Tensor, table: Pair) -> Tensor:
+    """x cos + rotate_half(x) sin."""
+    cos, sin = table
+    straight = b.mul(x, cos, label="x_cos")
+    turned = b.mul(b.rotate_half(x), sin, label="x_sin")
+    return b.add(straight, turned, label="sum")

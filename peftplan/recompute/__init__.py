@@ -1,0 +1,36 @@
+"""Recompute policies: `get("full")` is the file `full.py`; `names()` is the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftplan import plugins
+from peftplan.errors import RequestError, UnknownName
+from peftplan.recompute.base import Checkpoint, Recompute
+
+__all__ = ["Checkpoint", "Recompute", "get", "make", "names"]
+
+
+def names() -> tuple[str, ...]:
+    return plugins.names(__name__)
+
+
+def get(name: str) -> type[Recompute]:
+    key = plugins.canonical(name)
+    if key not in names():
+        raise UnknownName("recompute policy", name, names())
+    cls: type[Recompute] = plugins.load(__name__, "recompute", key).RECOMPUTE
+    return cls
+
+
+def make(name: str, knobs: Mapping[str, Any]) -> Recompute:
+    """A policy with its settings; raises RequestError for settings it does not have, or its library refuses."""
+    reentrant = knobs.get("use_reentrant", False)
+    if not isinstance(reentrant, bool):
+        raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
+    made = plugins.configure(get(name), knobs, what=f"recompute {name}")
+    refused = made.refusal()
+    if refused is not None:
+        raise RequestError(refused)
+    return made
