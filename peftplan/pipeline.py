@@ -131,6 +131,8 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
     )
+    if case.format.cuts and case.method.backward:
+        _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
@@ -217,6 +219,16 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
     return RankMemory(
         rank=label, peak_bytes=walked.step.peak.bytes, reserved_bytes=None, device_bytes=None, static_bytes=static
     )
+
+
+def _check_reached(case: Case, step: StepMemory) -> None:
+    """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
+    head = next(segment for segment in step.segments if segment.region.is_head)
+    if head.region.exit.name not in head.walk.need:
+        raise RequestError(
+            f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
+            "ones too (--target-modules o_proj,down_proj), or quantize weights alone"
+        )
 
 
 def read(job: Job) -> Reading:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from dataclasses import dataclass
 
+from peftplan.formats._packing import biases
 from peftplan.formats.base import Format
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import Grad, Op, Tensor
@@ -36,11 +37,6 @@ class Prequantized(Format, ABC):
     def stored(self, weight: Tensor) -> Tensor:
         """The weight as it is held."""
         return weight._replace(stored_bytes=sum(p.bytes for p in self.pieces(weight) if p.stays), trainable=False)
-
-
-def biases(module: Module) -> tuple[Tensor, ...]:
-    """The module's bias, if it has one; a buffer in packed layers, which nobody trains."""
-    return tuple(t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)
 
 
 def unpacked_linear(

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import final
 
 from peftplan.errors import RequestError, Unsupported
-from peftplan.formats._packing import pack
-from peftplan.formats._prequantized import Prequantized, biases
+from peftplan.formats._packing import biases, pack
+from peftplan.formats._prequantized import Prequantized
 from peftplan.formats.base import Piece
 from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import Graph, Op, Tensor

@@ -52,6 +52,11 @@ class Format(ABC):
         """Whether a checkpoint holds the packed tensors themselves: loading makes its `pieces`, and nothing else."""
         return False
 
+    @property
+    def cuts(self) -> bool:
+        """Whether its layers hand no gradient on, so that only adapters beside them do."""
+        return False
+
     def opaque(self, numerics: Numerics) -> bool:
         """Whether the packed layers run in kernels that autocast does not reach."""
         del numerics

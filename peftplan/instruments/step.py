@@ -20,7 +20,7 @@ from peftplan.instruments.recorder import Recorder, Saved
 SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
 """Where True or 0.5 is the right answer for a value that is read: no packed sequences; places that are all inside a
 padded matrix; any step of Adam's."""
-VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
+VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes", "torchao", "hqq", "optimum-quanto")
 
 
 class Step(Loop):

@@ -10,7 +10,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import BITSANDBYTES, Cast, Hold, Make, PackedLinear, Unpack
+from peftplan.graph.ops import BITSANDBYTES, PLAIN, Cast, Hold, Make, PackedLinear, Unpack
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 from peftplan.units import DType
@@ -26,8 +26,6 @@ COMMON = frozenset(
 BACKENDS = frozenset({"hqq", "gptq", "awq", "aqlm"})
 """Packed layers besides bitsandbytes' that peft 0.21.2 takes wherever a tuner asks for a quantization backend
 (utils/quantization_utils.py, resolve_quantization_backend)."""
-FORWARD_ONLY = BACKENDS - {"hqq"}
-"""Those whose weight PEFT cannot read (ForwardOnlyQuantizationBackend)."""
 Plan = Mapping[int | str, Mapping[str, S]]
 """For each layer index, and each region outside the layers by name: what each adapted module (by path) is given."""
 
@@ -82,6 +80,20 @@ def adapt(
     return replace(split, regions=tuple(map(rewritten, split.regions)))
 
 
+def check_all_linear(graph: Graph, wanted: object) -> None:
+    """Raises RequestError for "all-linear" on a base whose packed layers are no torch.nn.Linear: PEFT looks for those
+    (tuners_utils.py, _maybe_include_all_linear_layers)."""
+    if wanted != "all-linear":
+        return
+    kernels = (op.layer for region in graph.regions for op in region.ops if isinstance(op, (PackedLinear, Unpack)))
+    other = next((layer for layer in kernels if layer not in (BITSANDBYTES, PLAIN)), None)
+    if other is not None:
+        raise RequestError(
+            f"--target-modules all-linear: PEFT finds no linear layers, as those of {other} are no torch.nn.Linear; "
+            "name them"
+        )
+
+
 def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
     layer = layer_of(module)
     if layer not in ("", BITSANDBYTES, *layers):
@@ -100,21 +112,29 @@ def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, 
     own = {op.name for op in module.ops}
     for op in ops:
         if op.name not in own and not isinstance(op, Make) and any(t.name == module.weight.name for t in op.ins):
-            raise Unsupported(
-                f"{name} computes with the weight of {module.path} itself, which is not modelled for this --format; "
-                "use lora, or an unquantized --format"
-            )
+            check_plain(module, name)
     return ops
 
 
 def layer_of(module: Module) -> str:
     """Whose packed layer stands in for the linear one, "" if none does (`PackedLinear.layer`)."""
-    return next((op.layer for op in module.ops if isinstance(op, (PackedLinear, Unpack))), "")
+    found = (op.layer for op in module.ops if isinstance(op, (PackedLinear, Unpack)) and op.layer != PLAIN)
+    return next(found, "")
+
+
+def check_plain(module: Module, name: str) -> None:
+    """Raises Unsupported where the weight is of a library's tensor class: most operators refuse those."""
+    if module.weight.stored_bytes is not None:
+        raise Unsupported(
+            f"{name} computes with the weight of {module.path} itself, which is not modelled for this --format; use "
+            "lora, or an unquantized --format"
+        )
 
 
 def packed(module: Module) -> PackedLinear | None:
-    """The kernel on packed weights that stands in for the linear layer, if one does."""
-    return next((op for op in module.ops if isinstance(op, PackedLinear)), None)
+    """The kernel on packed weights that stands in for the linear layer, if one does: none where PEFT sees a
+    torch.nn.Linear whose weight is of a library's tensor class."""
+    return next((op for op in module.ops if isinstance(op, PackedLinear) and op.layer != PLAIN), None)
 
 
 def narrowed(module: Module) -> Module:
@@ -152,7 +172,7 @@ def unpacked(b: Builder, module: Module) -> Tensor:
             return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(weight,))
         return weight._replace(trainable=False)
     given = kernel.ins[1]
-    if kernel.adapters_clone:
+    if kernel.adapters_clone or kernel.layer != BITSANDBYTES:
         return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(given,))
     half = b.plain("dequantizing", *weight.shape, dtype=DType.float32, ins=(given,))
     return b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(half,))

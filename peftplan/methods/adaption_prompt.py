@@ -20,7 +20,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import after, modules, split_runs
 from peftplan.methods import _again
-from peftplan.methods._linears import COMMON, layer_of
+from peftplan.methods._linears import BACKENDS, COMMON, layer_of, packed
 from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.units import DType
 
@@ -94,11 +94,11 @@ class _Adapted:
         self.attention = _attention(host.arch)
         self.projections = {m.site: m for _, _, m in modules(region)}
         self.b = Builder(host.numerics, "self_attn.adaption_")
-        layer = layer_of(self.projections["k"])
-        if layer in ("gptq", "awq"):
+        layer = layer_of(self.projections["q"])
+        if layer in BACKENDS:
             raise RequestError(
-                f"PEFT puts an adaption prompt where attention's first parameter is, and the layers of {layer} have "
-                "buffers alone; use lora, or an unquantized --format"
+                f"PEFT's adaption prompts read q_proj.weight, which {layer}'s layers lack; use lora, or an unquantized "
+                "--format"
             )
 
     def region(self) -> Region:
@@ -134,7 +134,7 @@ class _Adapted:
     def _dtype(self) -> DType:
         """`q_proj.weight.dtype`, or fp32 for int8 and uint8."""
         weight = self.projections["q"].weight
-        return DType.float32 if weight.stored_bytes is not None else weight.dtype
+        return DType.float32 if packed(self.projections["q"]) is not None else weight.dtype
 
     def _project(self, site: str, x: Tensor) -> Tensor:
         """One of the layer's projections on another input."""

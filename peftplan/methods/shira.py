@@ -20,7 +20,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder, check_rank
-from peftplan.methods._linears import BACKENDS, COMMON, FORWARD_ONLY, ended, layer_of, packed, unpacked
+from peftplan.methods._linears import COMMON, ended, layer_of, packed, unpacked
 from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
@@ -35,7 +35,7 @@ class Shira(OnLinears):
     r: int = 32
     family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SHiRA"
-    layers: ClassVar[frozenset[str]] = BACKENDS - {"awq", "aqlm"}
+    layers: ClassVar[frozenset[str]] = frozenset({"gptq"})
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def check(self) -> None:
@@ -56,7 +56,7 @@ class Shira(OnLinears):
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
         b, base = builder(module, host)
-        apart = layer_of(module) in FORWARD_ONLY
+        apart = layer_of(module) == "gptq"
         count = self._count(module)
         values = b.weight("shira_weight", count, dtype=host.new_dtype, kind=ADAPTER)
         with b.marked(module.site, "down"):

@@ -10,6 +10,8 @@ from peftplan.graph.core import Grad, Need, Op, Tensor
 from peftplan.graph.ops.shapes import Detached, made, wants
 
 BITSANDBYTES = "bitsandbytes"
+PLAIN = "torch.nn.Linear"
+"""Whose weight is of a library's own tensor class."""
 
 
 @final
