@@ -81,15 +81,15 @@ CUDA_ATTENTION = (*CPU_ATTENTION, "sdpa_efficient", "flash_attention_2")
 
 def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
-    method = job.method.replace("-", "_").lower()
+    method, job = _variant(job, job.method.replace("-", "_").lower())
     precision = (job.precision or "bf16").lower()
     pure = precision.removesuffix("-mixed")
     weights = job.dtype or ("fp32" if precision != pure else pure)
     until = str(job.knobs("loop").get("outputs_until", "step"))
-    fmt = formats.canonical(job.format or ("nf4" if method == "qlora" else "none"))
+    fmt = formats.canonical(job.format or ("nf4" if job.method.lower() == "qlora" else "none"))
     return Choices(
         job=job,
-        method=_traced(method),
+        method=method,
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
         autocast=_dtype("--precision", pure) if precision != pure else None,
@@ -102,12 +102,14 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     )
 
 
-def _traced(method: str) -> str:
-    """The method that a name stands for, without its format or optimizer."""
-    if method == "qlora":
-        return "lora"
-    known = method in methods.aliases() and methods.optimizer_of(method) is not None
-    return methods.resolve_name(method)[0] if known else method
+def _variant(job: Job, method: str) -> tuple[str, Job]:
+    """The method that a name stands for, and the job with the settings that the name implies; AdapterHub's own names
+    stay."""
+    if method not in methods.aliases() or adapterhub.belongs(method):
+        return method, job
+    file, implied = methods.resolve_name(method)
+    settings = {**{f"method.{key}": value for key, value in implied.items()}, **job.settings}
+    return file, job.model_copy(update={"settings": settings}) if implied else job
 
 
 def _batching(job: Job) -> str:
@@ -397,3 +399,10 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
                 part = getattr(module, name, None)
                 if isinstance(part, torch.nn.Module):
                     yield from part.parameters()
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

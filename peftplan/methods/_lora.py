@@ -98,7 +98,7 @@ def check_start(start: bool | str, layer: str) -> None:
         )
 
 
-def converted(b: Builder, branch: Branch, layer: str, *, casts: bool) -> Tensor:
+def cast_first(b: Builder, branch: Branch, layer: str, *, casts: bool) -> Tensor:
     """LoRA as PEFT adds it to those layers' outputs, in place to AQLM's."""
     with b.marked(branch.module.site, "down"):
         down = b.linear(b.dropout(branch.x, branch.dropout), branch.a, label="lora_A")

@@ -25,6 +25,7 @@ from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
+from peftplan.methods._expert_targets import converted, converts, read_choice
 from peftplan.methods._linears import BACKENDS, layer_of, packed, sees_autocast
 from peftplan.methods._lora import (
     CONVERTED,
@@ -32,9 +33,9 @@ from peftplan.methods._lora import (
     Branch,
     Variant,
     block_diagonal,
+    cast_first,
     change,
     check_start,
-    converted,
     embedded,
     kasa,
     plain,
@@ -134,6 +135,18 @@ class Lora(OnLinears):
         return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
+        if converts(host.arch.family):
+            return self._converted(graph, host.arch.family)._put_on(graph, host)
+        return self._put_on(graph, host)
+
+    def _converted(self, graph: Graph, family: str) -> Lora:
+        """The same with targets that name what the stacked experts of transformers 5 are."""
+        choice = read_choice(family, self.target_modules, self.exclude_modules, self.modules_to_save)
+        now = converted(graph, family, choice, self.target_parameters or (), self.r)
+        ranks = {**self.rank_pattern, **now.ranks}
+        return replace(self, target_modules=now.modules, target_parameters=now.parameters, rank_pattern=ranks)
+
+    def _put_on(self, graph: Graph, host: Host) -> Graph:
         if self.layer_replication:
             check_stacking(graph, bias=self.bias, adapters=self.adapters)
             graph = replicate(graph, self.layer_replication, host.arch)
@@ -238,7 +251,7 @@ class Lora(OnLinears):
         for number in range(self.active_adapters):
             branch = self._sides(b, module, size, host, number)._replace(base=result, x=x, kernel=kernel)
             if layer in CONVERTED:
-                result = converted(b, branch, layer, casts=casts)
+                result = cast_first(b, branch, layer, casts=casts)
             else:
                 result = self._changed(b, branch, casts=casts)
         with b.marked(module.site, "extra"):
@@ -325,7 +338,7 @@ class Lora(OnLinears):
 
     def _check_module(self, module: Module, rank: int, layer: str, kernel: PackedLinear | None) -> None:
         small = min(module.in_features, module.out_features)
-        if rank > small:
+        if rank > small and module.site != "shared_gate":  # which has one output, and PEFT's all-linear adapts it
             raise RequestError(
                 f"--rank {rank} is larger than the smaller side of {module.path} "
                 f"({module.out_features}x{module.in_features}); use at most {small}"

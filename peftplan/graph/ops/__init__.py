@@ -24,6 +24,7 @@ from peftplan.graph.ops.elementwise import (
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
 from peftplan.graph.ops.formula import Formula, Hooked
+from peftplan.graph.ops.fused import Further, Fused
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve, Unpack
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
@@ -43,6 +44,8 @@ __all__ = [
     "Embedding",
     "Flattened",
     "Formula",
+    "Further",
+    "Fused",
     "FusedAttention",
     "GatedHalves",
     "GroupedLinear",
