@@ -307,7 +307,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Sprea
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     if rank is None:
         for t, count in graph.params():
-            kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+            kinds["adapter" if t.kind == ADAPTER else "weight"] += case.format.held_bytes(t, size) * count
     else:
         for one in rank.held:
             kinds[one.kind] += sum(map(size, one.sizes)) * one.times

@@ -112,6 +112,8 @@ def resolve(job: Job) -> Case:
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     if fmt.untrainable:
         raise RequestError(f"--format {format_name}: {fmt.untrainable}")
+    if fmt.note:
+        notes.add("format", format_name, fmt.note)
     dtype = fmt.dtype() or dtype
     optimizer = optimizer_of(job)
     optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))

@@ -15,7 +15,7 @@ import torch
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, float8, packers, placing, quantize, recompute
+from peftplan.instruments import adapterhub, float8, packers, placing, prequantized, quantize, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 from peftplan.process import load_knobs
@@ -30,7 +30,7 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-QUANTIZED = ("nf4", "fp4", "int8", *packers.PACKERS)
+QUANTIZED = ("nf4", "fp4", "int8", *prequantized.FORMATS, *packers.PACKERS)
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
 WITH_VALUES = ("shira", "cpt", "frod")
@@ -181,25 +181,22 @@ def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None)
 
 
 def _quantize(model: torch.nn.Module, choices: Choices, place: torch.device | None) -> None:
-    if choices.format in packers.PACKERS:
-        if place is not None:
-            placing.fill(model, place, by_name=False)
-        packers.pack(model, choices.format, choices.job, choices.dtype)
-        if packers.prepares(choices.format, choices.job):
-            _prepare(model)
-        return
     knobs = choices.job.knobs("format")
-    double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
-    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
-    quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
-    if knobs.get("prepare", True):
-        _prepare(model)
+    if choices.format in prequantized.FORMATS:
+        prequantized.replace_linears(model, choices.format, knobs)
+        return
+    prepares = knobs.get("prepare", True)
+    if choices.format in packers.PACKERS:
+        prepares = packers.pack(model, choices.format, choices.job, choices.dtype, place)
+    else:
+        double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
+        named = str(knobs.get("compute_dtype", "auto"))
+        compute = _dtype("format.compute_dtype", named, choices.autocast or choices.dtype)
+        quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
+    if prepares:
+        from peft import prepare_model_for_kbit_training
 
-
-def _prepare(model: torch.nn.Module) -> None:
-    from peft import prepare_model_for_kbit_training
-
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:

@@ -27,7 +27,7 @@ from peftplan.graph.ops.float8 import Float8Linear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.fused import Further, Fused
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, Part, RotateHalf, Slice, View, WeightCast
-from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve
+from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve, Unpack
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "Solve",
     "Square",
     "Squash",
+    "Unpack",
     "View",
     "WeightCast",
     "internal",
