@@ -116,6 +116,12 @@ def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, 
     return ops
 
 
+def lacks_bias(module: Module) -> bool:
+    """Whether the weight is of one of torchao's own classes, which lora/torchao.py has a layer for: those are computed
+    with by the operators that they are written in, so there is no kernel."""
+    return module.weight.stored_bytes is not None and not any(isinstance(op, PackedLinear) for op in module.ops)
+
+
 def check_plain(module: Module, name: str) -> None:
     """Raises Unsupported where the weight is of a library's tensor class: most operators refuse those."""
     if module.weight.stored_bytes is not None:

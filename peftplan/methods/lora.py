@@ -25,7 +25,7 @@ from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
-from peftplan.methods._linears import BACKENDS, packed, sees_autocast
+from peftplan.methods._linears import BACKENDS, lacks_bias, packed, sees_autocast
 from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
 from peftplan.methods._parameters import OnWeights, adapt_weights
 from peftplan.methods._replication import check_stacking, replicate
@@ -301,6 +301,12 @@ class Lora(OnLinears):
                 f"({module.out_features}x{module.in_features}); use at most {small}"
             )
         asked = [name for name in self._variants() if name != "use_dora"]
+        if kernel is not None and kernel.layer == "eetq" and self.use_dora:
+            raise RequestError("PEFT has no DoRA for EETQ's layers (lora/eetq.py); use an unquantized --format")
+        if self.lora_bias and (lacks_bias(module) if kernel is None else kernel.layer == "hqq"):
+            raise RequestError(
+                "method.lora_bias=true: PEFT has no such bias on hqq's and torchao's layers; leave it out"
+            )
         if asked and kernel is not None:
             raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")
 
