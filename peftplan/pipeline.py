@@ -131,6 +131,8 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
     )
+    if case.format.cuts and case.method.backward:
+        _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
@@ -167,13 +169,17 @@ def _walk_pipeline(case: Case, graph: Graph) -> Walked:
 
 
 def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked, Chunk]:
-    """A stage's first micro-batch and a later one."""
+    """A stage's first micro-batch and a later one. The output of the last stage is a name that the next rebinds; that
+    of others is held anyway."""
+    until = "next" if cut.regions[-1].is_head else "loss"
+    case = replace(case, loop=replace(case.loop, outputs_until=until))
     later = first = _walk_graph(case, cut, entry_requires_grad=entry_requires_grad)
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
     grads = _gradients(cut, later.trainees.weights, later.rules)
-    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
+    inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
+    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
 
 def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Chunk]]) -> Walked:
@@ -213,6 +219,16 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
     return RankMemory(
         rank=label, peak_bytes=walked.step.peak.bytes, reserved_bytes=None, device_bytes=None, static_bytes=static
     )
+
+
+def _check_reached(case: Case, step: StepMemory) -> None:
+    """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
+    head = next(segment for segment in step.segments if segment.region.is_head)
+    if head.region.exit.name not in head.walk.need:
+        raise RequestError(
+            f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
+            "ones too (--target-modules o_proj,down_proj), or quantize weights alone"
+        )
 
 
 def read(job: Job) -> Reading:

@@ -189,6 +189,11 @@ def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layo
     if style:
         raise UnknownName("setting of layout", next(iter(style)), Pipeline.__dataclass_fields__)
     check(layout, arch, job.grad_accum, seq_len)
+    if layout.pp > job.grad_accum:
+        why = (
+            "micro-batches a step: fewer than stages leave GPUs idle, and torch's 1F1B refuses them; raise --grad-accum"
+        )
+        notes.add("grad_accum", job.grad_accum, why)
     missing = unmodelled(layout)
     if missing is not None:
         raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")

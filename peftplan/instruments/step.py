@@ -20,7 +20,7 @@ from peftplan.instruments.recorder import Recorder, Saved
 SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
 """Where True or 0.5 is the right answer for a value that is read: no packed sequences; places that are all inside a
 padded matrix; any step of Adam's."""
-VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
+VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes", "torchao", "hqq", "optimum-quanto")
 
 
 class Step(Loop):
@@ -66,9 +66,9 @@ class Step(Loop):
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 add(param.grad, "gradient", name)
-        self._register_buffers()
         for name, constant in quantize.state_tensors(self.model):
             add(constant, "quantization", name)
+        self._register_buffers()
         self._register_optimizer()
         for tensor in _tensors(self.held):
             add(tensor, "outputs", "")
