@@ -25,6 +25,25 @@ _TASKS = ("multitask_prompt_tuning", "poly")
 """Methods whose batch says which task each sequence is of."""
 
 
+@contextmanager
+def _pinned(kernel: Any) -> Iterator[None]:
+    with sdpa_kernel(kernel), repeated_heads() if kernel is SDPBackend.EFFICIENT_ATTENTION else nullcontext():
+        yield
+
+
+@contextmanager
+def repeated_heads() -> Iterator[None]:
+    """Inside, transformers repeats keys and values for grouped queries: the memory-efficient kernel takes no groups."""
+    from transformers.integrations import sdpa_attention
+
+    original = sdpa_attention.use_gqa_in_sdpa
+    sdpa_attention.use_gqa_in_sdpa = lambda *_args, **_kwargs: False
+    try:
+        yield
+    finally:
+        sdpa_attention.use_gqa_in_sdpa = original
+
+
 class Loop:
     """Model, optimizer and batch of one job on `device`, in training mode. Subclasses watch."""
 
@@ -103,8 +122,7 @@ class Loop:
         pinned = _PINNED.get(self.choices.attention)
         if pinned is None or (self.device.type == "cpu" and pinned is not SDPBackend.MATH):
             return nullcontext()
-        kernels: AbstractContextManager[None] = sdpa_kernel(pinned)
-        return kernels
+        return _pinned(pinned)
 
     @contextmanager
     def _losses(self) -> Iterator[None]:

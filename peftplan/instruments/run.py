@@ -137,6 +137,7 @@ def _ready(job: Job, settings: Settings) -> Finding:
     before = gpu.read()
     if not torch.cuda.is_available():
         raise NoDevice("--device cuda: torch sees no GPU here; --device meta needs none")
+    torch.cuda.init()
     if allocator_conf(knobs):
         torch.cuda.memory._set_allocator_settings(allocator_conf(knobs))
     if settings.limit_bytes is not None:
