@@ -53,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"method": "vera"},
     "adalora": {"method": "adalora", "set": {"method.total_step": 100, "method.trains_ranknum": False}},
     "prompt_tuning": {"method": "prompt_tuning", "set": {"method.num_virtual_tokens": 5}},
+    "clipped": {"method": "lora", "set": {"loop.max_grad_norm": 1.0}},
     "nf4": {"method": "lora", "format": "nf4"},
     "int8": {"method": "lora", "format": "int8"},
 }
@@ -90,6 +91,7 @@ def test_a_record_holds_the_whole_job_and_how_it_went() -> None:
 
 REFUSED: dict[str, dict[str, Any]] = {
     "--layout pp=3: a run is one process": {"layout": "pp=3", "gpus": 3, "micro_batch": 4, "grad_accum": 2},
+    "loop.ema": {"set": {"loop.ema": "trained"}},
     "load.threads": {"format": "nf4", "set": {"load.threads": 2}},
     "sdpa_efficient": {"attention": "sdpa_efficient"},
 }

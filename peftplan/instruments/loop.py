@@ -74,11 +74,18 @@ class Loop:
         """One micro-batch and the optimizer's step."""
         kept = self._micro_step()
         self.phase("optimizer")
+        self._clip()
         self.optimizer.step()
         if self._allocates:
             self.model.base_model.update_and_allocate(0)  # a step before ranks are cut
         self.optimizer.zero_grad()
         del kept
+
+    def _clip(self) -> None:
+        """All gradients together to the job's norm, where it has one."""
+        norm = self.job.knobs("loop").get("max_grad_norm", 0)
+        if norm:
+            torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], norm)
 
     def _micro_step(self) -> tuple[Any, ...]:
         """Forward and backward; returns what a loop's variables keep alive: batch, loss, outputs."""

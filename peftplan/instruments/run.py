@@ -124,6 +124,8 @@ def _resolved(job: Job, device: str) -> Job:
             raise Unsupported(f"--{name} {value}: a run is one process with transformers' own kernels; leave it out")
     if resolved.gpus * resolved.nodes > 1:
         raise Unsupported("--gpus: a run is one process on one device")
+    if resolved.knobs("loop").get("ema", "none") != "none":
+        raise Unsupported("loop.ema: a run keeps no average of weights; leave it out")
     if load_knobs(resolved).threads:
         raise Unsupported("load.threads: a run loads its weights one after another")
     return resolved
