@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tempfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.instruments import adapterhub, float8, packers, placing, prequantized, quantize, recompute
+from peftplan.instruments.casting import cast_adapter
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 from peftplan.process import load_knobs
@@ -36,9 +36,6 @@ UNWRAPPED = ("full", "freeze", "bitfit")
 WITH_VALUES = ("shira", "cpt", "frod")
 """Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
 shapes of CPT's loss and of FRoD's sparse factors depend on values."""
-UNRAISED = ("_psoft_A_cache", "_psoft_B_cache", "frod_U", "frod_V")
-"""Buffers that PEFT does not leave in float32 where it raises half precision: PSOFT makes its own after that, in
-float32 already; FRoD's model gives them the base's dtype again (frod/model.py, _cast_adapter_dtype)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,51 +357,3 @@ def peft_config(choices: Choices) -> Any:
 def _as_peft_has_it(value: Any) -> Any:
     """PEFT asks for lists where a Job holds tuples."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
-    """Give the adapter the dtype it has after loading on a real device.
-
-    PEFT skips its casts for adapters on `meta`: to the base weight's dtype, then half precision up to float32
-    (`peft.tuners.tuners_utils.cast_adapter_dtype`). None does the second; a dtype asks for that one.
-    """
-
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        half = tensor.dtype in (torch.float16, torch.bfloat16)
-        return tensor.to(dtype or torch.float32) if half or (dtype and tensor.is_floating_point()) else tensor
-
-    for param in _adapter_parameters(model):
-        param.data = cast(param.data)
-    for part in _adapter_buffers(model):
-        part.update({key: cast(tensor) for key, tensor in part.items()})
-
-
-def _adapter_buffers(model: torch.nn.Module) -> Iterator[Any]:
-    """What layers keep beside their parameters goes with them (`_move_adapter_to_device_of_base_layer`)."""
-    from peft.tuners._buffer_dict import BufferDict
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            for name in module.other_param_names:
-                part = getattr(module, name, None)
-                if isinstance(part, BufferDict) and name not in UNRAISED:
-                    yield part
-
-
-def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            for name in (*module.adapter_layer_names, *module.other_param_names):
-                part = getattr(module, name, None)
-                if isinstance(part, torch.nn.Module):
-                    yield from part.parameters()
-
-
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The decoder's layers, in order."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
