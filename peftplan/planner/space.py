@@ -30,7 +30,8 @@ FORMATS = ("int8", "nf4")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 RECOMPUTE = ("none", "full")
 ATTENTION = ("sdpa", "flash_attention_2")
-KERNELS = ("liger", "unsloth")
+KERNELS: tuple[str, ...] = ()
+"""None is offered: whose kernels run is a trainer's to say, and not all can say all. What a job names is kept."""
 OFFLOAD = ("optimizer", "parameters", "activations")
 GLOBAL_BATCH = 8
 """The Trainer's default micro-batch, where the job says nothing about batches."""
