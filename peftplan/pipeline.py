@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -131,6 +131,8 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
     )
+    if case.format.cuts and case.method.backward:
+        _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
@@ -219,6 +221,16 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
     )
 
 
+def _check_reached(case: Case, step: StepMemory) -> None:
+    """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
+    head = next(segment for segment in step.segments if segment.region.is_head)
+    if head.region.exit.name not in head.walk.need:
+        raise RequestError(
+            f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
+            "ones too (--target-modules o_proj,down_proj), or quantize weights alone"
+        )
+
+
 def read(job: Job) -> Reading:
     """The estimate of a job with its workings."""
     walked = walk(resolve(job))
@@ -271,7 +283,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
+    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
@@ -331,7 +343,7 @@ def _parameters(graph: Graph) -> Parameters:
 
 
 def _memory(walked: Walked) -> Memory:
-    static, step = walked.static, walked.step
+    case, static, step = walked.case, walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
@@ -346,6 +358,7 @@ def _memory(walked: Walked) -> Memory:
             **{name: p.bytes for name, p in step.phases.items()},
         },
         per_rank=walked.ranks,
+        host_bytes=step.host_bytes + host_state_bytes(case.optimizer, walked.trainees, case.job.backend),
     )
 
 

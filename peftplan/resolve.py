@@ -275,8 +275,8 @@ def _check_settings(job: Job) -> None:
 def _check_unmodelled(job: Job) -> None:
     if job.task != "train":
         raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
-    if job.offload not in (None, "none"):
-        raise Unsupported(f"--offload {job.offload} is not modelled yet")
+    if job.offload not in (None, "none", "activations"):
+        raise Unsupported(f"--offload {job.offload} is not modelled yet; activations is")
     if knobs := job.knobs("precision"):
         raise Unsupported(f"precision.{next(iter(knobs))}: no setting of precision is modelled yet; leave it out")
 
@@ -347,7 +347,7 @@ def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: N
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
     name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
-    policy = policies.make(name, job.knobs("recompute"))
+    policy = policies.make(name, job.knobs("recompute"), offload=job.offload)
     if policy.layers and not method.checkpoints:
         raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
     if policy.reentrant and not method.reentrant:

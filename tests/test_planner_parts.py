@@ -294,7 +294,7 @@ def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_nothing_fits_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     line = [*COMMAND.split(), "--gpu", "t4", "--micro-batch", "1", "--recompute", "full", "--attention", "sdpa"]
-    assert main([*line, "--kernels", "hf"]) == 0
+    assert main([*line, "--kernels", "hf", "--offload", "none"]) == 0
     assert "NOTHING FITS" in capsys.readouterr().out
 
 

@@ -6,8 +6,7 @@ packing with a choice of strategy, attention implementations. Several GPUs: the 
 Defaults: NF4 with double quantization, rank 64 on every projection, 2,048 tokens, batches of 2 accumulated 4 times,
 Unsloth's own checkpointing (2026.10.9: unsloth_cli/config.py).
 Does: bf16 autocast over a bf16 base, float32 adapters, 8-bit AdamW (studio/backend/core/training/trainer.py), no
-prepare_model_for_kbit_training; fused kernels of its own for the loss, LoRA, norms and rotary embeddings.
-Priced with these kernels; checkpointing as if it kept its inputs on the GPU, which errs high.
+prepare_model_for_kbit_training; its kernels (`--kernels unsloth`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import yaml
 
 from peftplan.job import Job
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, same, words
+from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, does, same, words
 from peftplan.units import parse_dtype
 
 _FLAGS = {"lora.use_rslora": "method.use_rslora", "lora.use_dora": "method.use_dora"}
@@ -28,7 +27,6 @@ _METHOD_KEYS = ("training.training_type", "lora.lora_r", "lora.lora_alpha", "lor
 _METHOD_FIELDS = (
     "method", "rank", "target_modules", "method.bias", "method.lora_alpha", "method.lora_dropout", *_FLAGS.values(),
 )  # fmt: skip
-_OFFLOADED = StandIn(value="full", errs="high", because="the kept inputs of the layers lie in host memory")
 
 
 def _read_method(config: Config) -> Fields:
@@ -152,7 +150,7 @@ class Unsloth(Trainer):
         custom(("training.packing",), ("batching",), read=_read_batching, write=_write_batching),
         words(
             "training.gradient_checkpointing", "recompute",
-            {"true": "full", "none": "none", True: "full", False: "none", "unsloth": _OFFLOADED}, default="full",
+            {"true": "full", "none": "none", True: "full", False: "none", "unsloth": "unsloth"}, default="full",
         ),
         custom(
             ("training.optim",), ("optimizer", "optimizer.*"),

@@ -93,6 +93,9 @@ class Gradients:
         """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
         (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         where = op.name
+        gone = self.kept.away(op, saves)
+        reloaded = [self.make(t.nbytes, where) for t in reversed(gone)]
+        saves = tuple(t for t in saves if t not in gone) if gone else saves
         made: list[tuple[Tensor, Gradient]] = []
         others = self._others(op) if op.also else {}
         for to, raw_bytes, scratch_bytes, over in op.backward(self.need):
@@ -112,6 +115,8 @@ class Gradients:
                 made.append((to, self.make(raw_bytes, where)))
                 if scratch_bytes:
                     self.account.touch(scratch_bytes, where)
+        for copy in reloaded:
+            self._release(copy)
         if recomputed and saves:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
