@@ -15,9 +15,11 @@ import torch
 
 from peftplan import methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, placing, quantize, recompute
+from peftplan.instruments import adapterhub, placing, quantize, ranks, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
+from peftplan.layouts import Layout, Pipeline, knobs_of, layout_of, stated_world
+from peftplan.plugins import configure
 from peftplan.process import load_knobs
 
 Mode = Literal["fake", "real"]
@@ -57,6 +59,7 @@ class Choices:
     padded: bool
     recompute: bool
     attention: str
+    layout: Layout
     outputs_until: str
     """When the loop lets go of the model's outputs: at the `loss`, after the `step`, at the `next` step's."""
 
@@ -98,8 +101,16 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         padded=_batching(job) == "padded",
         recompute=recompute.of(job).layers,
         attention=_one_of("attention", job.attention or "sdpa", attention),
+        layout=_layout(job),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
+
+
+def _layout(job: Job) -> Layout:
+    """How the job is spread, as far as this machine can act it out."""
+    own, _ = knobs_of(job.knobs("layout"))
+    gpus = job.gpus if job.gpus * job.nodes > 1 else stated_world(job.layout)
+    return layout_of(job.layout, gpus=gpus, nodes=job.nodes, settings=configure(Pipeline, own, what="layout"))
 
 
 def _traced(method: str) -> str:
@@ -155,10 +166,14 @@ def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) 
     from transformers import AutoModelForCausalLM
 
     attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
-    with torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced():
+    with (
+        torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced(),
+        ranks.untied(choices.layout),
+    ):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
             config_of(choices), attn_implementation=attention, dtype=choices.dtype
         )
+    model = ranks.spread(model, choices.layout)
     model.tie_weights()
     if choices.quantized:
         _quantize(model, choices, place)

@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from peftplan.instruments import ranks
 from peftplan.instruments.engine import adds_bias, filling_in_place, sums_in_place
 from peftplan.instruments.fakes import grouped_product
 from peftplan.instruments.flops import flops_of, looks_heavy
@@ -102,7 +103,9 @@ class Place(NamedTuple):
 
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors that have a storage: of a sparse one its indices and values, else itself."""
+    """The tensors that have a storage: of a sparse one its indices and values, of one spread over ranks this rank's
+    part, else itself."""
+    tensor = ranks.local(tensor)
     return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
 
 
@@ -179,11 +182,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return self._see(tensor, Place(name, ""), kind)
+        return self._see(ranks.local(tensor), Place(name, ""), kind)
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
-        return self._ids.get(tensor.untyped_storage()._cdata)
+        return self._ids.get(ranks.local(tensor).untyped_storage()._cdata)
 
     def relabel(self, tensor: torch.Tensor, kind: str, name: str) -> None:
         """Say what a recorded storage turned out to be (a gradient)."""
@@ -309,6 +312,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if ranks.unwraps(types):
+            return NotImplemented
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
@@ -329,10 +334,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return _aten.alias.default(args[0].add_(args[1]))
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
+        if ranks.waits(func):  # has no result of its own but on fake tensors
+            return args[0]
         out = self._run(func, args, kwargs)
         self._count(func, args, kwargs, out)
         for tensor in _storages(out):
-            self._see(tensor, None, "activation")
+            if not tensor.is_meta:
+                self._see(tensor, None, "activation")
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
