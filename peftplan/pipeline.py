@@ -11,6 +11,7 @@ from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
 from peftplan.graph.core import ADAPTER, Graph
+from peftplan.graph.mesh import ONE
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
@@ -136,13 +137,18 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     return Walked(
         case=case,
         graph=graph,
-        whole=graph,
+        whole=graph if case.layout.mesh.alone else build_graph(together(case)),
         trainees=train,
         rules=rules,
         static=static,
         step=step,
         existing_grad_bytes=existing,
     )
+
+
+def together(case: Case) -> Case:
+    """The case on one rank: all ranks' shares of operations together."""
+    return replace(case, setup=replace(case.setup, mesh=ONE), host=replace(case.host, mesh=ONE))
 
 
 def _walk_pipeline(case: Case, graph: Graph) -> Walked:

@@ -65,7 +65,7 @@ def unmodelled(layout: Layout) -> str | None:
     mesh = layout.mesh
     missing = {
         f"data parallelism ({layout.style})": layout.dp > 1 or layout.style not in ("none", "ddp"),
-        "tensor parallelism": mesh.tp > 1,
+        "sequence parallelism": mesh.sequence,
         "context parallelism": mesh.cp > 1,
         "expert parallelism": mesh.ep > 1,
     }
@@ -77,7 +77,7 @@ def check(layout: Layout, arch: Arch, micro_batches: int, seq_len: int) -> None:
     mesh = layout.mesh
     for attention in {layer.attention for layer, _ in arch.layers}:
         _check_heads(mesh, attention)
-    for size in {layer.mlp.size for layer, _ in arch.layers}:
+    for size in {layer.mlp.size for layer, _ in arch.layers} if layout.framework == "megatron" else ():
         _divides("tp", mesh.tp, size, "the feed-forward width")
     _divides("cp", mesh.cp * (mesh.tp if mesh.sequence else 1), seq_len, "--seq-len")
     stages = layout.pp * layout.chunks

@@ -112,6 +112,7 @@ class Lora(OnLinears):
     title: ClassVar[str] = "LoRA"
     layers: ClassVar[frozenset[str]] = BACKENDS | {"eetq"}
     on_packed: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     @property
     def _counts(self) -> Counts:
@@ -119,6 +120,8 @@ class Lora(OnLinears):
         return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
+        if host.mesh.tp > 1:
+            self._check_split()
         if self.layer_replication:
             check_stacking(graph, bias=self.bias, adapters=self.adapters)
             graph = replicate(graph, self.layer_replication, host.arch)
@@ -192,6 +195,13 @@ class Lora(OnLinears):
                 "it out"
             )
 
+    def _check_split(self) -> None:
+        """What PEFT cannot put on split layers: their copies and variants mix whole tensors and parts."""
+        asked = [name for name in self._variants() if name != MICA]
+        asked += [n for n in ("modules_to_save", "target_parameters", "trainable_token_indices") if getattr(self, n)]
+        if asked:
+            raise RequestError(f"method.{asked[0]}: PEFT has none on split layers; leave it out, or use --layout fsdp")
+
     def _check_on_weights(self) -> None:
         asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
         if asked:
@@ -216,6 +226,8 @@ class Lora(OnLinears):
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """The base and its low-rank side branches, ending in the module's own output."""
         kernel = packed(module)
+        if host.mesh.split(module.site) != "whole" and module.site == "head":
+            raise RequestError("PEFT adapts no lm_head that ranks share; leave it out of --target-modules")
         self._check_module(module, size, kernel)
         b, base = builder(module, host)
         casts = kernel is None or not sees_autocast(host)

@@ -14,6 +14,7 @@ from peftplan.arch.core import Arch, Attention
 from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, fused_head_loss, returned_logits
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
+from peftplan.graph.spread import entering, gathered, rows_of
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -90,7 +91,8 @@ class Kernels:
         if style == "fused_head":
             return fused_head_loss(b, hidden, head, labels), ()
         with b.marked("head"):
-            logits = b.linear(hidden, head, label="lm_head")
+            logits = b.linear(entering(b, hidden, "head"), rows_of(b, head), label="lm_head")
+            logits = gathered(b, logits, head.shape[0], "head")
         return causal_lm_loss(b, logits, labels, hidden, style), (returned_logits(style, logits),)
 
     def fuse(self, graph: Graph) -> Graph:

@@ -8,6 +8,7 @@ that require a gradient.
 from __future__ import annotations
 
 from peftplan.graph.ops.attention import FusedAttention, Softmax
+from peftplan.graph.ops.collective import Collective, Whole
 from peftplan.graph.ops.elementwise import (
     Activate,
     Add,
@@ -34,6 +35,7 @@ __all__ = [
     "Add",
     "AddConst",
     "Cast",
+    "Collective",
     "Concat",
     "Copy",
     "DetachedLinear",
@@ -66,5 +68,6 @@ __all__ = [
     "Squash",
     "View",
     "WeightCast",
+    "Whole",
     "internal",
 ]
