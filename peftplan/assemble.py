@@ -10,6 +10,7 @@ from typing import NamedTuple
 from peftplan.arch.core import Arch
 from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import decoder, module_order
+from peftplan.graph.blocks.megatron import megatron_decoder
 from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
@@ -63,6 +64,8 @@ def as_run(case: Case, graph: Graph) -> Graph:
 @lru_cache(maxsize=64)
 def base_graph(arch: Arch, setup: Setup, fmt: Format, compute: DType) -> Graph:
     """The base model's graph as its format holds it. Searches put many methods on one base."""
+    if setup.mesh.plan == "megatron":
+        return fmt.apply(megatron_decoder(arch, setup), compute, setup.numerics)
     return fmt.apply(decoder(arch, setup), compute, setup.numerics)
 
 

@@ -30,7 +30,7 @@ from peftplan.plugins import canonical, configure
 from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.recompute import Recompute
-from peftplan.sharing import check_shared, looped
+from peftplan.sharing import check_shared, looped, stepped
 from peftplan.step.segments import Loop
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType
@@ -106,7 +106,7 @@ def resolve(job: Job) -> Case:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     gpus, layout = _layout(job, arch, seq_len, notes)
-    optimizer = looped(optimizer, layout, notes)
+    optimizer = stepped(optimizer, layout, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
@@ -161,7 +161,7 @@ def resolve(job: Job) -> Case:
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=loop_of(job, optimizer, method),
+        loop=looped(loop_of(job, optimizer, method), layout),
         assumptions=(*job.remarks, *notes.items),
     )
 

@@ -62,11 +62,12 @@ SINGLE = Layout()
 
 def unmodelled(layout: Layout) -> str | None:
     """What of a layout no figure is known for yet, or None."""
-    mesh = layout.mesh
+    mesh, megatron = layout.mesh, layout.framework == "megatron"
+    spread = layout.dp > 1 or layout.style not in ("none", "ddp")
     missing = {
-        f"data parallelism ({layout.style})": layout.dp > 1 or layout.style not in ("none", "ddp"),
-        "sequence parallelism": mesh.sequence,
-        "context parallelism": mesh.cp > 1,
+        f"data parallelism ({layout.style})": spread and not megatron,
+        "sequence parallelism": mesh.sequence and not megatron,
+        "context parallelism": mesh.cp > 1 and not megatron,
         "expert parallelism": mesh.ep > 1,
     }
     return next((what for what, used in missing.items() if used), None)

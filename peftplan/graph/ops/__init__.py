@@ -27,6 +27,7 @@ from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import BITSANDBYTES, DetachedLinear, Linear, MatMul, PackedLinear, Solve
+from peftplan.graph.ops.megatron import MainGradLinear
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Keep",
     "Linear",
     "LogSoftmax",
+    "MainGradLinear",
     "Make",
     "MatMul",
     "MeanLast",
