@@ -122,7 +122,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     rules = _rules(case)
     train = trainees(case, graph)
     static = _static(case, graph, train, rules)
-    existing = _gradients(graph, train.weights, rules) if case.loop.grads_exist else 0
+    existing = _gradients(case, graph, train.weights, rules) if case.loop.grads_exist else 0
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
@@ -178,7 +178,7 @@ def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
-    grads = _gradients(cut, later.trainees.weights, later.rules)
+    grads = _gradients(case, cut, later.trainees.weights, later.rules)
     return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
 
 
@@ -296,8 +296,10 @@ def has_biased_linears(graph: Graph) -> bool:
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
-def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+def _gradients(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    if case.optimizer.holds_gradients:
+        return 0
     wholes = 0
     for region in graph.regions:
         for op in region.ops:

@@ -60,7 +60,7 @@ def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
     return Around(
         load=loading(case, graph),
         states=[*copies, *states],
-        gradients=each if case.loop.grads_exist else [],
+        gradients=each if case.loop.grads_exist and not case.optimizer.holds_gradients else [],
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
         between=case.method.between(graph),
         step_temporaries=each if step == sum(each) else [step],

@@ -106,7 +106,7 @@ def resolve(job: Job) -> Case:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     gpus, layout = _layout(job, arch, seq_len, notes)
-    optimizer = stepped(optimizer, layout, notes)
+    optimizer = stepped(optimizer, layout, notes, tied=arch.tied)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)

@@ -11,8 +11,8 @@ from peftplan.graph.blocks.kernels import Kernels
 from peftplan.graph.blocks.setup import Setup
 from peftplan.layouts import Layout
 from peftplan.methods import Method
-from peftplan.notes import Notes
 from peftplan.methods.full import Full
+from peftplan.notes import Notes
 from peftplan.optimizers import Optimizer
 from peftplan.optimizers._megatron import MegatronAdam
 from peftplan.optimizers.adamw import AdamW
@@ -57,14 +57,16 @@ def _check_megatron(layout: Layout, setup: Setup, fmt: Format, method: Method) -
     if fmt.packed or setup.types.linear is not DType.bfloat16 or setup.numerics.autocast is not None:
         raise Unsupported(f"{asked} is modelled in bf16 alone; use --precision bf16")
     if layout.style not in ("none", "ddp", "zero1"):
-        raise Unsupported(f"{asked} with {layout.style} is not modelled; use ddp, or zero1 for its distributed optimizer")
+        raise Unsupported(
+            f"{asked} with {layout.style} is not modelled; use ddp, or zero1 for its distributed optimizer"
+        )
     if setup.batch.documents > 1:
         raise Unsupported(f"{asked} on packed rows is not modelled; use --batching exact")
     if layout.mesh.cp > 1 and layout.mesh.context != "ulysses":
         raise Unsupported(f"{asked} with {layout.mesh.context} attention is not modelled; use ulysses=, its a2a")
 
 
-def stepped(optimizer: Optimizer, layout: Layout, notes: Notes) -> Optimizer:
+def stepped(optimizer: Optimizer, layout: Layout, notes: Notes, *, tied: bool) -> Optimizer:
     """The optimizer as the layout's framework runs it. Raises Unsupported."""
     if layout.mesh.plan != "megatron":
         return _one_by_one(optimizer, layout, notes)
@@ -73,12 +75,12 @@ def stepped(optimizer: Optimizer, layout: Layout, notes: Notes) -> Optimizer:
     shares = layout.dp * layout.mesh.cp if layout.style == "zero1" else 1
     why = "Megatron-Core's: fp32 gradients stay, fp32 weights and states are dealt among ranks with zero1 alone"
     notes.add("optimizer", f"Megatron's Adam, 1/{shares} of it", why)
-    return MegatronAdam(shares=shares)
+    return MegatronAdam(shares=shares, tied=tied)
 
 
 def looped(loop: Loop, layout: Layout) -> Loop:
     """The loop as the layout's framework has it: Megatron's gradients are a buffer that is counted with its states."""
-    return replace(loop, grads_exist=False) if layout.mesh.plan == "megatron" else loop
+    return replace(loop, grads_exist=True) if layout.mesh.plan == "megatron" else loop
 
 
 def _one_by_one(optimizer: Optimizer, layout: Layout, notes: Notes) -> Optimizer:

@@ -44,6 +44,11 @@ class Mesh:
             return "whole"
         return "columns" if site in COLUMNS else "rows" if site in ROWS else "whole"
 
+    def whole(self, site: str, out: int, wide: int) -> tuple[int, int]:
+        """The sides of a matrix of which a rank has (out, wide); too much where they do not divide."""
+        split = self.split(site)
+        return out * (self.tp if split == "columns" else 1), wide * (self.tp if split == "rows" else 1)
+
     def part(self, size: int) -> int:
         """How much of a dimension the first rank holds, which is the most that any does."""
         return -(-size // self.tp)

@@ -21,6 +21,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import BUFFER, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
+from peftplan.graph.mesh import Mesh
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
@@ -228,7 +229,7 @@ class Lora(OnLinears):
         kernel = packed(module)
         if host.mesh.split(module.site) != "whole" and module.site == "head":
             raise RequestError("PEFT adapts no lm_head that ranks share; leave it out of --target-modules")
-        self._check_module(module, size, kernel)
+        self._check_module(module, size, kernel, host.mesh)
         b, base = builder(module, host)
         casts = kernel is None or not sees_autocast(host)
         with b.marked(module.site, "down"):
@@ -303,12 +304,12 @@ class Lora(OnLinears):
             bias=blank.weight(b, "lora_B.bias", up_shape[0], dtype=host.new_dtype) if self.lora_bias else None,
         )
 
-    def _check_module(self, module: Module, rank: int, kernel: PackedLinear | None) -> None:
-        small = min(module.in_features, module.out_features)
-        if rank > small:
+    def _check_module(self, module: Module, rank: int, kernel: PackedLinear | None, mesh: Mesh) -> None:
+        out, wide = mesh.whole(module.site, module.out_features, module.in_features)
+        if rank > min(out, wide):
             raise RequestError(
-                f"--rank {rank} is larger than the smaller side of {module.path} "
-                f"({module.out_features}x{module.in_features}); use at most {small}"
+                f"--rank {rank} is larger than the smaller side of {module.path} ({out}x{wide}); use at most "
+                f"{min(out, wide)}"
             )
         asked = [name for name in self._variants() if name != "use_dora"]
         if asked and kernel is not None:

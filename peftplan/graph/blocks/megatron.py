@@ -19,6 +19,7 @@ from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import COMM, INPUT, Grad, Graph, Region, Tensor
 from peftplan.graph.ops import Collective, Embedding, FusedAttention, MainGradLinear, internal
+from peftplan.graph.ops.collective import Kind
 from peftplan.units import DType, round_up
 
 FP32 = DType.float32
@@ -44,8 +45,6 @@ class _Rank:
         """Of a row, between them."""
         self.vocab = round_up(arch.vocab, VOCABULARY_MULTIPLE * self.mesh.tp) // self.mesh.tp
         self.x = Tensor("hidden", (self.rows, self.size, arch.hidden), self.dtype)
-        self.shapes: set[tuple[int, ...]] = set()
-        """Of weights whose gradients autograd is told of by a tensor of that shape."""
 
     @property
     def shared(self) -> bool:
@@ -67,17 +66,16 @@ class _Rank:
             regions.append(self._layer(layer, index, count))
             index += count
         regions += [self._norm(), self._head(labels)]
-        return Graph(regions=tuple(regions), inputs=(ids, labels), buffers=tuple(self._buffers()))
+        return Graph(regions=tuple(regions), inputs=(ids, labels), buffers=self._buffers())
 
     def _builder(self) -> Builder:
         return Builder(self.setup.numerics, mesh=self.mesh)
 
-    def _buffers(self) -> list[Tensor]:
-        """The buffer that the head gathers tokens into (GlobalMemoryBuffer), and shared stand-ins for gradients."""
-        found = [Tensor(f"@main_grad_of_{n}_{m}", (n, m), self.dtype, "buffer") for n, m in sorted(self.shapes)]
-        if self.shared:
-            found.append(Tensor("@mpu", (self.tokens, self.size, self.arch.hidden), self.dtype, "buffer"))
-        return found
+    def _buffers(self) -> tuple[Tensor, ...]:
+        """What the head gathers tokens into (GlobalMemoryBuffer); other stages of a pipeline have none: errs high."""
+        if not self.shared:
+            return ()
+        return (Tensor("@mpu", (self.tokens, self.size, self.arch.hidden), self.dtype, "buffer"),)
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
@@ -143,7 +141,7 @@ class _Rank:
     def _columns(self, b: Builder, x: Tensor, width: int, *, label: str, site: str, biased: bool) -> Tensor:
         """TELayerNormColumnParallelLinear: keeps what comes in and its norm, of this rank's tokens."""
         hidden = self.arch.hidden
-        weight = self._weight(b, f"{label}.weight", width, hidden)
+        weight = b.weight(f"{label}.weight", width, hidden, dtype=self.dtype)
         gain = b.weight(f"{label}.layer_norm_weight", hidden, dtype=self.dtype)
         bias = (b.weight(f"{label}.bias", width, dtype=self.dtype),) if biased else ()
         name = b.name(label)
@@ -159,7 +157,7 @@ class _Rank:
     def _rows(self, b: Builder, x: Tensor, *, label: str, site: str, biased: bool) -> Tensor:
         """TERowParallelLinear: keeps what comes in; what comes out is summed over ranks, of this rank's tokens."""
         hidden = self.arch.hidden
-        weight = self._weight(b, f"{label}.weight", hidden, x.numel // (self.tokens * self.size))
+        weight = b.weight(f"{label}.weight", hidden, x.numel // (self.tokens * self.size), dtype=self.dtype)
         bias = (b.weight(f"{label}.bias", hidden, dtype=self.dtype),) if biased else ()
         name = b.name(label)
         partial = self.whole_bytes if self.shared else 0
@@ -171,10 +169,6 @@ class _Rank:
     def _linear(self, b: Builder, op: MainGradLinear) -> Tensor:
         b.ops.append(op)
         return op.out
-
-    def _weight(self, b: Builder, label: str, *shape: int) -> Tensor:
-        self.shapes.add(shape)
-        return b.weight(label, *shape, dtype=self.dtype)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
@@ -188,7 +182,7 @@ class _Rank:
         if self.mesh.tp == 1:
             return Region(name="embed", ops=tuple(b.ops), entry=None, exit=looked)
         out = self.x._replace(name="embedded")
-        back = "all_gather" if self.shared else ""
+        back: Kind = "all_gather" if self.shared else ""
         b.ops.append(Collective(name=out.name, ins=(looked,), out=out, back=back, group="tp", ranks=self.mesh.tp,
                                 forward="reduce_scatter" if self.shared else "all_reduce", site="embed",
                                 part=COMM))  # fmt: skip
@@ -209,7 +203,6 @@ class _Rank:
         b = self._builder()
         name = "@embed_tokens.weight" if self.arch.tied else "@lm_head.weight"
         weight = Tensor(name, (self.vocab, self.arch.hidden), self.dtype, "weight")
-        self.shapes.add(weight.shape)
         partial = self.whole_bytes if self.shared else 0
         logits = self._linear(b, MainGradLinear(
             name="logits", ins=(self.x, weight), out=Tensor("logits", (self.tokens, self.size, self.vocab), self.dtype),
@@ -220,4 +213,3 @@ class _Rank:
             loss = b.formula("loss", Tensor("", (), FP32), logits, labels, grads=(Grad(logits, logits.nbytes),),
                              temporary_bytes=each * (1 + 3 * (self.mesh.tp + 1)))  # fmt: skip
         return Region(name="head", ops=tuple(b.ops), entry=self.x, exit=loss)
-
