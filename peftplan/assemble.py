@@ -14,6 +14,7 @@ from peftplan.graph.blocks.megatron import megatron_decoder
 from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
+from peftplan.graph.mesh import ONE
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.training_loop import clipping_bytes
@@ -30,6 +31,13 @@ def build_graph(case: Case) -> Graph:
     if mixed and not case.format.packed:
         base = _widened(case, base)
     return case.setup.kernels.fuse(case.method.apply(base, case.host))
+
+
+def whole_graph(case: Case, graph: Graph) -> Graph:
+    """All ranks' shares of operations together, of which `graph` is one rank's."""
+    if case.layout.mesh.alone:
+        return graph
+    return build_graph(replace(case, setup=replace(case.setup, mesh=ONE), host=replace(case.host, mesh=ONE)))
 
 
 def _widened(case: Case, base: Graph) -> Graph:
@@ -99,6 +107,11 @@ def trainees(case: Case, graph: Graph) -> Trainees:
     stepped = [w._replace(dtype=masters) for w in weights]
     remembered = stepped if known is graph else [w._replace(dtype=masters) for w in trained(known)]
     return Trainees(weights, stepped, remembered)
+
+
+def host_state_bytes(optimizer: Optimizer, trainees: Trainees, backend: str = "cuda") -> int:
+    """Bytes of the optimizer's states in host memory."""
+    return sum(s.bytes * s.copies for s in optimizer.states(trainees.remembered, backend) if s.host)
 
 
 def state_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda") -> int:

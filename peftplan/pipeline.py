@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import (
+    Trainees,
+    as_run,
+    build_graph,
+    host_state_bytes,
+    state_bytes,
+    step_bytes,
+    trainees,
+    whole_graph,
+)
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
 from peftplan.graph.core import ADAPTER, Graph
-from peftplan.graph.mesh import ONE
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
@@ -132,23 +140,20 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
     )
+    if case.format.cuts and case.method.backward:
+        _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
         case=case,
         graph=graph,
-        whole=graph if case.layout.mesh.alone else build_graph(together(case)),
+        whole=whole_graph(case, graph),
         trainees=train,
         rules=rules,
         static=static,
         step=step,
         existing_grad_bytes=existing,
     )
-
-
-def together(case: Case) -> Case:
-    """The case on one rank: all ranks' shares of operations together."""
-    return replace(case, setup=replace(case.setup, mesh=ONE), host=replace(case.host, mesh=ONE))
 
 
 def _walk_pipeline(case: Case, graph: Graph) -> Walked:
@@ -173,13 +178,17 @@ def _walk_pipeline(case: Case, graph: Graph) -> Walked:
 
 
 def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked, Chunk]:
-    """A stage's first micro-batch and a later one."""
+    """A stage's first micro-batch and a later one. The output of the last stage is a name that the next rebinds; that
+    of others is held anyway."""
+    until = "next" if cut.regions[-1].is_head else "loss"
+    case = replace(case, loop=replace(case.loop, outputs_until=until))
     later = first = _walk_graph(case, cut, entry_requires_grad=entry_requires_grad)
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
     grads = _gradients(case, cut, later.trainees.weights, later.rules)
-    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
+    inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
+    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
 
 def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Chunk]]) -> Walked:
@@ -219,6 +228,16 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
     return RankMemory(
         rank=label, peak_bytes=walked.step.peak.bytes, reserved_bytes=None, device_bytes=None, static_bytes=static
     )
+
+
+def _check_reached(case: Case, step: StepMemory) -> None:
+    """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
+    head = next(segment for segment in step.segments if segment.region.is_head)
+    if head.region.exit.name not in head.walk.need:
+        raise RequestError(
+            f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
+            "ones too (--target-modules o_proj,down_proj), or quantize weights alone"
+        )
 
 
 def read(job: Job) -> Reading:
@@ -273,7 +292,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     for t, count in graph.params():
         kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
+    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
@@ -335,7 +354,7 @@ def _parameters(graph: Graph) -> Parameters:
 
 
 def _memory(walked: Walked) -> Memory:
-    static, step = walked.static, walked.step
+    case, static, step = walked.case, walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
@@ -350,6 +369,7 @@ def _memory(walked: Walked) -> Memory:
             **{name: p.bytes for name, p in step.phases.items()},
         },
         per_rank=walked.ranks,
+        host_bytes=step.host_bytes + host_state_bytes(case.optimizer, walked.trainees, case.job.backend),
     )
 
 

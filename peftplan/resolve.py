@@ -193,6 +193,11 @@ def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layo
     if style:
         raise UnknownName("setting of layout", next(iter(style)), Pipeline.__dataclass_fields__)
     check(layout, arch, job.grad_accum, seq_len)
+    if layout.pp > job.grad_accum:
+        why = (
+            "micro-batches a step: fewer than stages leave GPUs idle, and torch's 1F1B refuses them; raise --grad-accum"
+        )
+        notes.add("grad_accum", job.grad_accum, why)
     missing = unmodelled(layout)
     if missing is not None:
         raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
@@ -214,11 +219,18 @@ def _kernels(
     """Whose kernels run, if they run on this."""
     made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
     if made.owns_loss and "loss.style" in job.settings:
-        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+        raise RequestError(
+            f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}; leave it out"
+        )
     knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
     made.check(
         kernels.Asked(
-            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+            arch=arch,
+            method=methods.resolve_name(method_name)[0],
+            knobs=knobs,
+            format=job.format or "",
+            autocast=autocast,
+            packed=fmt.packed,
         )
     )
     return made
@@ -267,8 +279,8 @@ def _check_settings(job: Job) -> None:
 def _check_unmodelled(job: Job) -> None:
     if job.task != "train":
         raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
-    if job.offload not in (None, "none"):
-        raise Unsupported(f"--offload {job.offload} is not modelled yet")
+    if job.offload not in (None, "none", "activations"):
+        raise Unsupported(f"--offload {job.offload} is not modelled yet; activations is")
     if knobs := job.knobs("precision"):
         raise Unsupported(f"precision.{next(iter(knobs))}: no setting of precision is modelled yet; leave it out")
 
@@ -339,7 +351,7 @@ def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: N
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
     name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
-    policy = policies.make(name, job.knobs("recompute"))
+    policy = policies.make(name, job.knobs("recompute"), offload=job.offload)
     if policy.layers and not method.checkpoints:
         raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
     if policy.reentrant and not method.reentrant:

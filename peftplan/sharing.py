@@ -7,8 +7,8 @@ from dataclasses import replace
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, Unsupported
 from peftplan.formats import Format
-from peftplan.graph.blocks.kernels import Kernels
 from peftplan.graph.blocks.setup import Setup
+from peftplan.kernels.hf import Transformers
 from peftplan.layouts import Layout
 from peftplan.methods import Method
 from peftplan.methods.full import Full
@@ -42,7 +42,7 @@ def check_shared(layout: Layout, arch: Arch, setup: Setup, fmt: Format, method: 
             f"{asked}: PEFT splits LoRA alone with the layers it is put on (tuners/lora/model.py), and this method "
             "needs whole ones; use lora, lora_fa, full, freeze, bitfit or ln_tuning, or --layout fsdp"
         )
-    if type(setup.kernels) is not Kernels or setup.loss == "fused_head":
+    if not isinstance(setup.kernels, Transformers) or setup.loss == "fused_head":
         raise Unsupported(f"{asked} with kernels or losses of other libraries is not modelled; use --kernels hf")
     if arch.family not in FAMILIES:
         raise Unsupported(

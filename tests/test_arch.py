@@ -23,7 +23,7 @@ SIZES = {
 
 KV_DEFAULTS = {
     "llama": None, "phi3": None, "mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16, "smollm3": 4, "mixtral": 8,
-    "qwen2_moe": 16, "qwen3_moe": 4,
+    "qwen2_moe": 16, "qwen3_moe": 4, "granite": None,
 }  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_null_kv_heads_are_all_heads(model_type: str) -> None:
         ("mixtral", 8),
         ("qwen2_moe", 8),
         ("qwen3_moe", 8),
+        ("granite", 8),
     ],
 )
 def test_omitted_head_dim(model_type: str, head_dim: int) -> None:
@@ -112,6 +113,7 @@ def test_omitted_tie_word_embeddings(model_type: str) -> None:
         ("mixtral", 131072),
         ("qwen2_moe", 32768),
         ("qwen3_moe", 32768),
+        ("granite", 2048),
     ],
 )
 def test_omitted_max_position_embeddings(model_type: str, positions: int) -> None:
@@ -120,7 +122,7 @@ def test_omitted_max_position_embeddings(model_type: str, positions: int) -> Non
 
 def test_biases() -> None:
     assert (attention("qwen2").qkv_bias, attention("qwen2").out_bias) == (True, False)
-    for model_type in ("llama", "qwen3", "gemma", "smollm3"):
+    for model_type in ("llama", "qwen3", "gemma", "smollm3", "granite"):
         on, off = attention(model_type, attention_bias=True), attention(model_type)
         assert (on.qkv_bias, on.out_bias, off.qkv_bias, off.out_bias) == (True, True, False, False)
     for model_type in ("mistral", "phi3"):
@@ -413,7 +415,7 @@ def test_what_changes_the_reading_is_a_note(keys: dict[str, Any], note: str) -> 
     [
         (
             {"model_type": "falcon"},
-            "model_type 'falcon' is not modelled yet; modelled: gemma, llama, mistral",
+            "model_type 'falcon' is not modelled yet; modelled: gemma, granite, llama, mistral",
         ),
         ({"model_type": "mllama", "text_config": {}}, "is a multi-modal model, not modelled yet"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "x.y"}}, "auto_map), which is never run"),
@@ -465,17 +467,9 @@ def test_a_wrong_override_is_one_line(overrides: dict[str, Any], line: str) -> N
 
 def test_every_family_file_declares_itself() -> None:
     assert list(families()) == [
-        "gemma",
-        "llama",
-        "mistral",
-        "mixtral",
-        "phi3",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
+        "gemma", "granite", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
         "smollm3",
-    ]
+    ]  # fmt: skip
     for model_type, family in families().items():
         assert model_type in family.model_types
         assert family.keys >= COMMON_KEYS

@@ -99,6 +99,8 @@ class Arch:
     """The head's weight is the embedding's weight."""
     embed_scale: bool = False
     """Embeddings are multiplied by sqrt(hidden) (Gemma)."""
+    multiplies: bool = False
+    """Embeddings, both residual branches and logits are multiplied by numbers of the config (Granite)."""
     head_bias: bool = False
     dtype: DType = DType.bfloat16
     """The dtype the checkpoint states."""

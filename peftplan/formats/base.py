@@ -44,6 +44,11 @@ class Format(ABC):
         """Whether peft's prepare_model_for_kbit_training has turned gradient checkpointing on."""
         return self.upcasts_rest
 
+    @property
+    def cuts(self) -> bool:
+        """Whether its layers hand no gradient on, so that only adapters beside them do."""
+        return False
+
     def opaque(self, numerics: Numerics) -> bool:
         """Whether the packed layers run in kernels that autocast does not reach."""
         del numerics

@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 import torch
 
-from peftplan import methods
+from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, placing, quantize, ranks, recompute
+from peftplan.instruments import adapterhub, packers, placing, quantize, ranks, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
-from peftplan.layouts import Layout, Pipeline, knobs_of, layout_of, stated_world
-from peftplan.plugins import configure
+from peftplan.layouts import Layout
 from peftplan.process import load_knobs
 
 Mode = Literal["fake", "real"]
@@ -32,7 +31,7 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-QUANTIZED = ("nf4", "fp4", "int8")
+QUANTIZED = ("nf4", "fp4", "int8", *packers.PACKERS)
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
 WITH_VALUES = ("shira", "cpt", "frod")
@@ -84,15 +83,15 @@ CUDA_ATTENTION = (*CPU_ATTENTION, "sdpa_efficient", "flash_attention_2")
 
 def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
-    method = job.method.replace("-", "_").lower()
+    method, job = _variant(job, job.method.replace("-", "_").lower())
     precision = (job.precision or "bf16").lower()
     pure = precision.removesuffix("-mixed")
     weights = job.dtype or ("fp32" if precision != pure else pure)
     until = str(job.knobs("loop").get("outputs_until", "step"))
-    fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
+    fmt = formats.canonical(job.format or ("nf4" if job.method.lower() == "qlora" else "none"))
     return Choices(
         job=job,
-        method=_traced(method),
+        method=method,
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
         autocast=_dtype("--precision", pure) if precision != pure else None,
@@ -101,24 +100,19 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         padded=_batching(job) == "padded",
         recompute=recompute.of(job).layers,
         attention=_one_of("attention", job.attention or "sdpa", attention),
-        layout=_layout(job),
+        layout=ranks.layout_of_job(job),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
 
 
-def _layout(job: Job) -> Layout:
-    """How the job is spread, as far as this machine can act it out."""
-    own, _ = knobs_of(job.knobs("layout"))
-    gpus = job.gpus if job.gpus * job.nodes > 1 else stated_world(job.layout)
-    return layout_of(job.layout, gpus=gpus, nodes=job.nodes, settings=configure(Pipeline, own, what="layout"))
-
-
-def _traced(method: str) -> str:
-    """The method that a name stands for, without its format or optimizer."""
-    if method == "qlora":
-        return "lora"
-    known = method in methods.aliases() and methods.optimizer_of(method) is not None
-    return methods.resolve_name(method)[0] if known else method
+def _variant(job: Job, method: str) -> tuple[str, Job]:
+    """The method that a name stands for, and the job with the settings that the name implies; AdapterHub's own names
+    stay."""
+    if method not in methods.aliases() or adapterhub.belongs(method):
+        return method, job
+    file, implied = methods.resolve_name(method)
+    settings = {**{f"method.{key}": value for key, value in implied.items()}, **job.settings}
+    return file, job.model_copy(update={"settings": settings}) if implied else job
 
 
 def _batching(job: Job) -> str:
@@ -163,18 +157,7 @@ def config_of(choices: Choices) -> Any:
 def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
     """The causal language model, on `meta` (fake) or with random weights (real), in training mode; `place` is where
     real weights are put one after another as loading puts them there, packed ones packed on arrival."""
-    from transformers import AutoModelForCausalLM
-
-    attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
-    with (
-        torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced(),
-        ranks.untied(choices.layout),
-    ):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(
-            config_of(choices), attn_implementation=attention, dtype=choices.dtype
-        )
-    model = ranks.spread(model, choices.layout)
-    model.tie_weights()
+    model = plain_model(choices, mode, place)
     if choices.quantized:
         _quantize(model, choices, place)
     elif place is not None:
@@ -185,15 +168,41 @@ def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) 
     return model
 
 
+def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
+    """The same before anything is packed or placed."""
+    from transformers import AutoModelForCausalLM
+
+    attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
+    home = torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced()
+    with home, ranks.untied(choices.layout):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            config_of(choices), attn_implementation=attention, dtype=choices.dtype
+        )
+    model = ranks.spread(model, choices.layout)
+    model.tie_weights()
+    return model
+
+
 def _quantize(model: torch.nn.Module, choices: Choices, place: torch.device | None) -> None:
+    if choices.format in packers.PACKERS:
+        if place is not None:
+            placing.fill(model, place, by_name=False)
+        packers.pack(model, choices.format, choices.job, choices.dtype)
+        if packers.prepares(choices.format, choices.job):
+            _prepare(model)
+        return
     knobs = choices.job.knobs("format")
     double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
     compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
     quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
     if knobs.get("prepare", True):
-        from peft import prepare_model_for_kbit_training
+        _prepare(model)
 
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+def _prepare(model: torch.nn.Module) -> None:
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from peftplan.errors import RequestError
-from peftplan.instruments import placing
+from peftplan.instruments import packers, placing
 from peftplan.job import Job
 
 
@@ -52,6 +52,13 @@ def quantize(
         placing.warm_up(model, place, job, quantizer)
         placing.fill(model, place, by_name=True, pack=pack)
     quantizer.postprocess_model(model)
+
+
+def make_tables() -> None:
+    """bitsandbytes' code books, which it makes when it first packs and keeps; here on the host."""
+    from bitsandbytes.functional import quantize_4bit
+
+    quantize_4bit(torch.ones(64, 64), quant_type="nf4", compress_statistics=True)
 
 
 def _quantizer(fmt: str, compute: torch.dtype, double: bool) -> Any:
@@ -159,6 +166,7 @@ def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _constants(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     import bitsandbytes as bnb
 
+    yield from packers.constants(module)
     if isinstance(module, bnb.nn.Linear8bitLt):
         yield "SCB", module.state.SCB if module.weight.SCB is None else module.weight.SCB
     elif isinstance(module, bnb.nn.Linear4bit):
@@ -169,10 +177,10 @@ def _constants(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def opened() -> dict[str, Any]:
-    """bitsandbytes' operators whose CPU kernel is Python that calls other operators."""
+    """The libraries' operators whose CPU kernel is Python that calls other operators."""
     from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
 
-    return {"bitsandbytes.gemm_4bit.default": _gemm_4bit_default_impl}
+    return {"bitsandbytes.gemm_4bit.default": _gemm_4bit_default_impl, **packers.opened()}
 
 
 def _dequantized(weight: Any, scale: Any = None) -> torch.Tensor | None:

@@ -13,11 +13,20 @@ from typing import Any
 
 import torch
 
-from peftplan.layouts import Layout
+from peftplan.job import Job
+from peftplan.layouts import Layout, Pipeline, knobs_of, layout_of, stated_world
+from peftplan.plugins import configure
 
 _WRAPPERS = frozenset({"DTensor", "AsyncCollectiveTensor"})
 """Tensors that stand for others: their operators call those of what they hold (torch.distributed.tensor._api,
 torch.distributed._functional_collectives)."""
+
+
+def layout_of_job(job: Job) -> Layout:
+    """How the job is spread."""
+    own, _ = knobs_of(job.knobs("layout"))
+    gpus = job.gpus if job.gpus * job.nodes > 1 else stated_world(job.layout)
+    return layout_of(job.layout, gpus=gpus, nodes=job.nodes, settings=configure(Pipeline, own, what="layout"))
 
 
 def unwraps(types: Any) -> bool:

@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 
 from peftplan.instruments import ranks
 from peftplan.instruments.engine import adds_bias, filling_in_place, sums_in_place
@@ -102,16 +106,19 @@ class Place(NamedTuple):
     source: str
 
 
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors that have a storage: of a sparse one its indices and values, of one spread over ranks this rank's
-    part, else itself."""
+def parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that have a storage: of a sparse one its indices and values, of one of a library's own class those
+    it is made of, of one spread over ranks this rank's, else itself."""
     tensor = ranks.local(tensor)
-    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not is_traceable_wrapper_subclass(tensor):
+        return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+    names, _ = tensor.__tensor_flatten__()
+    return tuple(part for name in names for part in parts(getattr(tensor, name)))
 
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield from _parts(value)
+        yield from parts(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _storages(item)
@@ -137,6 +144,12 @@ def _is_composite(func: Any) -> bool:
     """Whether an operator is only a recipe of others. Autograd expands those; `opened` code shows them."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return has(func.name(), "CompositeImplicitAutograd") and not has(func.name(), "CPU")
+
+
+@functools.cache
+def _is_wrapper(cls: type) -> bool:
+    """Whether tensors of a class are made of others, on which its Python code runs."""
+    return "__tensor_flatten__" in dir(cls)
 
 
 def _source_line() -> str:
@@ -182,7 +195,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return self._see(ranks.local(tensor), Place(name, ""), kind)
+        return [self._see(part, Place(name, ""), kind) for part in parts(tensor)][-1]
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
@@ -270,7 +283,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         """Pack hook: remember the storage, keep the tensor as it is; a node's own output without the node, which would
         otherwise keep itself alive where nobody runs it backward."""
         node = torch._C._autograd._get_sequence_nr() - 1
-        for part in _parts(tensor):
+        for part in parts(tensor):
             number = self.id_of(part)
             if number is not None and number not in self.packed:
                 place = Place(self._stack[-1] if self._stack else "", _source_line())
@@ -324,6 +337,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
+        own = next((cls for cls in types if issubclass(cls, torch.Tensor) and _is_wrapper(cls)), None)
+        if own is not None:
+            with self:
+                return own.__torch_dispatch__(func, types, args, kwargs)
         self._op = str(func)
         if self.phase == "backward" and sums_in_place(func, args):
             return args[0].add_(args[1])

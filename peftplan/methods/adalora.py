@@ -58,7 +58,9 @@ class Adalora(OnLinears):
     title: ClassVar[str] = "AdaLoRA"
     packs: ClassVar[bool] = True
     on_packed: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {k: v for k, v in DEFAULTS.items() if k != "mistral"}
+    defaults: ClassVar[dict[str, tuple[str, ...]]] = {
+        k: v for k, v in DEFAULTS.items() if k not in ("mistral", "mixtral")
+    }
 
     def trained_biases(self) -> str:
         return self.bias

@@ -26,6 +26,7 @@ from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
+from peftplan.methods._expert_targets import converted, converts, read_choice
 from peftplan.methods._linears import BACKENDS, packed, sees_autocast
 from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
 from peftplan.methods._parameters import OnWeights, adapt_weights
@@ -123,6 +124,18 @@ class Lora(OnLinears):
     def apply(self, graph: Graph, host: Host) -> Graph:
         if host.mesh.tp > 1:
             self._check_split()
+        if converts(host.arch.family):
+            return self._converted(graph, host.arch.family)._put_on(graph, host)
+        return self._put_on(graph, host)
+
+    def _converted(self, graph: Graph, family: str) -> Lora:
+        """The same with targets that name what the stacked experts of transformers 5 are."""
+        choice = read_choice(family, self.target_modules, self.exclude_modules, self.modules_to_save)
+        now = converted(graph, family, choice, self.target_parameters or (), self.r)
+        ranks = {**self.rank_pattern, **now.ranks}
+        return replace(self, target_modules=now.modules, target_parameters=now.parameters, rank_pattern=ranks)
+
+    def _put_on(self, graph: Graph, host: Host) -> Graph:
         if self.layer_replication:
             check_stacking(graph, bias=self.bias, adapters=self.adapters)
             graph = replicate(graph, self.layer_replication, host.arch)
@@ -262,12 +275,14 @@ class Lora(OnLinears):
         variant = self._variant()
         if branch.kernel is None:
             return variant(b, branch)
-        if variant is not plain:
+        if variant is not plain or branch.kernel.layer == "hqq":  # lora/hqq.py, HqqLoraLinear.forward
             total = variant(b, branch)
             return b.cast(total, branch.base.dtype, label="total") if casts else total
-        delta = change(b, branch)
+        scales_last = branch.kernel.layer == "eetq"  # lora/eetq.py, EetqLoraLinear.forward
+        delta = change(b, branch, scaled=not scales_last)
         with b.marked(branch.module.site, "extra"):
             delta = b.cast(delta, branch.base.dtype, label="delta") if casts else delta
+            delta = b.scale(delta, label="scaled") if scales_last else delta
             total = b.add(branch.base, delta, label="sum")
             b.hold(delta)
         return total
@@ -306,7 +321,9 @@ class Lora(OnLinears):
 
     def _check_module(self, module: Module, rank: int, kernel: PackedLinear | None, mesh: Mesh) -> None:
         out, wide = mesh.whole(module.site, module.out_features, module.in_features)
-        if rank > min(out, wide):
+        if (
+            rank > min(out, wide) and module.site != "shared_gate"
+        ):  # which has one output, and PEFT's all-linear adapts it
             raise RequestError(
                 f"--rank {rank} is larger than the smaller side of {module.path} ({out}x{wide}); use at most "
                 f"{min(out, wide)}"

@@ -233,7 +233,8 @@ class _Player:
         backbone = [part for part in parts if not part.region.is_head]
         self._free_all(("@", name) for name in dies_with_backbone(backbone))
         first, held = parts[0].region, self._embedding()
-        if held is not None and first.exit.storage not in first.held:
+        made_leaf = parts[1].walk.offloaded and first.exit.name not in parts[0].walk.need
+        if held is not None and first.exit.storage not in first.held and not made_leaf:
             self._free(held)
 
     def _end_of_caller(self) -> None:
@@ -265,7 +266,7 @@ class _Player:
                 elif name in track.parameter_gradients:
                     key = latest = ("grad", i, j, name)
                 else:
-                    key = entries[i, j] if name == entry else self._key(i, j, name)
+                    key = entries[i, j] if name == entry and not walk.offloaded else self._key(i, j, name)
                 if size > 0:
                     self._alloc(key, size)
                 elif name[0] != "@" or first:

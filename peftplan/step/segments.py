@@ -56,6 +56,11 @@ class Segment:
     def checkpointed(self) -> bool:
         return self.walk.checkpointed and self.has_backward
 
+    @property
+    def holds_entry(self) -> bool:
+        """Whether its input stays on the device as the checkpoint's own."""
+        return self.checkpointed and not self.walk.offloaded
+
 
 def segments(
     graph: Graph,
@@ -71,6 +76,7 @@ def segments(
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     updates = _updates(graph, loop)
+    depth = sum(region.count for region in graph.regions if region.first_index is not None)
     made: set[str] = set()
     """Values of the whole model that require a gradient."""
     for region in graph.regions:
@@ -88,16 +94,17 @@ def segments(
             leaves = region.exit.name in need
             count = left if leaves == needs or not is_layer else 1
             if is_layer and not recompute.uniform:
-                count = min(count, recompute.alike(_index(region, left), left))
+                count = min(count, recompute.alike(_index(region, left), depth, left))
             count -= is_layer and splits and count == left > 1
             walk = RegionWalk(
                 plan,
                 need,
                 account=account(),
-                checkpoint=recompute.checkpoint(region, _index(region, left)) if is_layer else None,
+                checkpoint=recompute.checkpoint(region, _index(region, left), depth) if is_layer else None,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
                 updates=updates,
+                least_sent_bytes=recompute.least_sent_bytes,
             )
             yield Segment(region=region, count=count, walk=walk)
             left -= count

@@ -26,6 +26,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "phi3": {"pad_token_id": 0},
     "mistral": {"sliding_window": 9},
+    "granite": {"attention_bias": True, "residual_multiplier": 0.22, "logits_scaling": 8.0},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {
         "num_experts": 5,

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
+from peftplan.errors import PeftplanError, RequestError
 from peftplan.instruments.trace import trace
 from peftplan.pipeline import read
 from tests.oracles.equal import AGAIN, MIXED, PACKED, PLAIN, WIDE, assert_equal, assert_same, name, tiny_job
@@ -76,3 +77,69 @@ def test_four_bit_formats_leave_experts_and_router_as_they_are(family: str) -> N
     if family == "qwen2_moe":
         assert weights["mlp.shared_expert.up_proj.weight"].stored_bytes is not None
         assert weights["mlp.shared_expert_gate.weight"].stored_bytes is not None
+
+
+# -- what PEFT adapts -------------------------------------------------------------------------------------------------
+
+ALL = ("q_proj", "v_proj", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
+TARGETS: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": "all-linear"},
+    "named": {"target_modules": ALL},
+    "pattern": {"target_modules": r".*layers\.1\..*(q|down)_proj"},
+    "excluded": {"target_modules": "all-linear", "set": {"method.exclude_modules": ["o_proj", "gate"]}},
+    "one layer": {"target_modules": ALL, "set": {"method.layers_to_transform": [1]}},
+    "parameters": {
+        "target_modules": ["q_proj"],
+        "set": {
+            "method.target_parameters": ["experts.down_proj", "gate.weight"],
+            "method.rank_pattern": {"down_proj": 2},
+        },
+    },
+}
+MET = [
+    (family, targets, (PLAIN, AGAIN, MIXED, PACKED)[(i + j) % 4])
+    for i, family in enumerate(FAMILIES)
+    for j, targets in enumerate(TARGETS)
+]
+"""Every family with every choice, on one base or another."""
+
+
+@pytest.mark.parametrize(("family", "targets", "base"), MET, ids=name)
+def test_targets_are_what_peft_makes_of_them(family: str, targets: str, base: dict[str, Any]) -> None:
+    """On Mixtral and Qwen3-MoE names of experts' modules become their stacked parameters, gate and up of twice the
+    rank, and the router's weight; on Qwen2-MoE they stay the shared expert's modules."""
+    assert_equal(family, {"method": "lora", "rank": 4, **TARGETS[targets], **base})
+
+
+def test_a_dense_layer_among_experts_is_left_out_where_its_names_are_converted() -> None:
+    assert_equal("qwen3_moe", {"method": "lora", "rank": 4, "target_modules": ALL, **PLAIN}, mlp_only_layers=[1])
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "said"),
+    [
+        ("mixtral", {}, "has no default targets"),
+        ("qwen3_moe", {}, "has no default target"),
+        ("qwen3_moe", {"target_modules": ["gate_proj"]}, "gate_proj without up_proj"),
+        ("mixtral", {"target_modules": ["q_proj", "w3"]}, "w3 without w1"),
+        (
+            "mixtral",
+            {"target_modules": "all-linear", "set": {"method.lora_dropout": 0.1}},
+            "no lora_dropout on weights",
+        ),
+        ("mixtral", {"target_modules": "all-linear", "set": {"method.use_dora": True}}, "no use_dora on weights"),
+    ],
+)
+def test_both_refuse(family: str, fields: dict[str, Any], said: str) -> None:
+    job = tiny_job(family, {"method": "lora", "rank": 4, **PLAIN, **fields})
+    with pytest.raises(RequestError, match=said):
+        read(job)
+    with pytest.raises(PeftplanError):
+        trace(job)
+
+
+@pytest.mark.parametrize("method", ["loha", "ia3"])
+def test_other_methods_adapt_modules_alone(method: str) -> None:
+    targets = {} if method == "ia3" else {"target_modules": ["q_proj", "k_proj"]}
+    for base in (PLAIN, AGAIN):
+        assert_equal("mixtral", {"method": method, **targets, **base})
