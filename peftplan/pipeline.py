@@ -26,6 +26,7 @@ from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
 from peftplan.layouts.stages import stages
+from peftplan.layouts.units import Before
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
@@ -39,6 +40,7 @@ from peftplan.result import (
     Parameters,
     RankMemory,
 )
+from peftplan.spread import BEFORE, Spread, spread
 from peftplan.staged import Chunk, bubble, labels, rank_step
 from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
@@ -66,6 +68,8 @@ class Walked:
     """What lives between steps, by kind."""
     step: StepMemory
     existing_grad_bytes: int
+    spread: Spread | None = None
+    """What its layout makes of its weights, where replicas share them."""
     ranks: tuple[RankMemory, ...] = ()
     """Every distinct rank, where they differ."""
     replayed: Graph | None = None
@@ -128,17 +132,20 @@ def _walk(case: Case) -> Walked:
 def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = None) -> Walked:
     """One step over a graph that one rank holds."""
     rules = _rules(case)
-    train = trainees(case, graph)
-    static = _static(case, graph, train, rules)
-    existing = _gradients(case, graph, train.weights, rules) if case.loop.grads_exist else 0
+    rank = spread(case, graph)
+    train = rank.trainees if rank is not None else trainees(case, graph)
+    static = _static(case, graph, train, rules, rank)
+    before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
+    existing = _existing(case, graph, train, rules, rank, before)
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
         recompute=case.recompute,
         rules=rules,
-        loop=case.loop,
+        loop=replace(case.loop, grads_exist=before == "whole") if rank is not None else case.loop,
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
+        sharding=rank.sharding(before) if rank is not None else None,
     )
     if case.format.cuts and case.method.backward:
         _check_reached(case, step)
@@ -153,6 +160,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         static=static,
         step=step,
         existing_grad_bytes=existing,
+        spread=rank,
     )
 
 
@@ -240,6 +248,15 @@ def _check_reached(case: Case, step: StepMemory) -> None:
         )
 
 
+def _existing(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
+    """Bytes of the gradients of micro-batches before."""
+    if before == "none":
+        return 0
+    if rank is None:
+        return _gradients(case, graph, train.weights, rules)
+    return sum(map(rules.size, rank.gradients(before)))
+
+
 def read(job: Job) -> Reading:
     """The estimate of a job with its workings."""
     walked = walk(resolve(job))
@@ -286,12 +303,17 @@ def _rules(case: Case) -> Rules:
     return Rules()
 
 
-def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str, int]:
+def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None) -> dict[str, int]:
     """What lives between steps, by kind."""
     size = rules.size
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
-    for t, count in graph.params():
-        kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+    if rank is None:
+        for t, count in graph.params():
+            kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+    else:
+        for one in rank.held:
+            kinds[one.kind] += sum(map(size, one.sizes)) * one.times
+        kinds["bucket"] = sum(map(size, rank.buffers))
     kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
@@ -399,7 +421,7 @@ def _on_device(walked: Walked, memory: Memory, gpu: Gpu | None) -> tuple[Memory,
         card = usable_bytes(gpu).bytes if gpu is not None else None
         limit = card - context.bytes if card is not None else None
         graph, workspaces = walked.replayed or walked.graph, walked.static.get("workspace", 0)
-        found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside)
+        found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside, rank=walked.spread)
         reserved = found.peak_reserved_bytes
         return Held(reserved, reserved + context.bytes)
 

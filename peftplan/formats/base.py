@@ -68,6 +68,11 @@ class Format(ABC):
         """What packing a weight on the device allocates, in order."""
         return (Piece(weight.nbytes),)
 
+    def storage(self, compute: DType) -> DType | None:
+        """The element type that packed weights are stored as, where a framework can shard them; None where not."""
+        del compute
+        return None
+
     def expected_bytes(self, numel: int) -> int:
         """What transformers reserves for a packed weight before it loads the model (param_element_size)."""
         return numel

@@ -407,3 +407,10 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
                 part = getattr(module, name, None)
                 if isinstance(part, torch.nn.Module):
                     yield from part.parameters()
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -7,8 +7,7 @@ Collectives of a fake group give tensors of the right shapes and never talk to a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,22 +44,6 @@ def local(tensor: Any) -> Any:
     if kind not in _WRAPPERS:
         return tensor
     return local(tensor._local_tensor if kind == "DTensor" else tensor.elem)
-
-
-@contextmanager
-def group(world: int) -> Iterator[None]:
-    """Be the first of `world` ranks; nothing where there is one."""
-    if world == 1:
-        yield
-        return
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def untied(layout: Layout) -> Any:

@@ -43,6 +43,9 @@ the CPU even for parameters on a GPU (unless fused); `gradient` where gradients 
 loop holds on to the model's outputs.
 """
 
+GATHERED = "gathered"
+"""Whole parameters put together from the parts that ranks hold."""
+
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
@@ -302,7 +305,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         found = []
         for number in self.alive:
             born = self.born[number]
-            if number in self.packed and born.kind not in STATIC_KINDS:
+            if number in self.packed and born.kind not in (*STATIC_KINDS, GATHERED):
                 node, place, shape = self.packed[number]
                 op = nodes.get(node) or self._op_of_node.get(node, "")
                 found.append(self._saved(born, op, place, "autograd")._replace(shape=tuple(shape)))
@@ -326,7 +329,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if ranks.unwraps(types):
-            return NotImplemented
+            return NotImplemented  # it comes back with a rank's own tensors
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)

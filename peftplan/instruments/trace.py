@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, placing, quantize, ranks, recompute
+from peftplan.instruments import adapterhub, build, fakes, placing, quantize, ranks, recompute, spread
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -41,21 +41,23 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
     mode = _mode(choices, mode)
+    layout = spread.layout_traced(job)
     sole_owner()
-    with quiet(), ranks.group(choices.layout.world):
+    with quiet(), spread.group(layout):
         model = assembled(choices, mode)
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
         with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
+            model = spread.wrap(model, job, layout, build.decoder_layers(model))
             return _run(choices, model, mode, counts)
 
 
 def parameters(job: Job) -> dict[str, int]:
     """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
     choices = build.decide(job)
-    with quiet(), ranks.group(choices.layout.world):
+    with quiet(), spread.group(choices.layout):
         return _count(assembled(choices, _mode(choices, "fake")))
 
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from peftplan.graph.core import ACTIVATION, Graph, Tensor, is_global
 from peftplan.recompute.base import Recompute
+from peftplan.step.conductor import Conductor, Sharding
 from peftplan.step.segments import Loop, Segment, prelude, segments
-from peftplan.step.walk import (
-    Rules,
-    Saved,
-    Watermark,
-)
+from peftplan.step.walk import Account, Rules, Saved, Watermark
 
 
 class PhasePeak(NamedTuple):
@@ -89,13 +87,16 @@ def run_step(
     loop: Loop,
     existing_grad_bytes: int = 0,
     entry_requires_grad: bool = False,
+    sharding: Sharding | None = None,
 ) -> StepMemory:
-    """Forward, loss and backward of one micro-batch."""
+    """Forward, loss and backward of one micro-batch; of one rank, where a `sharding` spreads the model's weights."""
     size = rules.size
     result = StepMemory(static_bytes=static_bytes)
     inputs = sum(size(t.nbytes) for t in graph.inputs)
     account = _Account(static_bytes + inputs + existing_grad_bytes, existing_grad_bytes)
-    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
+    spread = sharding is not None
+    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, ends_apart=spread))
+    conductor = Conductor(sharding, size) if sharding is not None else None
     penalties = [part for part in parts if part.region.is_penalty]
     model = parts[: len(parts) - len(penalties)]
     loss_bytes = size(model[-1].region.exit.nbytes)
@@ -112,10 +113,14 @@ def run_step(
     account.total = before
     leaf = entry_requires_grad and parts[0].region.exit.name not in parts[0].walk.need
     """Whether the embedding output is a leaf made to require a gradient, which its accumulator keeps."""
+    if conductor is not None:
+        _apart("forward", account, conductor.begin)
     for i, part in enumerate(model):
         if part.region.is_head:
             _end_of_backbone(parts[:i], account, keeps_embedding=leaf and parts[1].walk.offloaded)
-        _forward(part, account, reads_embedding=i == 1)
+        _forward(part, account, reads_embedding=i == 1, conductor=conductor)
+    if conductor is not None:
+        _apart("forward", account, conductor.end)
     account.total += sum_bytes
     for part in penalties:
         _forward(part, account, reads_embedding=False)
@@ -129,9 +134,14 @@ def run_step(
     for part in reversed(penalties):
         _backward(part, account, root=True)
     account.total -= sum_bytes
-    for part in reversed(model):
-        _backward(part, account, root=part is model[-1])
+    if conductor is not None:
+        _apart("backward", account, partial(conductor.begin_backward, model))
+    for i, part in reversed(list(enumerate(model))):
+        previous = model[i - 1] if i else None
+        _backward(part, account, root=part is model[-1], conductor=conductor, previous=previous)
     _last_updates(parts, account)
+    if conductor is not None:
+        _apart("backward", account, conductor.end_backward)
     account.total -= loss_bytes
     if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
         account.total -= result.kept_global_bytes
@@ -146,6 +156,16 @@ def run_step(
     result.phases = account.peaks
     result.segments = [*ahead, *parts]
     return result
+
+
+def _apart(phase: str, account: _Account, act: Callable[[Account], None]) -> None:
+    """What happens between regions."""
+    mine = Account()
+    mine.start_phase("between regions")
+    act(mine)
+    account.see(phase, "model", mine.peak, account.total, account.saved, account.grads)
+    account.total += mine.current
+    account.grads += mine.grad_bytes
 
 
 def _last_updates(parts: list[Segment], account: _Account) -> None:
@@ -179,11 +199,14 @@ def _embedding_held(first: Segment) -> int:
     return first.entry_bytes if embedding_is_local(first) else 0
 
 
-def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None:
+def _forward(part: Segment, account: _Account, *, reads_embedding: bool, conductor: Conductor | None = None) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.plan.size(entry.nbytes) if entry is not None else 0
     walk.start_phase()
-    walk.forward()
+    if conductor is None:
+        walk.forward()
+    else:
+        conductor.around_forward(part, walk.forward)
     part.forward_delta = walk.account.current
     part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.holds_entry else 0)
     repeats = part.count - 1
@@ -286,13 +309,23 @@ def _settle(parts: list[Segment], result: StepMemory, *, leaf: bool) -> None:
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
 
 
-def _backward(part: Segment, account: _Account, *, root: bool) -> None:
+def _backward(
+    part: Segment,
+    account: _Account,
+    *,
+    root: bool,
+    conductor: Conductor | None = None,
+    previous: Segment | None = None,
+) -> None:
     walk, mine = part.walk, part.walk.account
     start_total, start = account.total, mine.current
     walk.start_phase()
     saved_before, grads_before = mine.saved_bytes, mine.grad_bytes
     walk.parts_grad_bytes = account.taken_grad_bytes if part.region.handed else 0
-    walk.backward(root=root)
+    if conductor is None:
+        walk.backward(root=root)
+    else:
+        conductor.around_backward(part, previous, partial(walk.backward, root=root))
     if part.checkpointed:
         mine.current -= part.entry_bytes if part.holds_entry else 0
         if walk.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end

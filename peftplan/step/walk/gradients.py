@@ -38,7 +38,7 @@ class Gradients:
 
     __slots__ = (
         "_arrived", "_last", "_made", "_penalised", "_size", "_updates", "_waits", "account", "flowing", "global_grads",
-        "grads_exist", "kept", "need", "of_params",
+        "grads_exist", "kept", "need", "of_model", "of_params",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,8 @@ class Gradients:
         """The gradient of each value, as far as it has been summed."""
         self.of_params: list[Gradient] = []
         """Parameter gradients that this region's backward leaves."""
+        self.of_model: list[Gradient] = []
+        """Those of them whose parameters belong to no region."""
         self._updates = updates
         self._arrived: list[tuple[Tensor, Gradient]] = []
         self._last: Gradient | None = None
@@ -205,6 +207,7 @@ class Gradients:
         alone = self._updates is not None and self._updates.alone(to)
         if is_global(to.name) and not alone:
             self.global_grads[to.name] = held
+            self.of_model.append(gradient)
         self.of_params.append(gradient)
         self.account.grad_bytes += held
         if alone:
