@@ -68,7 +68,7 @@ def unmodelled(layout: Layout) -> str | None:
     missing = {
         f"data parallelism ({layout.style})": layout.style not in MODELLED and not megatron,
         f"{layout.style} under a pipeline": shards and layout.pp > 1 and not megatron,
-        f"{layout.style} with tensor parallelism": shards and mesh.tp > 1 and not megatron,
+        f"{layout.style} with tensor parallelism": shards and mesh.tp > 1 and layout.style != "fsdp2" and not megatron,
         "sequence parallelism": mesh.sequence and not megatron,
         "context parallelism": mesh.cp > 1 and not megatron,
         "expert parallelism": mesh.ep > 1,
