@@ -14,6 +14,7 @@ from peftplan.graph.blocks.megatron import megatron_decoder
 from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
+from peftplan.graph.float8 import in_float8
 from peftplan.graph.mesh import ONE
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
@@ -72,9 +73,9 @@ def as_run(case: Case, graph: Graph) -> Graph:
 @lru_cache(maxsize=64)
 def base_graph(arch: Arch, setup: Setup, fmt: Format, compute: DType) -> Graph:
     """The base model's graph as its format holds it. Searches put many methods on one base."""
-    if setup.mesh.plan == "megatron":
-        return fmt.apply(megatron_decoder(arch, setup), compute, setup.numerics)
-    return fmt.apply(decoder(arch, setup), compute, setup.numerics)
+    build = megatron_decoder if setup.mesh.plan == "megatron" else decoder
+    base = fmt.apply(build(arch, setup), compute, setup.numerics)
+    return in_float8(base, setup.numerics) if setup.numerics.float8 else base
 
 
 class Trainees(NamedTuple):

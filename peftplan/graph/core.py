@@ -23,7 +23,26 @@ from peftplan.units import DType
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
 PARAMS = frozenset({WEIGHT, ADAPTER})
-MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "shared_gate", "head"})
+MODULE_SITES = frozenset(
+    {
+        "embed",
+        "q",
+        "k",
+        "v",
+        "o",
+        "qkv",
+        "q_a",
+        "q_b",
+        "kv_a",
+        "kv_b",
+        "gate",
+        "up",
+        "down",
+        "gate_up",
+        "shared_gate",
+        "head",
+    }
+)
 """Sites of the projections that formats pack and methods adapt; `router` and `experts` are sites of neither."""
 COMM = "comm"
 """The part of what ranks tell each other."""
@@ -113,6 +132,8 @@ class Op(ABC):
     """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
     """Whether its backward has matrix products although its forward runs nothing."""
+    saves_late: ClassVar[bool] = False
+    """Whether it is a Python function, which saves when it has run."""
 
     @property
     def also(self) -> tuple[Tensor, ...]:

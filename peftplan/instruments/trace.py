@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, placing, quantize, ranks, recompute, spread
+from peftplan.instruments import adapterhub, build, fakes, placing, prequantized, quantize, ranks, recompute, spread
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -111,7 +111,8 @@ def _count(model: torch.nn.Module) -> dict[str, int]:
     packed = dict(numel(model))
     found = [(packed.get(id(param)), param) for param in model.parameters()]
     sizes = [(quantize.numel(param) if own is None else own, param.requires_grad) for own, param in found]
-    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
+    total = sum(n for n, _ in sizes) + sum(map(prequantized.numel, model.modules()))
+    return {"total": total, "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,6 @@ from peftplan.graph.mesh import ONE, Mesh
 DataParallel = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
 """Who holds what of a replica's weights, gradients and optimizer states: `none` is one replica only."""
 DATA_PARALLEL: tuple[DataParallel, ...] = get_args(DataParallel)
-MODELLED: tuple[DataParallel, ...] = ("none", "ddp", "fsdp1", "fsdp2")
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
 """Order of micro-batches in a pipeline: all forwards first (Huang 2019, arXiv:1811.06965); one forward, one backward
 (Narayanan 2019, PipeDream-flush); the same with several chunks of layers a rank (Narayanan 2021, arXiv:2104.04473);
@@ -66,7 +65,6 @@ def unmodelled(layout: Layout) -> str | None:
     mesh, megatron = layout.mesh, layout.framework == "megatron"
     shards = layout.dp > 1 and layout.style not in ("none", "ddp")
     missing = {
-        f"data parallelism ({layout.style})": layout.style not in MODELLED and not megatron,
         f"{layout.style} under a pipeline": shards and layout.pp > 1 and not megatron,
         f"{layout.style} with tensor parallelism": shards and mesh.tp > 1 and layout.style != "fsdp2" and not megatron,
         "sequence parallelism": mesh.sequence and not megatron,
