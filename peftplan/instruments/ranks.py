@@ -89,11 +89,11 @@ def real_meshes() -> Iterator[None]:
         with unset_fake_temporarily():
             return joined(*args, **kwargs)
 
-    DeviceMesh._concatenate = staticmethod(apart)  # type: ignore[method-assign]
+    DeviceMesh._concatenate = staticmethod(apart)
     try:
         yield
     finally:
-        DeviceMesh._concatenate = staticmethod(joined)  # type: ignore[method-assign]
+        DeviceMesh._concatenate = staticmethod(joined)
 
 
 def respread(tensor: Any, part: torch.Tensor) -> torch.Tensor:

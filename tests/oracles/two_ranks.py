@@ -57,7 +57,7 @@ def _job() -> Any:
 
 def _bytes(tensor: torch.Tensor) -> int:
     part: torch.Tensor = ranks.local(tensor)
-    return part.numel() * part.element_size()
+    return int(part.numel() * part.element_size())
 
 
 if __name__ == "__main__":
