@@ -15,6 +15,7 @@ from peftplan.hardware.overheads import HANDLES, cublas_workspace, cublaslt_work
 from peftplan.loading import loading
 from peftplan.process import AllocatorKnobs, allocator_knobs
 from peftplan.resolve import Case
+from peftplan.spread import Spread
 from peftplan.step.allocator import AllocatorSettings, Usage
 from peftplan.step.replay import Around, replay
 from peftplan.step.walk import exact
@@ -23,7 +24,13 @@ from peftplan.units import MIB
 
 
 def usage(
-    case: Case, graph: Graph, workspace_bytes: int, *, capacity_bytes: int | None = None, beside: Sequence[int] = ()
+    case: Case,
+    graph: Graph,
+    workspace_bytes: int,
+    *,
+    capacity_bytes: int | None = None,
+    beside: Sequence[int] = (),
+    rank: Spread | None = None,
 ) -> Usage:
     """What torch.cuda.memory_stats would say of a steady step: 30 to 100 ms for 24 to 32 layers (2026-11).
 
@@ -32,14 +39,16 @@ def usage(
     `allocator.*`. Cached memory is given back where more than `capacity_bytes` would be held.
     """
     knobs = allocator_knobs(case.job)
+    before = rank.gradients_before(case.loop) if rank is not None else None
     return replay(
         [as_run(case, each) for each in _steps(case, graph)],
-        replace(around(case, graph, workspace_bytes), beside=beside),
+        replace(around(case, graph, workspace_bytes, rank), beside=beside),
         recompute=case.recompute,
-        loop=case.loop,
+        loop=case.loop if before is None else replace(case.loop, grads_exist=before == "whole"),
         entry_requires_grad=case.recompute.layers,
         settings=_settings(case, knobs, capacity_bytes),
         empty_cache=knobs.empty_cache or case.method.empties_cache,
+        sharding=rank.sharding(before) if rank is not None and before is not None else None,
     )
 
 
@@ -74,20 +83,26 @@ def _steps(case: Case, graph: Graph) -> list[Graph]:
     return [graph, build_graph(replace(case, setup=shorter)), graph]
 
 
-def around(case: Case, graph: Graph, workspace_bytes: int) -> Around:
+def around(case: Case, graph: Graph, workspace_bytes: int, rank: Spread | None = None) -> Around:
     """What lives beyond a step: the loaded model, optimizer states, workspaces."""
-    train = trainees(case, graph)
+    train = trainees(case, graph) if rank is None else rank.trainees
     each = [w.bytes for w in train.weights for _ in range(w.copies)]
     copies = [w.bytes for w in train.copied for _ in range(w.copies)]
     states = [s.bytes for s in case.optimizer.states(train.remembered, "cuda") for _ in range(s.copies) if not s.host]
-    states += average_sizes(case.loop, graph, train.weights)
+    states += [*average_sizes(case.loop, graph, train.weights), *case.recompute.buffers(graph)]
     step = step_bytes(case.optimizer, train, exact, clips=case.loop.clips)
     product = cublas_workspace(case.setup.numerics.capability).bytes
     biased = (workspace_bytes - HANDLES * product) // cublaslt_workspace().bytes
+    if rank is not None:
+        before = rank.gradients_before(case.loop)
+        own = [] if before == "none" else [*rank.gradients(before)]
+    else:
+        own = each if case.loop.grads_exist else []
     return Around(
-        load=loading(case, graph),
+        load=loading(case, graph) if rank is None or not rank.style.shards_weights else rank.load(graph),
+        buckets=rank.buffers if rank is not None else (),
         states=[*copies, *states],
-        gradients=each if case.loop.grads_exist else [],
+        gradients=own,
         workspaces=[product] * HANDLES + [cublaslt_workspace().bytes] * biased,
         between=case.method.between(graph),
         step_temporaries=each if step == sum(each) else [step],

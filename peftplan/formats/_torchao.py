@@ -99,12 +99,12 @@ class TorchAo8(Format, ABC):
     def dynamic(self, b: Builder, module: Module, weight: Tensor) -> Tensor:
         """Quantizing is written without a gradient, so none goes through the layer and nothing is kept for one."""
         x, (rows, columns) = module.x, weight.shape
-        name = b.name("product")
+        name = b.name("base_product")
         work = self.dynamic_bytes(x.numel // columns, rows, columns, b)
         out = Tensor(name, (*x.shape[:-1], rows), x.dtype)
         b.ops.append(
             DetachedLinear(name=name, ins=(x, weight), out=out, site=module.site, temporary_bytes=max(0, work))
         )
         for bias in biases(module):
-            out = b.add(out, bias, label="biased")
+            out = b.add(out, bias, label="base_biased")
         return out

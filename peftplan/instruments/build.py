@@ -14,7 +14,7 @@ import torch
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, packers, placing, quantize, recompute
+from peftplan.instruments import adapterhub, float8, packers, placing, prequantized, quantize, recompute
 from peftplan.instruments.casting import cast_adapter
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
@@ -30,7 +30,7 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-QUANTIZED = ("nf4", "fp4", "int8", *packers.PACKERS)
+QUANTIZED = ("nf4", "fp4", "int8", *prequantized.FORMATS, *packers.PACKERS)
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
 WITH_VALUES = ("shira", "cpt", "frod")
@@ -80,8 +80,8 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
     method, job = _variant(job, job.method.replace("-", "_").lower())
     precision = (job.precision or "bf16").lower()
-    pure = precision.removesuffix("-mixed")
-    weights = job.dtype or ("fp32" if precision != pure else pure)
+    pure = precision.removesuffix("-mixed").replace("fp8", "bf16")
+    weights = job.dtype or ("fp32" if precision.endswith("-mixed") else pure)
     until = str(job.knobs("loop").get("outputs_until", "step"))
     fmt = formats.canonical(job.format or ("nf4" if job.method.lower() == "qlora" else "none"))
     return Choices(
@@ -89,7 +89,7 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         method=method,
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
-        autocast=_dtype("--precision", pure) if precision != pure else None,
+        autocast=_dtype("--precision", pure) if precision.endswith("-mixed") else None,
         adapter_dtype=None if job.adapter_dtype == "auto" else _dtype("--adapter-dtype", job.adapter_dtype),
         seq_len=job.seq_len or 512,
         padded=_batching(job) == "padded",
@@ -152,6 +152,8 @@ def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) 
     """The causal language model, on `meta` (fake) or with random weights (real), in training mode; `place` is where
     real weights are put one after another as loading puts them there, packed ones packed on arrival."""
     model = plain_model(choices, mode, place)
+    if choices.job.precision == "fp8":
+        float8.convert(model)
     if choices.quantized:
         _quantize(model, choices, place)
     elif place is not None:
@@ -176,25 +178,22 @@ def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None)
 
 
 def _quantize(model: torch.nn.Module, choices: Choices, place: torch.device | None) -> None:
-    if choices.format in packers.PACKERS:
-        if place is not None:
-            placing.fill(model, place, by_name=False)
-        packers.pack(model, choices.format, choices.job, choices.dtype)
-        if packers.prepares(choices.format, choices.job):
-            _prepare(model)
-        return
     knobs = choices.job.knobs("format")
-    double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
-    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
-    quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
-    if knobs.get("prepare", True):
-        _prepare(model)
+    if choices.format in prequantized.FORMATS:
+        prequantized.replace_linears(model, choices.format, knobs)
+        return
+    prepares = knobs.get("prepare", True)
+    if choices.format in packers.PACKERS:
+        prepares = packers.pack(model, choices.format, choices.job, choices.dtype, place)
+    else:
+        double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
+        named = str(knobs.get("compute_dtype", "auto"))
+        compute = _dtype("format.compute_dtype", named, choices.autocast or choices.dtype)
+        quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
+    if prepares:
+        from peft import prepare_model_for_kbit_training
 
-
-def _prepare(model: torch.nn.Module) -> None:
-    from peft import prepare_model_for_kbit_training
-
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
@@ -358,3 +357,10 @@ def peft_config(choices: Choices) -> Any:
 def _as_peft_has_it(value: Any) -> Any:
     """PEFT asks for lists where a Job holds tuples."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
