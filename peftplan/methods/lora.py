@@ -26,7 +26,7 @@ from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
 from peftplan.methods._expert_targets import converted, converts, read_choice
-from peftplan.methods._linears import BACKENDS, layer_of, packed, sees_autocast
+from peftplan.methods._linears import BACKENDS, lacks_bias, layer_of, packed, sees_autocast
 from peftplan.methods._lora import (
     CONVERTED,
     BdLora,
@@ -349,6 +349,12 @@ class Lora(OnLinears):
         if layer in ("gptq", *CONVERTED):
             check_start(self.init_lora_weights, layer)
         asked = [name for name in self._variants() if name != "use_dora"]
+        if kernel is not None and kernel.layer == "eetq" and self.use_dora:
+            raise RequestError("PEFT has no DoRA for EETQ's layers (lora/eetq.py); use an unquantized --format")
+        if self.lora_bias and (lacks_bias(module) if kernel is None else kernel.layer == "hqq"):
+            raise RequestError(
+                "method.lora_bias=true: PEFT has no such bias on hqq's and torchao's layers; leave it out"
+            )
         if asked and kernel is not None:
             raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")
 

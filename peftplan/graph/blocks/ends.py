@@ -129,10 +129,10 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
 
 def _scaled_loss(b: Builder, arch: Arch, setup: Setup, h: Tensor, weight: Tensor, labels: Tensor) -> Loss:
     """GraniteForCausalLM.forward: the logits are divided by a number before the loss."""
-    if setup.loss == "fused_head" or setup.kernels.owns_loss:
+    if setup.loss in ("fused_head", "chunked", "split") or setup.kernels.owns_loss:
         raise Unsupported(f"a loss fused with the head on {arch.family}, which scales its logits, is not modelled")
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     logits = b.scale(logits, label="logits_scaled")
-    criterion = setup.kernels.cross_entropy_of
-    return causal_lm_loss(b, logits, labels, h, setup.loss, criterion=criterion), (returned_logits(setup.loss, logits),)
+    loss = causal_lm_loss(b, logits, labels, h, setup.loss, criterion=setup.kernels.cross_entropy_of)
+    return loss, (returned_logits(setup.loss, logits),)
