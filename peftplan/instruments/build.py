@@ -362,3 +362,10 @@ def peft_config(choices: Choices) -> Any:
 def _as_peft_has_it(value: Any) -> Any:
     """PEFT asks for lists where a Job holds tuples."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
