@@ -14,12 +14,12 @@ from peftplan.graph.core import ADAPTER, Graph
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
-from peftplan.hardware.overheads import cuda_context, workspace_bytes
+from peftplan.hardware.overheads import cuda_context, nccl_communicator, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
 from peftplan.layouts.stages import stages
 from peftplan.layouts.units import Before
 from peftplan.optimizers.base import Trained
-from peftplan.pace import pace
+from peftplan.pace import Others, pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
 from peftplan.result import (
@@ -259,7 +259,7 @@ def read(job: Job) -> Reading:
     )
     flops = _flops(runs if walked.whole is graph else _whole_passes(case, walked))
     paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"],
-                 stretch=bubble(case.layout, case.job.grad_accum))  # fmt: skip
+                 others=_others(walked))  # fmt: skip
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -286,6 +286,13 @@ def _whole_passes(case: Case, walked: Walked) -> list[Pass]:
     graph = as_run(case, walked.whole)
     parts = segments(graph, case.recompute, walked.rules, case.loop, entry_requires_grad=case.recompute.layers)
     return passes(parts, forwards=case.method.forwards)
+
+
+def _others(walked: Walked) -> Others:
+    """What other GPUs are to the time of a step."""
+    case, spread = walked.case, walked.spread
+    messages = spread.messages(micro_batches=case.job.grad_accum) if spread is not None else ()
+    return Others(stretch=bubble(case.layout, case.job.grad_accum), messages=messages)
 
 
 def _rules(case: Case) -> Rules:
@@ -405,17 +412,21 @@ def _on_device(walked: Walked, memory: Memory, gpu: Gpu | None) -> tuple[Memory,
             why = f"how {gpu.vendor} devices hold memory is not modelled; the bytes of tensors are"
         return memory, (Assumption(what="memory.device_bytes", value=None, why=why),)
     context = cuda_context(gpu.capability if gpu is not None else None)
+    groups = [case.layout.shards, case.layout.replicates] if case.layout.shards > 1 else [case.layout.dp]
+    nccl = [nccl_communicator(ranks) for ranks in groups if ranks > 1]
+    beside = context.bytes + sum(figure.bytes for figure in nccl)
 
     def held() -> Held:
         card = usable_bytes(gpu).bytes if gpu is not None else None
-        limit = card - context.bytes if card is not None else None
+        limit = card - beside if card is not None else None
         graph, workspaces = walked.replayed or walked.graph, walked.static.get("workspace", 0)
         found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside, rank=walked.spread)
         reserved = found.peak_reserved_bytes
-        return Held(reserved, reserved + context.bytes)
+        return Held(reserved, reserved + beside)
 
     notes = [Assumption(what="allocator", value="CUDA", why="ROCm's allocator and context are taken for CUDA's")]
     if gpu is None or gpu.vendor == "NVIDIA":
         notes.clear()
     note = Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
+    notes += [Assumption(what="nccl_bytes", value=f.bytes, why=f"{f.standing}; errs {f.errs}") for f in nccl]
     return memory.holding(Late(held)), (note, *notes)

@@ -124,6 +124,8 @@ def resolve(job: Job) -> Case:
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability, float8=precision == "fp8")
     gathered = style.gathers_in(autocast) if style is not None else None
+    if style is not None and not style.autocasts:
+        gathered, autocast = gathered or (dtype if dtype.is_half else None), None
     compute = autocast or gathered or dtype
     setup = Setup(
         batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
@@ -145,9 +147,9 @@ def resolve(job: Job) -> Case:
         recomputes=recompute.layers,
     )
     _note_new_dtype(host, method, notes)
-    held = HeldAs(setup, host)
+    held = HeldAs(replace(setup, attention="sdpa"), host)  # of which only the weights are looked at
     if style is not None and gathered is not None:
-        setup, host = _gathered(held, gathered, fmt, new=style.gathers_new)
+        setup, host = _gathered(HeldAs(setup, host), gathered, fmt, new=style.gathers_new)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -170,7 +172,7 @@ def resolve(job: Job) -> Case:
         arch=arch,
         layout=layout,
         style=style,
-        held=held if gathered is not None else None,
+        held=held if style is not None and style.autocasts and gathered is not None else None,
         upcasts=style is not None and style.upcasts(mixed=autocast is not None, packed=fmt.packed),
         setup=setup,
         host=host,
@@ -238,7 +240,8 @@ def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layo
     missing = unmodelled(layout)
     if missing is not None:
         raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
-    return gpus, layout, style_of(layout.style, knobs)
+    style = style_of(layout.style, knobs)
+    return gpus, layout, style if layout.dp > 1 else None
 
 
 def _attention(job: Job, notes: Notes) -> str:

@@ -28,6 +28,7 @@ from peftplan.graph.ops import (
     MatMul,
     MeanLast,
     Mul,
+    Part,
     RotateHalf,
     Rsqrt,
     Scale,
@@ -272,6 +273,12 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, shape, x.dtype, _kind_of_part(x), base=x.storage)
         return self._emit(Slice(name=n, ins=(x,), out=out, site=self._site, part=self._part))
+
+    def part(self, x: Tensor, *shape: int, label: str) -> Tensor:
+        """One of the views that torch.split gives."""
+        n = self.name(label)
+        out = Tensor(n, shape, x.dtype, _kind_of_part(x), base=x.storage)
+        return self._emit(Part(name=n, ins=(x,), out=out, site=self._site, part=self._part))
 
     def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
         n = self.name(label)

@@ -23,7 +23,26 @@ from peftplan.units import DType
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
 PARAMS = frozenset({WEIGHT, ADAPTER})
-MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "shared_gate", "head"})
+MODULE_SITES = frozenset(
+    {
+        "embed",
+        "q",
+        "k",
+        "v",
+        "o",
+        "qkv",
+        "q_a",
+        "q_b",
+        "kv_a",
+        "kv_b",
+        "gate",
+        "up",
+        "down",
+        "gate_up",
+        "shared_gate",
+        "head",
+    }
+)
 """Sites of the projections that formats pack and methods adapt; `router` and `experts` are sites of neither."""
 PENALTY = "penalty"
 """Names regions that are what the loss adds for the weights of others, and the sum that they hand on."""

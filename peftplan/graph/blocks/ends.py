@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftplan.arch.core import Arch
+from peftplan.arch.core import Arch, Experts
 from peftplan.errors import Unsupported
 from peftplan.graph.blocks.kernels import Loss
 from peftplan.graph.blocks.loss import causal_lm_loss, returned_logits
@@ -39,10 +39,16 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
 
 
 def buffers(arch: Arch, setup: Setup) -> tuple[Tensor, ...]:
-    """Non-persistent buffers: rotary inverse frequencies (twice), Gemma's embedding scale."""
+    """Buffers: rotary inverse frequencies (twice), DeepSeek's corrections of its routers, Gemma's embedding scale."""
     names = ("inv_freq", "original_inv_freq")[: setup.modeling.frequency_tables]
     tables = tuple(Tensor(f"@{n}", (_rotary_width(arch) // 2,), FP32, "buffer") for n in names)
-    return (*tables, Tensor("@embed_scale", (), setup.types.linear, "buffer")) if arch.embed_scale else tables
+    corrections = tuple(
+        Tensor("@e_score_correction_bias", (count, layer.mlp.number), setup.types.linear, "buffer")
+        for layer, count in arch.layers
+        if isinstance(layer.mlp, Experts) and layer.mlp.groups is not None
+    )
+    scale = (Tensor("@embed_scale", (), setup.types.linear, "buffer"),) if arch.embed_scale else ()
+    return (*tables, *corrections, *scale)
 
 
 def _rotary_width(arch: Arch) -> int:

@@ -26,7 +26,7 @@ from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
 from peftplan.graph.ops.float8 import Float8Linear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.fused import Further, Fused
-from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
+from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, Part, RotateHalf, Slice, View, WeightCast
 from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
@@ -62,6 +62,7 @@ __all__ = [
     "Mul",
     "NllLoss",
     "PackedLinear",
+    "Part",
     "RotateHalf",
     "Rsqrt",
     "Scale",
