@@ -106,7 +106,8 @@ def test_what_is_given_is_fixed_and_the_rest_is_open() -> None:
 def test_only_what_is_modelled_is_in_it() -> None:
     for shape in space(attention=None, recompute=None).shapes:
         assert shape.update["offload"] is None
-    assert values(space(attention=None, kernels=None), "kernels") == [None, "liger", "unsloth"]
+    assert values(space(attention=None, kernels=None), "kernels") == [None]
+    assert values(space(kernels="liger"), "kernels") == ["liger"]
     assert values(space(methods="full", rank=None, format=None), "format") == [None]
     assert "flash_attention_2" not in values(space(attention=None, dtype="fp32", format=None), "attention")
 

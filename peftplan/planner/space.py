@@ -30,9 +30,10 @@ FORMATS = ("int8", "nf4")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 RECOMPUTE = ("none", "full")
 ATTENTION = ("sdpa", "flash_attention_2")
-KERNELS = ("liger",)
+KERNELS: tuple[str, ...] = ()
+"""None is offered: whose kernels run is a trainer's to say, and not all can say all. What a job names is kept."""
 OFFLOAD = ("activations",)
-"""Kernels of other packages and the host's memory are for jobs that do not fit: only a smallest change tries them."""
+"""The host's memory is for jobs that do not fit: only a smallest change tries it."""
 GLOBAL_BATCH = 8
 """The Trainer's default micro-batch, where the job says nothing about batches."""
 MOST_SEQUENCES = 64
