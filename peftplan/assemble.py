@@ -13,6 +13,7 @@ from peftplan.graph.blocks.decoder import decoder, module_order
 from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
+from peftplan.graph.float8 import in_float8
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.training_loop import clipping_bytes
@@ -63,7 +64,8 @@ def as_run(case: Case, graph: Graph) -> Graph:
 @lru_cache(maxsize=64)
 def base_graph(arch: Arch, setup: Setup, fmt: Format, compute: DType) -> Graph:
     """The base model's graph as its format holds it. Searches put many methods on one base."""
-    return fmt.apply(decoder(arch, setup), compute, setup.numerics)
+    base = fmt.apply(decoder(arch, setup), compute, setup.numerics)
+    return in_float8(base, setup.numerics) if setup.numerics.float8 else base
 
 
 class Trainees(NamedTuple):
@@ -96,6 +98,11 @@ def trainees(case: Case, graph: Graph) -> Trainees:
     stepped = [w._replace(dtype=masters) for w in weights]
     remembered = stepped if known is graph else [w._replace(dtype=masters) for w in trained(known)]
     return Trainees(weights, stepped, remembered)
+
+
+def host_state_bytes(optimizer: Optimizer, trainees: Trainees, backend: str = "cuda") -> int:
+    """Bytes of the optimizer's states in host memory."""
+    return sum(s.bytes * s.copies for s in optimizer.states(trainees.remembered, backend) if s.host)
 
 
 def state_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda") -> int:

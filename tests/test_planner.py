@@ -35,7 +35,7 @@ WIDE: dict[str, Any] = {
 }
 """Two small layers under a vocabulary whose logits fill a card: verdicts of all kinds, replayed in milliseconds."""
 
-FIXED = {"optimizer": "adamw", "recompute": "none", "attention": "sdpa", "format": "bf16", "rank": 16}
+FIXED = {"optimizer": "adamw", "recompute": "none", "attention": "sdpa", "format": "bf16", "rank": 16, "kernels": "hf"}
 """What keeps a space small; a question leaves one or two of them open."""
 
 

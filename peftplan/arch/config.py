@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from peftplan.arch.core import Activation, Arch, Layer, NormKind
+from peftplan.arch.core import Activation, Arch, Experts, Layer, NormKind
 from peftplan.errors import RequestError, Unsupported
 from peftplan.units import DType, parse_dtype
 
@@ -23,6 +23,10 @@ LONGEST_NAME = 1000
 LARGEST_DEPTH = 10_000
 LARGEST_POSITIONS = 2**40
 
+EXPERTS = (
+    "experts are multiplied in groups (transformers' grouped_mm), so no size depends on how the router spreads tokens; "
+    "temporaries of CUDA's sort and top-k are left out, which says a little too little"
+)
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -183,18 +187,22 @@ class Config:
         embed_scale: bool = False,
         returns_cache: bool = False,
         idle_window: int | None = None,
+        multiplies: bool = False,
     ) -> Arch:
         """The Arch with these layers; `tied` and `max_positions` are what an absent key means."""
+        stack = runs(layers)
         dtype = self.dtype
         notes = self.notes
         if dtype is None:
             notes = (*notes, f"{self.label} states no dtype; float32 is taken, as transformers does")
+        if any(isinstance(layer.mlp, Experts) for layer, _ in stack):
+            notes = (*notes, EXPERTS)
         return Arch(
             name=self.name,
             family=str(self.values["model_type"]),
             hidden=self.size("hidden_size"),
             vocab=self.size("vocab_size"),
-            layers=runs(layers),
+            layers=stack,
             norm=norm,
             tied=self.flag("tie_word_embeddings", tied),
             embed_scale=embed_scale,
@@ -203,6 +211,7 @@ class Config:
             use_cache=self.flag("use_cache", True),
             returns_cache=returns_cache,
             idle_window=idle_window,
+            multiplies=multiplies,
             config=self._json(),
             notes=notes,
         )

@@ -28,6 +28,7 @@ from peftplan.graph.ops import (
     MatMul,
     MeanLast,
     Mul,
+    Part,
     RotateHalf,
     Rsqrt,
     Scale,
@@ -56,6 +57,9 @@ class Numerics:
     backend: str = "cuda"
     capability: tuple[int, int] | None = None
     """The GPU's CUDA compute capability, where one is given."""
+
+    float8: bool = False
+    """Whether the layers' products are torchao's float8 ones."""
 
     @property
     def mask_dtype_is_input(self) -> bool:
@@ -269,6 +273,12 @@ class Builder:
         n = self.name(label)
         out = Tensor(n, shape, x.dtype, _kind_of_part(x), base=x.storage)
         return self._emit(Slice(name=n, ins=(x,), out=out, site=self._site, part=self._part))
+
+    def part(self, x: Tensor, *shape: int, label: str) -> Tensor:
+        """One of the views that torch.split gives."""
+        n = self.name(label)
+        out = Tensor(n, shape, x.dtype, _kind_of_part(x), base=x.storage)
+        return self._emit(Part(name=n, ins=(x,), out=out, site=self._site, part=self._part))
 
     def concat(self, parts: tuple[Tensor, ...], *shape: int, label: str = "cat") -> Tensor:
         n = self.name(label)

@@ -23,7 +23,26 @@ from peftplan.units import DType
 # A kind says what the bytes of a tensor are for; reports group by it.
 WEIGHT, ADAPTER, BUFFER, INPUT, ACTIVATION = "weight", "adapter", "buffer", "input", "activation"
 PARAMS = frozenset({WEIGHT, ADAPTER})
-MODULE_SITES = frozenset({"embed", "q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "shared_gate", "head"})
+MODULE_SITES = frozenset(
+    {
+        "embed",
+        "q",
+        "k",
+        "v",
+        "o",
+        "qkv",
+        "q_a",
+        "q_b",
+        "kv_a",
+        "kv_b",
+        "gate",
+        "up",
+        "down",
+        "gate_up",
+        "shared_gate",
+        "head",
+    }
+)
 """Sites of the projections that formats pack and methods adapt; `router` and `experts` are sites of neither."""
 PENALTY = "penalty"
 """Names regions that are what the loss adds for the weights of others, and the sum that they hand on."""
@@ -73,12 +92,14 @@ class Grad(NamedTuple):
 
     `raw_bytes` is the gradient as the formula computes it (0: the incoming gradient's own storage is handed on);
     the engine then reduces it to the input's shape and casts it to the input's dtype
-    (torch/csrc/autograd/engine.cpp, validate_outputs). `scratch_bytes` are temporaries of the formula.
+    (torch/csrc/autograd/engine.cpp, validate_outputs). `scratch_bytes` are temporaries of the formula. `over` is what
+    the formula writes it over: a value that the op kept, or another of its outputs, whose gradient's storage it takes.
     """
 
     to: Tensor
     raw_bytes: int
     scratch_bytes: int = 0
+    over: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +128,14 @@ class Op(ABC):
     """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
     """Whether its backward has matrix products although its forward runs nothing."""
+    saves_late: ClassVar[bool] = False
+    """Whether it is a Python function, which saves when it has run."""
+
+    @property
+    def also(self) -> tuple[Tensor, ...]:
+        """Outputs besides `out`, whose gradients its backward takes too."""
+        return ()
+
     pieces: ClassVar[int] = 1
     """In how many equal tensors an op's temporaries come."""
 

@@ -42,6 +42,9 @@ the CPU even for parameters on a GPU (unless fused); `gradient` where gradients 
 loop holds on to the model's outputs.
 """
 
+GATHERED = "gathered"
+"""Whole parameters put together from the parts that ranks hold."""
+
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
@@ -112,6 +115,11 @@ def parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
     names, _ = tensor.__tensor_flatten__()
     return tuple(part for name in names for part in parts(getattr(tensor, name)))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """A rank's own part of a tensor that several share; any other as it is."""
+    return tensor._local_tensor if type(tensor).__name__ == "DTensor" else tensor
 
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
@@ -193,11 +201,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return [self._see(part, Place(name, ""), kind) for part in parts(tensor)][-1]
+        return [self._see(part, Place(name, ""), kind) for part in parts(local(tensor))][-1]
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
-        return self._ids.get(tensor.untyped_storage()._cdata)
+        return self._ids.get(local(tensor).untyped_storage()._cdata)
 
     def relabel(self, tensor: torch.Tensor, kind: str, name: str) -> None:
         """Say what a recorded storage turned out to be (a gradient)."""
@@ -300,7 +308,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         found = []
         for number in self.alive:
             born = self.born[number]
-            if number in self.packed and born.kind not in STATIC_KINDS:
+            if number in self.packed and born.kind not in (*STATIC_KINDS, GATHERED):
                 node, place, shape = self.packed[number]
                 op = nodes.get(node) or self._op_of_node.get(node, "")
                 found.append(self._saved(born, op, place, "autograd")._replace(shape=tuple(shape)))
@@ -324,6 +332,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(cls.__name__ == "DTensor" for cls in types):
+            return NotImplemented  # it comes back with a rank's own tensors
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         opened = self._opened.get(str(func))

@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, placing, quantize, recompute
+from peftplan.instruments import adapterhub, build, fakes, placing, prequantized, quantize, recompute, spread
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -41,14 +41,16 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
     mode = _mode(choices, mode)
+    layout = spread.layout_traced(job)
     sole_owner()
-    with quiet():
+    with quiet(), spread.group(layout):
         model = assembled(choices, mode)
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
         with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
+            model = spread.wrap(model, job, layout, build.decoder_layers(model))
             return _run(choices, model, mode, counts)
 
 
@@ -108,7 +110,8 @@ def _count(model: torch.nn.Module) -> dict[str, int]:
     packed = dict(numel(model))
     found = [(packed.get(id(param)), param) for param in model.parameters()]
     sizes = [(quantize.numel(param) if own is None else own, param.requires_grad) for own, param in found]
-    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
+    total = sum(n for n, _ in sizes) + sum(map(prequantized.numel, model.modules()))
+    return {"total": total, "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:

@@ -64,7 +64,7 @@ def unmodelled(layout: Layout) -> str | None:
     """What of a layout no figure is known for yet, or None."""
     mesh = layout.mesh
     missing = {
-        f"data parallelism ({layout.style})": layout.dp > 1 or layout.style not in ("none", "ddp"),
+        f"{layout.style} under a pipeline": layout.pp > 1 and layout.dp > 1 and layout.style not in ("none", "ddp"),
         "tensor parallelism": mesh.tp > 1,
         "context parallelism": mesh.cp > 1,
         "expert parallelism": mesh.ep > 1,

@@ -108,12 +108,15 @@ def _wrapped(ops: tuple[Op, ...], weight: Tensor, key: str, rank: int, on: OnWei
     b = Builder(on.host.numerics, f"{key}.")
     with b.marked(first.site, "down"):
         merged, held = _folded(b, weight, rank, on) if len(weight.shape) == 3 else _summed(b, weight, rank, on)
-    ahead, b.ops = tuple(b.ops), []
+    *ahead, merge = b.ops
+    b.ops.clear()
     with b.marked(first.site, "extra"):
         b.hold(merged, *held)
-    swapped = (replace(op, ins=tuple(merged if t.name == weight.name else t for t in op.ins)) for op in ops)
     part = first.part if isinstance(first, Embedding) else "down"
-    return (*ahead, *(replace(op, part=part) for op in swapped), *b.ops)
+    reader = next(i for i, op in enumerate(ops) if weight in op.ins)  # it is made when it is first read
+    swapped = [replace(op.over(tuple(merged if t.name == weight.name else t for t in op.ins), op.out), part=part)
+               for op in ops]  # fmt: skip
+    return (*ahead, *swapped[:reader], merge, *swapped[reader:], *b.ops)
 
 
 def _weight(b: Builder, on: OnWeights, label: str, number: int, *shape: int) -> Tensor:

@@ -31,8 +31,10 @@ DEFAULTS = {
     "qwen2": ("q_proj", "v_proj", "down_proj"),
     "qwen3": ("q_proj", "v_proj", "down_proj"),
     "gemma": ("q_proj", "v_proj", "down_proj"),
+    "mixtral": ("k_proj", "v_proj", "w2"),
 }
-"""TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING; the feed-forward one of each is down_proj."""
+"""TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING; the feed-forward one of each is the last (Mixtral's is no module
+since transformers 5)."""
 HARMLESS = COMMON | {"init_ia3_weights"}
 
 
@@ -70,7 +72,7 @@ class Ia3(Method):
         if given is None:
             if family not in DEFAULTS:
                 raise RequestError(f"PEFT has no default feedforward_modules for {family}; set them, e.g. down_proj")
-            return ("down_proj",)
+            return DEFAULTS[family][-1:]
         if isinstance(given, tuple) and isinstance(self.target_modules, tuple):
             for name in given:
                 if name not in self.target_modules:

@@ -53,7 +53,7 @@ class Osf(OnLinears):
     no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
     defaults: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
-        ("llama", "mistral", "gemma", "qwen2", "qwen3"), SEVEN
+        ("llama", "mistral", "mixtral", "gemma", "qwen2", "qwen3"), SEVEN
     )
 
     def default_targets(self, family: str) -> Names:

@@ -18,6 +18,7 @@ from peftplan.graph.edit import modules
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "llama": ("q_proj", "v_proj"),
     "mistral": ("q_proj", "v_proj"),
+    "mixtral": ("q_proj", "v_proj"),
     "qwen2": ("q_proj", "v_proj"),
     "qwen3": ("q_proj", "v_proj"),
     "gemma": ("q_proj", "v_proj"),

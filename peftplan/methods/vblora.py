@@ -40,7 +40,9 @@ class Vblora(OnLinears):
     bias: Literal["none", "all", "vblora_only"] = "none"
     title: ClassVar[str] = "VB-LoRA"
     returns_input: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, tuple[str, ...]]] = {k: v for k, v in DEFAULTS.items() if k != "mistral"}
+    defaults: ClassVar[dict[str, tuple[str, ...]]] = {
+        k: v for k, v in DEFAULTS.items() if k not in ("mistral", "mixtral")
+    }
 
     def trained_biases(self) -> str:
         return self.bias

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from peftplan.graph.core import Need, Op
-from peftplan.graph.ops import Add, FusedAttention, PackedLinear
+from peftplan.graph.ops import Add, Float8Linear, FusedAttention, PackedLinear
 from peftplan.step.segments import Segment
 from peftplan.units import DType
+
+FLOAT8_CASTING = 33
+"""Bytes moved for each element that is cast to float8 without torch.compile, from two bytes an element: its absolute
+value made and reduced (6), then fp32 (6), scaled (8), clamped (8), cast (5)."""
 
 
 class Kernel(NamedTuple):
@@ -36,7 +40,7 @@ Ran = Kernel | int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One of `forward`, `recompute`, `backward` over a region, run `count` times in a micro-batch."""
+    """One of `forward`, `recompute`, `backward`, `offload` over a region, run `count` times in a micro-batch."""
 
     name: str
     count: int
@@ -46,6 +50,10 @@ class Pass:
     beyond_cache_bytes: int
     """The part of `plain_bytes` that no cache can spare: each kernel's bytes beyond the cache's."""
     launches: int
+    host_bytes: int = 0
+    """Copied to the host and back."""
+    beside: bool = False
+    """Whether that happens on a stream of its own."""
 
     @property
     def flops(self) -> int:
@@ -69,6 +77,8 @@ def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None, forwa
             again = [ahead[i] for i in part.walk.recomputed_ops()]
             found.append(_forward_pass("recompute", part.count, again, cache))
         found.append(_backward_pass(part, ahead, cache))
+        if sent := part.walk.sent:
+            found.append(_offload_pass(part.count, [s.bytes for s in sent], beside=part.walk.beside))
     return found
 
 
@@ -85,12 +95,22 @@ def _forward_pass(name: str, count: int, ran: Sequence[Ran], cache: int) -> Pass
     )
 
 
+def _offload_pass(count: int, sizes: Sequence[int], *, beside: bool) -> Pass:
+    """Each of them goes to the host in forward and comes back in backward."""
+    return Pass(
+        name="offload", count=count, products=(), plain_bytes=0, beyond_cache_bytes=0, launches=2 * len(sizes),
+        host_bytes=2 * sum(sizes), beside=beside,
+    )  # fmt: skip
+
+
 def _forward(op: Op) -> Ran:
     """Nothing where views are made or names go out of scope. The unpacked copy of a weight is written and read."""
     moved = op.moved_bytes()
     flops = op.flops() if moved else 0
     if not flops:
         return moved
+    if type(op) is Float8Linear:
+        return Kernel(DType.float8, flops, moved + FLOAT8_CASTING * (op.ins[0].numel + op.ins[1].numel), 12)
     dtype = op.ins[0].dtype
     if type(op) is PackedLinear:
         return Kernel(dtype, flops, moved + 2 * op.forward_workspace_bytes, 2)

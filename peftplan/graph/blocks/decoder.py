@@ -1,8 +1,9 @@
 """Llama-shaped decoders as ops, mirroring transformers 5.23 line by line.
 
 modeling_llama.py, modeling_mistral.py, modeling_qwen2.py, modeling_qwen3.py, modeling_gemma.py, modeling_phi3.py,
-modeling_smollm3.py, modeling_mixtral.py, modeling_qwen2_moe.py, modeling_qwen3_moe.py: LlamaDecoderLayer.forward and
-its siblings differ by the switches of `Arch` only. `hold` marks the Python locals that outlive their last use.
+modeling_smollm3.py, modeling_mixtral.py, modeling_qwen2_moe.py, modeling_qwen3_moe.py,
+modeling_granite.py: LlamaDecoderLayer.forward and its siblings differ by the switches of `Arch` only. `hold` marks the
+Python locals that outlive their last use.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from peftplan.arch.core import Arch, Experts, Layer
 from peftplan.graph.blocks.ends import buffers, entrance, final_norm, head
 from peftplan.graph.blocks.experts import sparse
+from peftplan.graph.blocks.latent_attention import latent_attention
 from peftplan.graph.blocks.mlp import gated
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.self_attention import self_attention
@@ -54,16 +56,17 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: Shared, dtype: DType,
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     h = rms_norm(b, arch, setup, x, "input_layernorm")
     with b.scope("self_attn"):
-        o, weights = self_attention(b, arch, layer.attention, setup, shared, h)
+        attend = self_attention if layer.attention.latent is None else latent_attention
+        o, weights = attend(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
-    mid = b.add(x, o, label="residual_attn")
+    mid = _joined(b, arch, x, o, "attn")
     h = rms_norm(b, arch, setup, mid, "post_attention_layernorm")
     with b.scope("mlp"):
         d = sparse(b, layer.mlp, setup, h) if isinstance(layer.mlp, Experts) else gated(b, layer.mlp, setup, h)
     b.hold(h)
     d = b.dropout(d, layer.residual_dropout, label="resid_mlp_dropout")
-    out = b.add(mid, d, label="residual_mlp")
+    out = _joined(b, arch, mid, d, "mlp")
     b.hold(x, mid, *weights)
     cached = ("self_attn.k_cache", "self_attn.v_cache", "self_attn.cache_length")
     lasts = setup.caches or arch.returns_cache
@@ -81,6 +84,15 @@ def _layer(arch: Arch, layer: Layer, setup: Setup, shared: Shared, dtype: DType,
         held=() if lasts else cache,
         taken=tuple(past.values()),
     )
+
+
+def _joined(b: Builder, arch: Arch, residual: Tensor, branch: Tensor, label: str) -> Tensor:
+    """`residual + branch`, or GraniteDecoderLayer's `residual + branch * residual_multiplier`."""
+    if not arch.multiplies:
+        return b.add(residual, branch, label=f"residual_{label}")
+    total = b.add(residual, b.scale(branch, label=f"{label}_multiplied"), label=f"residual_{label}")
+    b.hold(branch)
+    return total
 
 
 def module_order(name: str) -> tuple[int, bool, bool]:

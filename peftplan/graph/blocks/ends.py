@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from peftplan.arch.core import Arch
+from peftplan.arch.core import Arch, Experts
+from peftplan.errors import Unsupported
+from peftplan.graph.blocks.kernels import Loss
+from peftplan.graph.blocks.loss import causal_lm_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
 from peftplan.graph.builder import Builder
@@ -22,6 +25,8 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
     with b.marked("embed"):  # part of the embedding's module
         hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
+    if arch.multiplies:
+        hidden = b.scale(hidden, label="embed_multiplied")
     position = b.make("position_ids", 1, batch.seq, dtype=DType.int64, temporary_bytes=8 * batch.seq)
     if setup.modeling.repeats_positions and batch.size > 1:
         b.make("row_positions", batch.size, batch.seq, dtype=DType.int64, ins=(position,))
@@ -29,14 +34,21 @@ def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     cos, sin = _rotary_tables(b, _rotary_width(arch), setup, position, hidden.dtype)
     shared = Shared(cos=cos, sin=sin, mask=mask, window_mask=window_mask)
     idle = _idle(arch, mask, window_mask)
-    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden, idle=idle), shared
+    leaf = out.name if arch.multiplies else None
+    return Region(name="embed", ops=tuple(b.ops), entry=None, exit=hidden, idle=idle, leaf=leaf), shared
 
 
 def buffers(arch: Arch, setup: Setup) -> tuple[Tensor, ...]:
-    """Non-persistent buffers: rotary inverse frequencies (twice), Gemma's embedding scale."""
+    """Buffers: rotary inverse frequencies (twice), DeepSeek's corrections of its routers, Gemma's embedding scale."""
     names = ("inv_freq", "original_inv_freq")[: setup.modeling.frequency_tables]
     tables = tuple(Tensor(f"@{n}", (_rotary_width(arch) // 2,), FP32, "buffer") for n in names)
-    return (*tables, Tensor("@embed_scale", (), setup.types.linear, "buffer")) if arch.embed_scale else tables
+    corrections = tuple(
+        Tensor("@e_score_correction_bias", (count, layer.mlp.number), setup.types.linear, "buffer")
+        for layer, count in arch.layers
+        if isinstance(layer.mlp, Experts) and layer.mlp.groups is not None
+    )
+    scale = (Tensor("@embed_scale", (), setup.types.linear, "buffer"),) if arch.embed_scale else ()
+    return (*tables, *corrections, *scale)
 
 
 def _rotary_width(arch: Arch) -> int:
@@ -108,5 +120,19 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
-    loss, returned = setup.kernels.loss(b, h, weight, labels, setup.loss)
+    if arch.multiplies:
+        loss, returned = _scaled_loss(b, arch, setup, h, weight, labels)
+    else:
+        loss, returned = setup.kernels.loss(b, h, weight, labels, setup.loss)
     return Region(name="head", ops=tuple(b.ops), entry=h, exit=loss, returned=returned)
+
+
+def _scaled_loss(b: Builder, arch: Arch, setup: Setup, h: Tensor, weight: Tensor, labels: Tensor) -> Loss:
+    """GraniteForCausalLM.forward: the logits are divided by a number before the loss."""
+    if setup.loss in ("fused_head", "chunked", "split") or setup.kernels.owns_loss:
+        raise Unsupported(f"a loss fused with the head on {arch.family}, which scales its logits, is not modelled")
+    with b.marked("head"):
+        logits = b.linear(h, weight, label="lm_head")
+    logits = b.scale(logits, label="logits_scaled")
+    loss = causal_lm_loss(b, logits, labels, h, setup.loss, criterion=setup.kernels.cross_entropy_of)
+    return loss, (returned_logits(setup.loss, logits),)

@@ -23,9 +23,11 @@ from peftplan.graph.ops.elementwise import (
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
+from peftplan.graph.ops.float8 import Float8Linear
 from peftplan.graph.ops.formula import Formula, Hooked
-from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, RotateHalf, Slice, View, WeightCast
-from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve
+from peftplan.graph.ops.fused import Further, Fused
+from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, Part, RotateHalf, Slice, View, WeightCast
+from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve, Unpack
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
@@ -42,7 +44,10 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flattened",
+    "Float8Linear",
     "Formula",
+    "Further",
+    "Fused",
     "FusedAttention",
     "GatedHalves",
     "GroupedLinear",
@@ -57,6 +62,7 @@ __all__ = [
     "Mul",
     "NllLoss",
     "PackedLinear",
+    "Part",
     "RotateHalf",
     "Rsqrt",
     "Scale",
@@ -65,6 +71,7 @@ __all__ = [
     "Solve",
     "Square",
     "Squash",
+    "Unpack",
     "View",
     "WeightCast",
     "internal",
