@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
+from peftplan.assemble import (
+    Trainees,
+    as_run,
+    build_graph,
+    host_state_bytes,
+    state_bytes,
+    step_bytes,
+    trainees,
+    whole_graph,
+)
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -127,7 +136,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     train = rank.trainees if rank is not None else trainees(case, graph)
     static = _static(case, graph, train, rules, rank)
     before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
-    existing = _existing(graph, train, rules, rank, before)
+    existing = _existing(case, graph, train, rules, rank, before)
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
@@ -145,7 +154,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     return Walked(
         case=case,
         graph=graph,
-        whole=graph,
+        whole=whole_graph(case, graph),
         trainees=train,
         rules=rules,
         static=static,
@@ -185,7 +194,7 @@ def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
-    grads = _gradients(cut, later.trainees.weights, later.rules)
+    grads = _gradients(case, cut, later.trainees.weights, later.rules)
     inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
     return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
@@ -239,12 +248,12 @@ def _check_reached(case: Case, step: StepMemory) -> None:
         )
 
 
-def _existing(graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
+def _existing(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
     """Bytes of the gradients of micro-batches before."""
     if before == "none":
         return 0
     if rank is None:
-        return _gradients(graph, train.weights, rules)
+        return _gradients(case, graph, train.weights, rules)
     return sum(map(rules.size, rank.gradients(before)))
 
 
@@ -335,8 +344,10 @@ def has_biased_linears(graph: Graph) -> bool:
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
-def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+def _gradients(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    if case.optimizer.holds_gradients:
+        return 0
     wholes = 0
     for region in graph.regions:
         for op in region.ops:

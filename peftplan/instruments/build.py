@@ -14,10 +14,11 @@ import torch
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, float8, packers, placing, prequantized, quantize, recompute
+from peftplan.instruments import adapterhub, float8, packers, placing, prequantized, quantize, ranks, recompute
 from peftplan.instruments.casting import cast_adapter
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
+from peftplan.layouts import Layout
 from peftplan.process import load_knobs
 
 Mode = Literal["fake", "real"]
@@ -54,6 +55,7 @@ class Choices:
     padded: bool
     recompute: bool
     attention: str
+    layout: Layout
     outputs_until: str
     """When the loop lets go of the model's outputs: at the `loss`, after the `step`, at the `next` step's."""
 
@@ -95,6 +97,7 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         padded=_batching(job) == "padded",
         recompute=recompute.of(job).layers,
         attention=_one_of("attention", job.attention or "sdpa", attention),
+        layout=ranks.layout_of_job(job),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
 
@@ -169,10 +172,12 @@ def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None)
     from transformers import AutoModelForCausalLM
 
     attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
-    with torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced():
+    home = torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced()
+    with home, ranks.untied(choices.layout):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
             config_of(choices), attn_implementation=attention, dtype=choices.dtype
         )
+    model = ranks.spread(model, choices.layout)
     model.tie_weights()
     return model
 
@@ -357,3 +362,10 @@ def peft_config(choices: Choices) -> Any:
 def _as_peft_has_it(value: Any) -> Any:
     """PEFT asks for lists where a Job holds tuples."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

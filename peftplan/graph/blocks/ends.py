@@ -10,7 +10,7 @@ from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Region, Tensor
-from peftplan.graph.ops import Embedding
+from peftplan.graph.spread import embedded
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -18,11 +18,10 @@ FP32 = DType.float32
 
 def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     """LlamaModel.forward up to the first layer: embedding, positions, mask, rotary tables."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     types, batch = setup.types, setup.batch
     weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight")
-    out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
-    b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
+    out = embedded(b, ids, weight, tied=arch.tied)
     with b.marked("embed"):  # part of the embedding's module
         hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
     if arch.multiplies:
@@ -107,7 +106,7 @@ def _idle(arch: Arch, *masks: Tensor | None) -> tuple[str, ...]:
 
 def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
     """The last norm of the backbone."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     out = rms_norm(b, arch, setup, x, "norm")
     b.hold(x)
@@ -116,7 +115,7 @@ def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
 
 def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     """lm_head and the loss."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")

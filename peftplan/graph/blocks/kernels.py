@@ -15,6 +15,7 @@ from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, cross_entropy,
 from peftplan.graph.builder import Builder
 from peftplan.graph.chunked_loss import chunked_loss, split_loss
 from peftplan.graph.core import Graph, Tensor
+from peftplan.graph.spread import entering, gathered, rows_of
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -103,7 +104,8 @@ class Kernels:
             own = chunked_loss if style == "chunked" else split_loss
             return own(b, hidden, head, labels), ()
         with b.marked("head"):
-            logits = b.linear(hidden, head, label="lm_head")
+            logits = b.linear(entering(b, hidden, "head"), rows_of(b, head), label="lm_head")
+            logits = gathered(b, logits, head.shape[0], "head")
         loss = causal_lm_loss(b, logits, labels, hidden, style, criterion=self.cross_entropy_of)
         return loss, (returned_logits(style, logits),)
 
