@@ -4,7 +4,9 @@ Mirrors torchao 0.18.0, quantization/quant_api.py (the configs that transformers
 quantize_/workflows: the module stays a torch.nn.Linear whose weight is a tensor of torchao's class, so PEFT puts its
 plain layers on it (lora/torchao.py, TorchaoLoraLinear, is one of them). F.linear is not one autograd node but the
 operators it is written in, so autograd keeps what these read: the dequantized weight, once per layer.
-`prepare` turns gradient checkpointing on and casts nothing (peft/utils/other.py, prepare_model_for_kbit_training).
+What it hands on is a view; the copy that a sum in place on it costs the backward (C3A, X-LoRA) is not modelled and
+errs low by one input. `prepare` turns gradient checkpointing on and casts nothing (peft/utils/other.py,
+prepare_model_for_kbit_training).
 """
 
 from __future__ import annotations

@@ -122,6 +122,12 @@ def layer_of(module: Module) -> str:
     return next(found, "")
 
 
+def lacks_bias(module: Module) -> bool:
+    """Whether the weight is of one of torchao's own classes, which lora/torchao.py has a layer for: those are computed
+    with by the operators that they are written in, so there is no kernel."""
+    return module.weight.stored_bytes is not None and not any(isinstance(op, PackedLinear) for op in module.ops)
+
+
 def check_plain(module: Module, name: str) -> None:
     """Raises Unsupported where the weight is of a library's tensor class: most operators refuse those."""
     if module.weight.stored_bytes is not None:

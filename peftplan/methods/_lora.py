@@ -15,6 +15,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Tensor
 from peftplan.graph.edit import Module
 from peftplan.graph.ops import Embedding, PackedLinear
+from peftplan.graph.spread import between
 from peftplan.units import DType
 
 UNSET = Tensor("", (), DType.boolean)
@@ -50,6 +51,7 @@ def change(b: Builder, branch: Branch, *, scaled: bool = True) -> Tensor:
     """scaling B(A(dropout(x))), or that before it is `scaled`."""
     with b.marked(branch.module.site, "down"):
         down = b.linear(b.dropout(branch.x, branch.dropout), branch.a, label="lora_A")
+    down = between(b, down, branch.module.site)
     with b.marked(branch.module.site, "up"):
         up = b.linear(down, branch.up, branch.bias, label="lora_B")
         return b.scale(up) if scaled else up

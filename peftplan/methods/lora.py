@@ -21,12 +21,13 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import BUFFER, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
+from peftplan.graph.mesh import Mesh
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
 from peftplan.methods._expert_targets import converted, converts, read_choice
-from peftplan.methods._linears import BACKENDS, layer_of, packed, sees_autocast
+from peftplan.methods._linears import BACKENDS, lacks_bias, layer_of, packed, sees_autocast
 from peftplan.methods._lora import (
     CONVERTED,
     BdLora,
@@ -128,6 +129,7 @@ class Lora(OnLinears):
     title: ClassVar[str] = "LoRA"
     layers: ClassVar[frozenset[str]] = BACKENDS | {"eetq"}
     on_packed: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     @property
     def _counts(self) -> Counts:
@@ -135,6 +137,8 @@ class Lora(OnLinears):
         return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
+        if host.mesh.tp > 1:
+            self._check_split()
         if converts(host.arch.family):
             return self._converted(graph, host.arch.family)._put_on(graph, host)
         return self._put_on(graph, host)
@@ -215,6 +219,13 @@ class Lora(OnLinears):
         if len(asked) > 1:
             raise RequestError(f"PEFT does not combine {' and '.join(asked)} in one LoRA; leave one out")
 
+    def _check_split(self) -> None:
+        """What PEFT cannot put on split layers: their copies and variants mix whole tensors and parts."""
+        asked = [name for name in self._variants() if name != MICA]
+        asked += [n for n in ("modules_to_save", "target_parameters", "trainable_token_indices") if getattr(self, n)]
+        if asked:
+            raise RequestError(f"method.{asked[0]}: PEFT has none on split layers; leave it out, or use --layout fsdp")
+
     def _check_on_weights(self) -> None:
         asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
         if asked:
@@ -242,7 +253,9 @@ class Lora(OnLinears):
         if self.use_qalora:
             self._check_pooling(module, layer)
         kernel = packed(module) if layer not in ("gptq", *CONVERTED) else None
-        self._check_module(module, size, layer, kernel)
+        if host.mesh.split(module.site) != "whole" and module.site == "head":
+            raise RequestError("PEFT adapts no lm_head that ranks share; leave it out of --target-modules")
+        self._check_module(module, size, layer, kernel, host.mesh)
         b, base = builder(module, host)
         casts = (kernel is None and layer not in CONVERTED) or not sees_autocast(host)
         with b.marked(module.site, "down"):
@@ -336,12 +349,13 @@ class Lora(OnLinears):
                 f"{module.path}; use a divisor"
             )
 
-    def _check_module(self, module: Module, rank: int, layer: str, kernel: PackedLinear | None) -> None:
-        small = min(module.in_features, module.out_features)
-        if rank > small and module.site != "shared_gate":  # which has one output, and PEFT's all-linear adapts it
+    def _check_module(self, module: Module, rank: int, layer: str, kernel: PackedLinear | None, mesh: Mesh) -> None:
+        out, wide = mesh.whole(module.site, module.out_features, module.in_features)
+        if rank > min(out, wide) and module.site != "shared_gate":
+            # The shared expert's gate has one output, and PEFT's all-linear adapts it.
             raise RequestError(
-                f"--rank {rank} is larger than the smaller side of {module.path} "
-                f"({module.out_features}x{module.in_features}); use at most {small}"
+                f"--rank {rank} is larger than the smaller side of {module.path} ({out}x{wide}); use at most "
+                f"{min(out, wide)}"
             )
         variants = [name for name in self._variants() if name != MICA]
         if variants and layer in ("gptq", *CONVERTED):
@@ -349,6 +363,12 @@ class Lora(OnLinears):
         if layer in ("gptq", *CONVERTED):
             check_start(self.init_lora_weights, layer)
         asked = [name for name in self._variants() if name != "use_dora"]
+        if kernel is not None and kernel.layer == "eetq" and self.use_dora:
+            raise RequestError("PEFT has no DoRA for EETQ's layers (lora/eetq.py); use an unquantized --format")
+        if self.lora_bias and (lacks_bias(module) if kernel is None else kernel.layer == "hqq"):
+            raise RequestError(
+                "method.lora_bias=true: PEFT has no such bias on hqq's and torchao's layers; leave it out"
+            )
         if asked and kernel is not None:
             raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")
 
