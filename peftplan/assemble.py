@@ -98,6 +98,11 @@ def trainees(case: Case, graph: Graph) -> Trainees:
     return Trainees(weights, stepped, remembered)
 
 
+def host_state_bytes(optimizer: Optimizer, trainees: Trainees, backend: str = "cuda") -> int:
+    """Bytes of the optimizer's states in host memory."""
+    return sum(s.bytes * s.copies for s in optimizer.states(trainees.remembered, backend) if s.host)
+
+
 def state_bytes(optimizer: Optimizer, trainees: Trainees, size: Size, backend: str = "cuda") -> int:
     """Optimizer states that live on the device between steps, and the copies that it steps over."""
     states = sum(size(s.bytes) * s.copies for s in optimizer.states(trainees.remembered, backend) if not s.host)

@@ -51,7 +51,8 @@ def pace(
     `tokens_per_second` counts padded tokens of all replicas. `mfu` is the forward and backward FLOPs that the method
     needs, without recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype.
     In `breakdown`, `compute` holds the matrix products and the waits for the host's launches, `memory` all
-    other traffic, `exposed` waits for other GPUs; they sum to the expected time.
+    other traffic on the device, `offload` copies to the host and back, `exposed` waits for other GPUs; they sum to the
+    expected time.
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
@@ -110,7 +111,7 @@ def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu, stretch: float) 
             "compute": found.compute + found.launching,
             "memory": found.memory,
             "communication": 0.0,
-            "offload": 0.0,
+            "offload": found.offload,
             "exposed": expected - found.expected,
         },
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, state_bytes, step_bytes, trainees
+from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -17,6 +17,7 @@ from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
 from peftplan.layouts.stages import stages
+from peftplan.layouts.units import Before
 from peftplan.optimizers.base import Trained
 from peftplan.pace import pace
 from peftplan.reserve import usage
@@ -30,6 +31,7 @@ from peftplan.result import (
     Parameters,
     RankMemory,
 )
+from peftplan.spread import BEFORE, Spread, spread
 from peftplan.staged import Chunk, bubble, labels, rank_step
 from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
@@ -57,6 +59,8 @@ class Walked:
     """What lives between steps, by kind."""
     step: StepMemory
     existing_grad_bytes: int
+    spread: Spread | None = None
+    """What its layout makes of its weights, where replicas share them."""
     ranks: tuple[RankMemory, ...] = ()
     """Every distinct rank, where they differ."""
     replayed: Graph | None = None
@@ -119,18 +123,23 @@ def _walk(case: Case) -> Walked:
 def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = None) -> Walked:
     """One step over a graph that one rank holds."""
     rules = _rules(case)
-    train = trainees(case, graph)
-    static = _static(case, graph, train, rules)
-    existing = _gradients(graph, train.weights, rules) if case.loop.grads_exist else 0
+    rank = spread(case, graph)
+    train = rank.trainees if rank is not None else trainees(case, graph)
+    static = _static(case, graph, train, rules, rank)
+    before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
+    existing = _existing(graph, train, rules, rank, before)
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
         recompute=case.recompute,
         rules=rules,
-        loop=case.loop,
+        loop=replace(case.loop, grads_exist=before == "whole") if rank is not None else case.loop,
         existing_grad_bytes=existing,
         entry_requires_grad=case.recompute.layers if entry_requires_grad is None else entry_requires_grad,
+        sharding=rank.sharding(before) if rank is not None else None,
     )
+    if case.format.cuts and case.method.backward:
+        _check_reached(case, step)
     _optimizer_phase(case, step, train, rules)
     _between(case, step, graph, rules)
     return Walked(
@@ -142,6 +151,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
         static=static,
         step=step,
         existing_grad_bytes=existing,
+        spread=rank,
     )
 
 
@@ -167,13 +177,17 @@ def _walk_pipeline(case: Case, graph: Graph) -> Walked:
 
 
 def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked, Chunk]:
-    """A stage's first micro-batch and a later one."""
+    """A stage's first micro-batch and a later one. The output of the last stage is a name that the next rebinds; that
+    of others is held anyway."""
+    until = "next" if cut.regions[-1].is_head else "loss"
+    case = replace(case, loop=replace(case.loop, outputs_until=until))
     later = first = _walk_graph(case, cut, entry_requires_grad=entry_requires_grad)
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
     grads = _gradients(cut, later.trainees.weights, later.rules)
-    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, rules=later.rules)
+    inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
+    return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
 
 def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Chunk]]) -> Walked:
@@ -213,6 +227,25 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
     return RankMemory(
         rank=label, peak_bytes=walked.step.peak.bytes, reserved_bytes=None, device_bytes=None, static_bytes=static
     )
+
+
+def _check_reached(case: Case, step: StepMemory) -> None:
+    """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
+    head = next(segment for segment in step.segments if segment.region.is_head)
+    if head.region.exit.name not in head.walk.need:
+        raise RequestError(
+            f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
+            "ones too (--target-modules o_proj,down_proj), or quantize weights alone"
+        )
+
+
+def _existing(graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
+    """Bytes of the gradients of micro-batches before."""
+    if before == "none":
+        return 0
+    if rank is None:
+        return _gradients(graph, train.weights, rules)
+    return sum(map(rules.size, rank.gradients(before)))
 
 
 def read(job: Job) -> Reading:
@@ -261,13 +294,18 @@ def _rules(case: Case) -> Rules:
     return Rules()
 
 
-def _static(case: Case, graph: Graph, train: Trainees, rules: Rules) -> dict[str, int]:
+def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None) -> dict[str, int]:
     """What lives between steps, by kind."""
     size = rules.size
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
-    for t, count in graph.params():
-        kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers)
+    if rank is None:
+        for t, count in graph.params():
+            kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+    else:
+        for one in rank.held:
+            kinds[one.kind] += sum(map(size, one.sizes)) * one.times
+        kinds["bucket"] = sum(map(size, rank.buffers))
+    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
     kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
     kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
     if case.job.backend == "cuda":
@@ -327,7 +365,7 @@ def _parameters(graph: Graph) -> Parameters:
 
 
 def _memory(walked: Walked) -> Memory:
-    static, step = walked.static, walked.step
+    case, static, step = walked.case, walked.static, walked.step
     peak = step.peak
     kinds = {**static, "gradient": peak.grad_bytes, "activation": peak.saved_bytes}
     kinds["temporary"] = peak.bytes - sum(kinds.values())
@@ -342,6 +380,7 @@ def _memory(walked: Walked) -> Memory:
             **{name: p.bytes for name, p in step.phases.items()},
         },
         per_rank=walked.ranks,
+        host_bytes=step.host_bytes + host_state_bytes(case.optimizer, walked.trainees, case.job.backend),
     )
 
 
@@ -371,7 +410,7 @@ def _on_device(walked: Walked, memory: Memory, gpu: Gpu | None) -> tuple[Memory,
         card = usable_bytes(gpu).bytes if gpu is not None else None
         limit = card - context.bytes if card is not None else None
         graph, workspaces = walked.replayed or walked.graph, walked.static.get("workspace", 0)
-        found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside)
+        found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside, rank=walked.spread)
         reserved = found.peak_reserved_bytes
         return Held(reserved, reserved + context.bytes)
 

@@ -23,7 +23,10 @@ class AllocatorKnobs:
     """The rest are settings of PYTORCH_CUDA_ALLOC_CONF under their own names; the defaults are torch's."""
     max_split_size_mb: int | None = None
     garbage_collection_threshold: float | None = None
+    """Does nothing without `memory_fraction`."""
     roundup_power2_divisions: int | None = None
+    memory_fraction: float | None = None
+    """Share of the card that the allocator may reserve (torch.cuda.set_per_process_memory_fraction)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +65,8 @@ def _check_conf(knobs: AllocatorKnobs) -> None:
         raise RequestError(f"allocator.max_split_size_mb={split}: torch takes more than 20 (its large segments)")
     if threshold is not None and not 0 < threshold < 1:
         raise RequestError(f"allocator.garbage_collection_threshold={threshold}: give a share between 0 and 1")
+    if knobs.memory_fraction is not None and not 0 < knobs.memory_fraction <= 1:
+        raise RequestError(f"allocator.memory_fraction={knobs.memory_fraction}: give a share of the card up to 1")
     if divisions is not None and (divisions < 1 or divisions & (divisions - 1)):
         raise RequestError(f"allocator.roundup_power2_divisions={divisions}: torch takes powers of 2")
 

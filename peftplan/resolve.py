@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from peftplan import formats, kernels, methods
 from peftplan import recompute as policies
@@ -22,6 +22,8 @@ from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
 from peftplan.layouts import SINGLE, Layout, Pipeline, check, knobs_of, layout_of, stated_world, unmodelled
+from peftplan.layouts.styles import style_of
+from peftplan.layouts.units import Style
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.notes import Notes
@@ -61,6 +63,13 @@ PREFIXES = (
 )
 
 
+class HeldAs(NamedTuple):
+    """A setup and a host as they are for weights between steps."""
+
+    setup: Setup
+    host: Host
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A resolved job and the objects its names stand for."""
@@ -68,6 +77,12 @@ class Case:
     job: Job
     arch: Arch
     layout: Layout
+    style: Style | None
+    """How data-parallel ranks share weights; None where there is one replica."""
+    held: HeldAs | None
+    """What weights are between steps, where operations read them in another dtype."""
+    upcasts: bool
+    """Whether trainable half-precision weights are held in fp32, whatever that says."""
     setup: Setup
     host: Host
     method: Method
@@ -104,11 +119,12 @@ def resolve(job: Job) -> Case:
     if projection(job) is not None:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
-    gpus, layout = _layout(job, arch, seq_len, notes)
+    gpus, layout, style = _layout(job, arch, seq_len, notes)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
     numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
-    compute = autocast or dtype
+    gathered = style.gathers_in(autocast) if style is not None else None
+    compute = autocast or gathered or dtype
     setup = Setup(
         batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
         types=replace(weight_types(dtype, compute, fmt), opaque=fmt.opaque(numerics)),
@@ -129,6 +145,9 @@ def resolve(job: Job) -> Case:
         recomputes=recompute.layers,
     )
     _note_new_dtype(host, method, notes)
+    held = HeldAs(setup, host)
+    if style is not None and gathered is not None:
+        setup, host = _gathered(held, gathered, fmt, new=style.gathers_new)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -150,6 +169,9 @@ def resolve(job: Job) -> Case:
         job=job.model_copy(update=decided),
         arch=arch,
         layout=layout,
+        style=style,
+        held=held if gathered is not None else None,
+        upcasts=style is not None and style.upcasts(mixed=autocast is not None, packed=fmt.packed),
         setup=setup,
         host=host,
         method=method,
@@ -173,26 +195,50 @@ def _batch(job: Job, arch: Arch, notes: Notes) -> tuple[int, Batching]:
     return seq_len, batching
 
 
-def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layout]:
-    """(GPUs of a node, how they are used). One GPU is what nobody asked for: a layout of more then says how many."""
+def held_case(case: Case) -> Case:
+    """The case with weights as they are between steps."""
+    if case.held is None:
+        return case
+    return replace(case, setup=case.held.setup, host=case.held.host, held=None)
+
+
+def _gathered(held: HeldAs, dtype: DType, fmt: Format, *, new: bool) -> HeldAs:
+    """The same with every weight that is not packed in the dtype that operations read it in; a method's own too where
+    `new`, or else as it is held."""
+    types = replace(held.setup.types, norm=dtype, embedding=dtype, head=dtype, bias=dtype)
+    if not fmt.packed:
+        types = replace(types, linear=dtype)
+    setup = replace(held.setup, types=types)
+    own = dtype if new else held.host.new_dtype
+    return HeldAs(setup, replace(held.host, adapter_dtype=own, base_dtype=dtype))
+
+
+def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layout, Style | None]:
+    """(GPUs of a node, how they are used, how replicas share weights).
+
+    One GPU is what nobody asked for: a layout of more then says how many.
+    """
     gpus = job.gpus
     if job.gpus * job.nodes == 1:
         if job.layout is None and not job.knobs("layout"):
-            return 1, SINGLE
+            return 1, SINGLE, None
         gpus = stated_world(job.layout)
         if gpus > 1:
             notes.add("gpus", gpus, f"as many as --layout {job.layout} takes, in one node; give --gpus and --nodes")
     elif job.layout is None:
         notes.add("layout", "ddp", "torchrun's default for several GPUs: a replica on each")
-    own, style = knobs_of(job.knobs("layout"))
+    own, knobs = knobs_of(job.knobs("layout"))
     layout = layout_of(job.layout, gpus=gpus, nodes=job.nodes, settings=configure(Pipeline, own, what="layout"))
-    if style:
-        raise UnknownName("setting of layout", next(iter(style)), Pipeline.__dataclass_fields__)
     check(layout, arch, job.grad_accum, seq_len)
+    if layout.pp > job.grad_accum:
+        why = (
+            "micro-batches a step: fewer than stages leave GPUs idle, and torch's 1F1B refuses them; raise --grad-accum"
+        )
+        notes.add("grad_accum", job.grad_accum, why)
     missing = unmodelled(layout)
     if missing is not None:
         raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
-    return gpus, layout
+    return gpus, layout, style_of(layout.style, knobs)
 
 
 def _attention(job: Job, notes: Notes) -> str:
@@ -210,11 +256,18 @@ def _kernels(
     """Whose kernels run, if they run on this."""
     made = kernels.make(job.kernels or "hf", job.knobs("kernels"))
     if made.owns_loss and "loss.style" in job.settings:
-        raise RequestError(f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}")
+        raise RequestError(
+            f"loss.style={job.settings['loss.style']}: the loss is that of --kernels {job.kernels}; leave it out"
+        )
     knobs = {name: method.knob(name) for name in method.__dataclass_fields__}
     made.check(
         kernels.Asked(
-            arch=arch, method=method_name, knobs=knobs, format=job.format or "", autocast=autocast, packed=fmt.packed
+            arch=arch,
+            method=methods.resolve_name(method_name)[0],
+            knobs=knobs,
+            format=job.format or "",
+            autocast=autocast,
+            packed=fmt.packed,
         )
     )
     return made
@@ -263,8 +316,8 @@ def _check_settings(job: Job) -> None:
 def _check_unmodelled(job: Job) -> None:
     if job.task != "train":
         raise Unsupported(f"--task {job.task} is not modelled yet; only train is")
-    if job.offload not in (None, "none"):
-        raise Unsupported(f"--offload {job.offload} is not modelled yet")
+    if job.offload not in (None, "none", "activations"):
+        raise Unsupported(f"--offload {job.offload} is not modelled yet; activations is")
     if knobs := job.knobs("precision"):
         raise Unsupported(f"precision.{next(iter(knobs))}: no setting of precision is modelled yet; leave it out")
 
@@ -335,7 +388,7 @@ def _recompute(job: Job, method_name: str, method: Method, fmt: Format, notes: N
         "peft.prepare_model_for_kbit_training turns gradient checkpointing on" if prepared else "transformers' default"
     )
     name = notes.default(job.recompute, "recompute", "full" if prepared else "none", why)
-    policy = policies.make(name, job.knobs("recompute"))
+    policy = policies.make(name, job.knobs("recompute"), offload=job.offload)
     if policy.layers and not method.checkpoints:
         raise Unsupported(f"PEFT cannot run {method_name} with gradient checkpointing; use --recompute none")
     if policy.reentrant and not method.reentrant:

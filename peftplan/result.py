@@ -92,6 +92,8 @@ class Memory(_Frozen):
     at_peak_phase: str
     phases: dict[str, int]
     kv_cache_bytes: int | None = None
+    host_bytes: int | None = None
+    """In host memory during a step: activations that wait there for backward, optimizer states that live there."""
     per_rank: tuple[RankMemory, ...] = ()
     _held: Late[Held] = PrivateAttr(default_factory=lambda: Late(lambda: Held(None, None)))
 

@@ -1,11 +1,13 @@
 """The memory of a pipeline's rank, from the steps of its chunks: how many micro-batches each holds when.
 
 torch.distributed.pipelining (2.13, stage.py): buffers for what is received, hidden states and their gradients, are
-made for every micro-batch of a step and stay; a stage's output is held until its backward. Megatron-Core receives into
-a new tensor each time and empties outputs when they are sent (pipeline_parallel/schedules.py,
-deallocate_output_tensor).
-Where gradients of weights come apart from those of inputs (zero bubble), a micro-batch is taken to be held whole until
-both are there: errs high.
+made for every micro-batch of a step and stay; a stage's output is held until its backward, the last one's until the
+next forward has returned; the gradient sent last is held until the next one is; token ids and labels of all
+micro-batches are there from the start. Megatron-Core receives into a new tensor each time and empties outputs when
+they are sent (pipeline_parallel/schedules.py, deallocate_output_tensor).
+Where gradients of weights come apart from those of inputs (zero bubble), what a forward held stays until both are
+there, with the gradients of the outputs of whatever has weights (_backward.py, stage_backward_input): errs either way
+by a few percent.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Chunk:
     later: StepMemory
     grad_bytes: int
     """Gradients between micro-batches."""
+    input_bytes: int
+    """Token ids, labels and masks of a micro-batch."""
     rules: Rules
 
     @property
@@ -44,6 +48,16 @@ class Chunk:
         """The hidden state that goes out, none where the stage ends with the loss."""
         region = self.later.segments[-1].region
         return 0 if region.is_head else self.rules.size(region.exit.nbytes)
+
+    @property
+    def put_off_bytes(self) -> int:
+        """Gradients of the outputs of all that has trained weights."""
+        return sum(
+            part.count * self.rules.size(op.out.logical_bytes)
+            for part in self.later.segments
+            for op in part.region.ops
+            if any(t.is_param and t.trainable for t in op.ins)
+        )
 
     @property
     def keeps_received(self) -> bool:
@@ -104,6 +118,9 @@ def _peaks(layout: Layout, chunks: Sequence[Chunk], moment: Moment, static: int)
     existing = chunk.grad_bytes if moment.begun[moment.chunk] else 0
     grads = sum(c.grad_bytes for c, begun in zip(chunks, moment.begun, strict=True) if begun)
     held = sum(count * _held_bytes(layout, c) for c, count in zip(chunks, moment.held, strict=True))
+    others = [n - (moment.work != "forward" and c is chunk) for n, c in zip(moment.waiting, chunks, strict=True)]
+    held += sum(n * _held_bytes(layout, c) for n, c in zip(others, chunks, strict=True) if n > 0)
+    held += sum(n * c.put_off_bytes for n, c in zip(moment.waiting, chunks, strict=True))
     found = []
     for phase in (step.phases[name] for name in _PHASES[moment.work] if name in step.phases):
         own = phase.bytes - step.static_bytes - existing - _counted_twice(layout, chunk, moment)
@@ -118,17 +135,19 @@ def _peaks(layout: Layout, chunks: Sequence[Chunk], moment: Moment, static: int)
 
 
 def _buffers(layout: Layout, chunks: Sequence[Chunk], micro_batches: int) -> int:
-    """What is received into, made once for all micro-batches."""
+    """What is received into, and the batch, made once for all micro-batches; the gradient sent last."""
     if layout.framework == "megatron":
         return 0
-    return micro_batches * sum(chunk.received_bytes + chunk.sent_bytes for chunk in chunks)
+    received = sum(chunk.received_bytes + chunk.sent_bytes for chunk in chunks)
+    waiting = max(chunk.received_bytes for chunk in chunks) if micro_batches > 1 else 0
+    return micro_batches * (received + chunks[0].input_bytes) + waiting
 
 
 def _held_bytes(layout: Layout, chunk: Chunk) -> int:
     """What a micro-batch that waits for its backward holds, beyond buffers."""
     if layout.framework == "megatron":
         return chunk.later.held_bytes - chunk.sent_bytes
-    return chunk.later.held_bytes - chunk.received_bytes * chunk.keeps_received
+    return chunk.later.held_bytes - chunk.input_bytes - chunk.received_bytes * chunk.keeps_received
 
 
 def _counted_twice(layout: Layout, chunk: Chunk, moment: Moment) -> int:
@@ -136,8 +155,8 @@ def _counted_twice(layout: Layout, chunk: Chunk, moment: Moment) -> int:
     if layout.framework == "megatron":
         return chunk.sent_bytes if moment.work != "forward" else 0
     if moment.work == "forward":
-        return chunk.received_bytes
-    return chunk.received_bytes * chunk.keeps_received + chunk.sent_bytes
+        return chunk.input_bytes + chunk.received_bytes
+    return chunk.input_bytes + chunk.received_bytes * chunk.keeps_received + chunk.sent_bytes
 
 
 def _saved(layout: Layout, rank: int, chunks: Sequence[Chunk], micro_batches: int) -> int:

@@ -12,6 +12,7 @@ from peftplan.step.allocator import (
     CachingAllocator,
     Event,
     block_bytes,
+    divided_bytes,
     fresh_block_bytes,
     segment_bytes,
     steady_usage,
@@ -177,6 +178,85 @@ def test_what_does_not_fit_is_counted_all_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "divisions", "block"),
+    [
+        (1200, 4, 1536),  # at most 512 B times the divisions: rounded to 512 B
+        (2049, 4, 2560),
+        (5 * MIB, 4, 5 * MIB),
+        (5 * MIB + 1, 4, 6 * MIB),
+        (9 * MIB, 8, 9 * MIB),
+        (9 * MIB + 1, 8, 10 * MIB),
+        (3 * MIB + 1, 1, 3 * MIB + 512),
+        (4 * MIB, 2, 4 * MIB),
+        (5 * MIB, 2, 6 * MIB),
+    ],
+)
+def test_requests_round_up_to_a_division_between_powers_of_2(request_bytes: int, divisions: int, block: int) -> None:
+    """As the comment above roundup_power2_next_division has it: 1200 among 4 divisions of 1024 would be 1280."""
+    assert divided_bytes(request_bytes, divisions) == block
+    settings = AllocatorSettings(roundup_power2_divisions=divisions)
+    assert allocator(request_bytes, settings=settings).allocated_bytes == block
+
+
+def collecting(start: int, *sizes: int) -> CachingAllocator:
+    return allocator(*sizes, settings=AllocatorSettings(collects_from_bytes=start))
+
+
+def test_old_free_segments_go_back_before_a_new_one_is_made() -> None:
+    """Segments of 60 and 40 MiB are free; the first for two searches more. Its age is above the average: it goes."""
+    held = collecting(50 * MIB, 60 * MIB, 40 * MIB)
+    held.free(0)
+    held.alloc(2, 70 * MIB)
+    assert held.reserved_bytes == 110 * MIB, "60 MiB were given back"
+    held.free(1)
+    held.alloc(3, 12 * MIB)
+    assert held.reserved_bytes == 110 * MIB, "what is cached and fits is used before anything is collected"
+
+
+def test_nothing_is_collected_below_the_threshold_or_from_split_segments() -> None:
+    below = collecting(200 * MIB, 60 * MIB)
+    below.free(0)
+    below.alloc(1, 70 * MIB)
+    assert below.reserved_bytes == 130 * MIB
+    split = collecting(10 * MIB, 60 * MIB)
+    split.free(0)
+    split.alloc(1, 20 * MIB)
+    split.alloc(2, 70 * MIB)
+    assert split.reserved_bytes == 130 * MIB
+
+
+def test_collecting_goes_on_until_enough_is_back() -> None:
+    """The oldest first; the second round takes what is then the oldest."""
+    held = collecting(30 * MIB, 30 * MIB, 32 * MIB, 34 * MIB)
+    for identity in range(3):
+        held.free(identity)
+        held.alloc(10 + identity, MIB)
+    held.alloc(20, 40 * MIB)
+    assert held.reserved_bytes == 40 * MIB + 4 * MIB
+
+
+def test_a_full_card_gets_an_oversize_block_back_first() -> None:
+    """With max_split_size_mb the smallest free oversize block that is large enough; the others stay cached."""
+    settings = AllocatorSettings(max_split_bytes=50 * MIB, capacity_bytes=300 * MIB)
+    held = allocator(60 * MIB, 100 * MIB, 80 * MIB, 20 * MIB, settings=settings)
+    for identity in range(4):
+        held.free(identity)
+    held.alloc(4, 40 * MIB)
+    assert held.reserved_bytes == 300 * MIB
+    held.alloc(5, 45 * MIB)
+    assert held.reserved_bytes == 300 * MIB - 60 * MIB + 46 * MIB
+
+
+def test_several_oversize_blocks_go_back_where_none_is_large_enough() -> None:
+    settings = AllocatorSettings(max_split_bytes=50 * MIB, capacity_bytes=300 * MIB)
+    held = allocator(60 * MIB, 100 * MIB, 80 * MIB, 20 * MIB, settings=settings)
+    for identity in range(4):
+        held.free(identity)
+    held.alloc(4, 150 * MIB)
+    assert held.reserved_bytes == 260 * MIB - 180 * MIB + 150 * MIB
+
+
 def test_identities_are_checked() -> None:
     held = allocator(512)
     with pytest.raises(ValueError, match="0 is allocated already"):
@@ -204,10 +284,22 @@ def as_events(lives: list[tuple[int, int]]) -> list[Event]:
     return [event for when, event in sorted(timed, key=lambda item: item[0]) if when < len(lives)]
 
 
-@given(LIVES, st.booleans())
-def test_reserved_covers_allocated_and_everything_comes_back(lives: list[tuple[int, int]], expandable: bool) -> None:
+SETTINGS = st.builds(
+    AllocatorSettings,
+    expandable_segments=st.booleans(),
+    max_split_bytes=st.sampled_from([None, 21 * MIB, 64 * MIB]),
+    roundup_power2_divisions=st.sampled_from([None, 1, 2, 4, 16]),
+    collects_from_bytes=st.sampled_from([None, 1, 100 * MIB]),
+    capacity_bytes=st.sampled_from([None, 300 * MIB]),
+)
+
+
+@given(LIVES, SETTINGS)
+def test_reserved_covers_allocated_and_everything_comes_back(
+    lives: list[tuple[int, int]], settings: AllocatorSettings
+) -> None:
     events = as_events(lives)
-    held = CachingAllocator(AllocatorSettings(expandable_segments=expandable))
+    held = CachingAllocator(settings)
     usage = held.run(events)
     freed = {identity for identity, size in events if size is None}
     left = [identity for identity in range(len(lives)) if identity not in freed]
@@ -218,3 +310,17 @@ def test_reserved_covers_allocated_and_everything_comes_back(lives: list[tuple[i
         held.free(identity)
     held.empty_cache()
     assert (held.allocated_bytes, held.reserved_bytes) == (0, 0)
+
+
+@given(LIVES)
+def test_collecting_and_finer_rounding_never_reserve_more_than_they_must(lives: list[tuple[int, int]]) -> None:
+    """What is collected lowers what is held at the end; more divisions never round a request up further."""
+    events = as_events(lives)
+    plain = CachingAllocator().run(events)
+    eager = CachingAllocator(AllocatorSettings(collects_from_bytes=1)).run(events)
+    assert eager.allocated_bytes <= eager.reserved_bytes
+    assert eager.peak_reserved_bytes >= plain.peak_allocated_bytes - len(lives) * MIB
+    for size, _ in lives:
+        rounded = [divided_bytes(size, divisions) for divisions in (2, 4, 8, 16)]
+        assert rounded == sorted(rounded, reverse=True)
+        assert block_bytes(size) <= rounded[-1]

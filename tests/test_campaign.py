@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ pytest.importorskip("peft")
 
 from peftplan.accuracy import compare
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError
-from peftplan.instruments import campaign_run
+from peftplan.instruments import build, campaign_run
 from peftplan.instruments.campaign import Campaign, parse_seconds, read
 from peftplan.instruments.campaign_run import Outcome, Report, run
 from peftplan.pipeline import estimate
 from peftplan.records import Record, load
+from peftplan.units import GIB
 
 pytestmark = pytest.mark.trace
 CONFIG = {
@@ -29,7 +32,7 @@ CONFIG = {
 FILE: dict[str, Any] = {
     "schema": "peftplan.campaign/1",
     "name": "tiny",
-    "warm_up": 1,
+    "warm_up": 2,
     "timed": 1,
     "base": {"model": "tiny", "config": CONFIG, "micro_batch": 2, "seq_len": 16, "set": {"model.use_cache": False}},
     "runs": [
@@ -283,3 +286,43 @@ def test_the_module_reads_its_file_first(tmp_path: Path, capsys: pytest.CaptureF
     assert campaign_run.main([str(tmp_path / "nowhere.yaml"), "--out", str(tmp_path)]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
     assert issubclass(BadFile, PeftplanError)
+
+
+# -- the campaigns that are there -------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "profiles" / "campaigns").glob("*.yaml"))
+CARD_BYTES = 78 * GIB
+"""Of an H100 with 80 GB, the smallest card they are for."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_committed_campaign_runs_on_one_large_card(path: Path) -> None:
+    """Every job is one that the instrument builds, fits, and is quick; those under a limit lie on both sides of it."""
+    found = read(path, device="cuda")
+    assert found.budget_seconds is not None
+    assert found.budget_seconds < 600
+    answers = [(planned, estimate(planned.job)) for planned in found.runs]
+    for planned, answer in answers:
+        build.decide(answer.job, build.CUDA_ATTENTION)
+        assert answer.memory.peak_bytes < CARD_BYTES, planned.name
+    limits = {planned.settings.limit_bytes for planned, _ in answers}
+    for size in (size for size in limits if size is not None):
+        fits = {answer.memory.peak_bytes < size for planned, answer in answers if planned.settings.limit_bytes == size}
+        assert fits == {True, False}
+
+
+def test_measuring_needs_neither_typer_nor_rich_nor_torch_in_the_parent() -> None:
+    names = ("typer", "rich", "torch", "peft", "transformers")
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({names!r}))"
+    code = f"{blocked}; from peftplan.instruments import campaign_run, cuda, history; campaign_run.main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--budget" in done.stdout
+
+
+def test_a_campaign_is_documented_as_it_is_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
+    path = tmp_path / "campaign.yaml"
+    path.write_text(page.partition("```yaml campaign.yaml\n")[2].partition("```")[0])
+    assert len(read(path, device="cuda").runs) == 7

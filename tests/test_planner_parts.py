@@ -105,7 +105,8 @@ def test_what_is_given_is_fixed_and_the_rest_is_open() -> None:
 
 def test_only_what_is_modelled_is_in_it() -> None:
     for shape in space(attention=None, recompute=None).shapes:
-        assert (shape.update["kernels"], shape.update["offload"]) == (None, None)
+        assert shape.update["offload"] is None
+    assert values(space(attention=None, kernels=None), "kernels") == [None, "liger", "unsloth"]
     assert values(space(methods="full", rank=None, format=None), "format") == [None]
     assert "flash_attention_2" not in values(space(attention=None, dtype="fp32", format=None), "attention")
 
@@ -292,7 +293,7 @@ def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_nothing_fits_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     line = [*COMMAND.split(), "--gpu", "t4", "--micro-batch", "1", "--recompute", "full", "--attention", "sdpa"]
-    assert main(line) == 0
+    assert main([*line, "--kernels", "hf", "--offload", "none"]) == 0
     assert "NOTHING FITS" in capsys.readouterr().out
 
 
@@ -308,7 +309,7 @@ def test_what_resolve_accepts_enters_by_itself(monkeypatch: pytest.MonkeyPatch) 
     """Several GPUs, kernels and offload as if they were modelled: here they change nothing but the price."""
     monkeypatch.setattr("peftplan.resolve._check_unmodelled", lambda _: None)
     monkeypatch.setattr("peftplan.resolve.unmodelled", lambda _: None)
-    found = space(gpus=3)
+    found = space(gpus=3, kernels=None)
     assert {seat.cards for seat in found.seats} == {1, 2, 3}
     assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "zero3", "fsdp"}
     assert found.refused_cards is None

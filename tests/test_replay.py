@@ -33,6 +33,12 @@ CASES: list[tuple[int, dict[str, Any]]] = [
     (200_000, {"attention": "eager", "recompute": "full", "micro_batch": 2}),
     (100_000, {"attention": "sdpa", "recompute": "none"}),
     (200_000, {"attention": "eager", "recompute": "full", "format": "nf4"}),
+    (100_000, {"attention": "eager", "recompute": "every_n"}),
+    (100_000, {"attention": "sdpa", "recompute": "selective"}),
+    (100_000, {"attention": "eager", "recompute": "none", "offload": "activations"}),
+    (100_000, {"attention": "eager", "recompute": "selective"}),
+    (100_000, {"attention": "eager", "recompute": "full", "offload": "activations"}),
+    (100_000, {"attention": "sdpa", "recompute": "every_n", "offload": "activations"}),
 ]
 """The bytes from which requests are compared: hidden states and larger. Below are position tables, halves of rotated
 vectors and adapters, some of which are counted in one."""
@@ -77,6 +83,11 @@ def test_requests_come_in_the_order_of_a_trace(
     [
         {"recompute": "full", "set": {"recompute.use_reentrant": True}, "precision": "bf16-mixed"},
         {"recompute": "full"},
+        {"recompute": "every_n", "offload": "activations"},
+        {"recompute": "selective", "offload": "activations"},
+        {"recompute": "none", "offload": "activations"},
+        {"recompute": "unsloth", "seq_len": 8192},
+        {"method": "full", "rank": None, "recompute": "full", "offload": "activations"},
         {"method": "full", "rank": None, "set": {"loop.outputs_until": "next"}},
     ],
     ids=str,

@@ -96,7 +96,7 @@ def aims(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    return _starting(["meta", "cpu"], incomplete)
+    return _starting(["meta", "cuda", "cpu"], incomplete)
 
 
 def listable(incomplete: str) -> list[str]:

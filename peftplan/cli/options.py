@@ -185,18 +185,18 @@ def takes_job(command: Callable[..., str]) -> Callable[..., str]:
     return _with_options(command, JobOptions.job)
 
 
-def takes_options(command: Callable[..., str]) -> Callable[..., str]:
+def takes_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`command(options, ...)` as typer should see it: with every option of a job in place of the JobOptions."""
     return _with_options(command, lambda options: options)
 
 
-def _with_options(command: Callable[..., str], make: Callable[[JobOptions], object]) -> Callable[..., str]:
+def _with_options(command: Callable[..., Any], make: Callable[[JobOptions], object]) -> Callable[..., Any]:
     """`command` with every option of a job in place of its first parameter, which is what `make` makes of them."""
     shared = _job_parameters()
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     names = [p.name for p in shared]
 
-    def run(**values: Any) -> str:
+    def run(**values: Any) -> Any:
         options = JobOptions(**{name: values.pop(name) for name in names})
         return command(make(options), **values)
 

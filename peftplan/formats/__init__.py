@@ -11,7 +11,10 @@ from peftplan.formats.base import Format
 __all__ = ["Format", "canonical", "get", "make", "names"]
 
 _SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "4bit": "nf4", "8bit": "int8",
-              "bnb_nf4": "nf4", "bnb_fp4": "fp4", "bnb_int8": "int8", "llm_int8": "int8"}  # fmt: skip
+              "bnb_nf4": "nf4", "bnb_fp4": "fp4", "bnb_int8": "int8", "llm_int8": "int8", "int8wo": "torchao_int8",
+              "int8_weight_only": "torchao_int8", "float8wo": "torchao_float8", "float8_weight_only": "torchao_float8",
+              "int4wo": "torchao_int4", "int4_weight_only": "torchao_int4", "optimum_quanto": "quanto",
+              "finegrained_fp8": "fp8"}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:

@@ -32,6 +32,9 @@ class Bnb4(Format, ABC):
     double_quant: bool = False
     blocksize: int = 64
     compute_dtype: str | None = None
+    quant_storage: str | None = None
+    """The dtype that packed weights are stored as, which matters where they are sharded: FSDP needs a floating one.
+    Unset: the compute dtype, as FSDP's users are told (transformers' own default, uint8, leaves weights whole)."""
     prepare: bool = True
     """Whether peft.prepare_model_for_kbit_training runs before the adapter is put on."""
     cast_back: Literal["none", "trl"] = "none"
@@ -75,6 +78,9 @@ class Bnb4(Format, ABC):
             return absmax, packed, code
         nested = Piece(4 * ceil_div(blocks, 256))
         return absmax, packed, code, Piece(4), Piece(4 * blocks, stays=False), nested, Piece(blocks)
+
+    def storage(self, compute: DType) -> DType | None:
+        return parse_dtype(self.quant_storage) if self.quant_storage is not None else compute
 
     def expected_bytes(self, numel: int) -> int:
         return ceil_div(numel, 2)

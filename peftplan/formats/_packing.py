@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from peftplan.graph.core import Graph, Op
+from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, rewrite
 
 PACKED_SITES = frozenset(
@@ -22,3 +22,8 @@ def pack(graph: Graph, stand_in: Callable[[Module], tuple[Op, ...]]) -> Graph:
         return stand_in if module.site in PACKED_SITES else None
 
     return replace(graph, regions=tuple(rewrite(region, choose) for region in graph.regions))
+
+
+def biases(module: Module) -> tuple[Tensor, ...]:
+    """The module's bias, if it has one."""
+    return tuple(t for op in module.ops for t in op.ins if t.is_param and len(t.shape) == 1)

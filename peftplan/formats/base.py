@@ -44,6 +44,11 @@ class Format(ABC):
         """Whether peft's prepare_model_for_kbit_training has turned gradient checkpointing on."""
         return self.upcasts_rest
 
+    @property
+    def cuts(self) -> bool:
+        """Whether its layers hand no gradient on, so that only adapters beside them do."""
+        return False
+
     def opaque(self, numerics: Numerics) -> bool:
         """Whether the packed layers run in kernels that autocast does not reach."""
         del numerics
@@ -62,6 +67,11 @@ class Format(ABC):
     def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
         """What packing a weight on the device allocates, in order."""
         return (Piece(weight.nbytes),)
+
+    def storage(self, compute: DType) -> DType | None:
+        """The element type that packed weights are stored as, where a framework can shard them; None where not."""
+        del compute
+        return None
 
     def expected_bytes(self, numel: int) -> int:
         """What transformers reserves for a packed weight before it loads the model (param_element_size)."""

@@ -92,12 +92,14 @@ class Grad(NamedTuple):
 
     `raw_bytes` is the gradient as the formula computes it (0: the incoming gradient's own storage is handed on);
     the engine then reduces it to the input's shape and casts it to the input's dtype
-    (torch/csrc/autograd/engine.cpp, validate_outputs). `scratch_bytes` are temporaries of the formula.
+    (torch/csrc/autograd/engine.cpp, validate_outputs). `scratch_bytes` are temporaries of the formula. `over` is what
+    the formula writes it over: a value that the op kept, or another of its outputs, whose gradient's storage it takes.
     """
 
     to: Tensor
     raw_bytes: int
     scratch_bytes: int = 0
+    over: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +128,12 @@ class Op(ABC):
     """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
     """Whether its backward has matrix products although its forward runs nothing."""
+
+    @property
+    def also(self) -> tuple[Tensor, ...]:
+        """Outputs besides `out`, whose gradients its backward takes too."""
+        return ()
+
     pieces: ClassVar[int] = 1
     """In how many equal tensors an op's temporaries come."""
 

@@ -29,7 +29,14 @@ class Module:
 
     @property
     def x(self) -> Tensor:
-        return next(t for op in self.ops for t in op.ins if not t.is_param)
+        """What it is given: the first value read that is no parameter, nor of its own making (an unpacked weight)."""
+        own: set[str] = set()
+        for op in self.ops:
+            for t in op.ins:
+                if not t.is_param and t.name not in own:
+                    return t
+            own.add(op.out.name)
+        raise AssertionError(f"{self.path} reads nothing")
 
     @property
     def out(self) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from peftplan import methods
+from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, placing, quantize, recompute
+from peftplan.instruments import adapterhub, packers, placing, quantize, recompute
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
 from peftplan.process import load_knobs
@@ -30,7 +30,7 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-QUANTIZED = ("nf4", "fp4", "int8")
+QUANTIZED = ("nf4", "fp4", "int8", *packers.PACKERS)
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
 WITH_VALUES = ("shira", "cpt", "frod")
@@ -81,15 +81,15 @@ CUDA_ATTENTION = (*CPU_ATTENTION, "sdpa_efficient", "flash_attention_2")
 
 def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
-    method = job.method.replace("-", "_").lower()
+    method, job = _variant(job, job.method.replace("-", "_").lower())
     precision = (job.precision or "bf16").lower()
     pure = precision.removesuffix("-mixed")
     weights = job.dtype or ("fp32" if precision != pure else pure)
     until = str(job.knobs("loop").get("outputs_until", "step"))
-    fmt = (job.format or ("nf4" if method == "qlora" else "none")).lower()
+    fmt = formats.canonical(job.format or ("nf4" if job.method.lower() == "qlora" else "none"))
     return Choices(
         job=job,
-        method=_traced(method),
+        method=method,
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
         autocast=_dtype("--precision", pure) if precision != pure else None,
@@ -102,12 +102,14 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     )
 
 
-def _traced(method: str) -> str:
-    """The method that a name stands for, without its format or optimizer."""
-    if method == "qlora":
-        return "lora"
-    known = method in methods.aliases() and methods.optimizer_of(method) is not None
-    return methods.resolve_name(method)[0] if known else method
+def _variant(job: Job, method: str) -> tuple[str, Job]:
+    """The method that a name stands for, and the job with the settings that the name implies; AdapterHub's own names
+    stay."""
+    if method not in methods.aliases() or adapterhub.belongs(method):
+        return method, job
+    file, implied = methods.resolve_name(method)
+    settings = {**{f"method.{key}": value for key, value in implied.items()}, **job.settings}
+    return file, job.model_copy(update={"settings": settings}) if implied else job
 
 
 def _batching(job: Job) -> str:
@@ -152,14 +154,7 @@ def config_of(choices: Choices) -> Any:
 def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
     """The causal language model, on `meta` (fake) or with random weights (real), in training mode; `place` is where
     real weights are put one after another as loading puts them there, packed ones packed on arrival."""
-    from transformers import AutoModelForCausalLM
-
-    attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
-    with torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced():
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(
-            config_of(choices), attn_implementation=attention, dtype=choices.dtype
-        )
-    model.tie_weights()
+    model = plain_model(choices, mode, place)
     if choices.quantized:
         _quantize(model, choices, place)
     elif place is not None:
@@ -170,15 +165,39 @@ def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) 
     return model
 
 
+def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None) -> torch.nn.Module:
+    """The same before anything is packed or placed."""
+    from transformers import AutoModelForCausalLM
+
+    attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
+    with torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced():
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            config_of(choices), attn_implementation=attention, dtype=choices.dtype
+        )
+    model.tie_weights()
+    return model
+
+
 def _quantize(model: torch.nn.Module, choices: Choices, place: torch.device | None) -> None:
+    if choices.format in packers.PACKERS:
+        if place is not None:
+            placing.fill(model, place, by_name=False)
+        packers.pack(model, choices.format, choices.job, choices.dtype)
+        if packers.prepares(choices.format, choices.job):
+            _prepare(model)
+        return
     knobs = choices.job.knobs("format")
     double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
     compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
     quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
     if knobs.get("prepare", True):
-        from peft import prepare_model_for_kbit_training
+        _prepare(model)
 
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+def _prepare(model: torch.nn.Module) -> None:
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
@@ -383,3 +402,10 @@ def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
                 part = getattr(module, name, None)
                 if isinstance(part, torch.nn.Module):
                     yield from part.parameters()
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

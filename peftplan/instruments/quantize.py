@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from peftplan.errors import RequestError
-from peftplan.instruments import placing
+from peftplan.instruments import packers, placing
 from peftplan.job import Job
+from peftplan.units import parse_dtype
 
 
 def quantize(
@@ -36,7 +37,7 @@ def quantize(
     # The code book is a cache that all layers share; made here so that no fake tensor gets into it.
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
     sources = {name: module for name, module in model.named_modules() if _is_linear(module)}
-    quantizer = _quantizer(fmt, compute, double)
+    quantizer = _quantizer(fmt, compute, double, str(job.knobs("format").get("quant_storage", "uint8")))
     quantizer.preprocess_model(model, device_map={"": "cpu" if place is None else place})
 
     def pack(name: str, module: torch.nn.Module) -> bool:
@@ -54,7 +55,14 @@ def quantize(
     quantizer.postprocess_model(model)
 
 
-def _quantizer(fmt: str, compute: torch.dtype, double: bool) -> Any:
+def make_tables() -> None:
+    """bitsandbytes' code books, which it makes when it first packs and keeps; here on the host."""
+    from bitsandbytes.functional import quantize_4bit
+
+    quantize_4bit(torch.ones(64, 64), quant_type="nf4", compress_statistics=True)
+
+
+def _quantizer(fmt: str, compute: torch.dtype, double: bool, storage: str) -> Any:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
@@ -66,6 +74,7 @@ def _quantizer(fmt: str, compute: torch.dtype, double: bool) -> Any:
         bnb_4bit_quant_type=fmt,
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=parse_dtype(storage).label,
     )
     return Bnb4BitHfQuantizer(config, pre_quantized=False)
 
@@ -159,20 +168,21 @@ def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _constants(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     import bitsandbytes as bnb
 
+    yield from packers.constants(module)
     if isinstance(module, bnb.nn.Linear8bitLt):
         yield "SCB", module.state.SCB if module.weight.SCB is None else module.weight.SCB
     elif isinstance(module, bnb.nn.Linear4bit):
-        state = module.weight.quant_state
+        state = vars(module.weight).get("quant_state") or module.quant_state
         yield from (("absmax", state.absmax), ("code", state.code), ("offset", state.offset))
         if state.state2 is not None:
             yield from (("nested_absmax", state.state2.absmax), ("nested_code", state.state2.code))
 
 
 def opened() -> dict[str, Any]:
-    """bitsandbytes' operators whose CPU kernel is Python that calls other operators."""
+    """The libraries' operators whose CPU kernel is Python that calls other operators."""
     from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
 
-    return {"bitsandbytes.gemm_4bit.default": _gemm_4bit_default_impl}
+    return {"bitsandbytes.gemm_4bit.default": _gemm_4bit_default_impl, **packers.opened()}
 
 
 def _dequantized(weight: Any, scale: Any = None) -> torch.Tensor | None:

@@ -10,12 +10,13 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from peftplan import recompute
 from peftplan.errors import Unsupported
-from peftplan.instruments import adapterhub
+from peftplan.instruments import adapterhub, host
 from peftplan.job import Job
 from peftplan.recompute import Recompute
 from peftplan.recompute.every_n import EveryN
 from peftplan.recompute.full import Full
 from peftplan.recompute.selective import Selective
+from peftplan.recompute.unsloth import Unsloth
 
 _OPERATORS = {
     "mm": (torch.ops.aten.mm.default,),
@@ -31,14 +32,16 @@ _OPERATORS = {
 
 def of(job: Job) -> Recompute:
     """The policy that a job asks for."""
-    return recompute.make(job.recompute or "none", job.knobs("recompute"))
+    return recompute.make(job.recompute or "none", job.knobs("recompute"), offload=job.offload)
 
 
 def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     """Turn recomputation on the way transformers does."""
     policy = of(job)
+    if isinstance(policy, Unsloth):
+        raise Unsupported("--recompute unsloth: the trace cannot run Unsloth's checkpoints, which need a GPU")
     if adapterhub.belongs(job.method):
-        if type(policy) is not Full:
+        if type(policy) is not Full or policy.offload:
             raise Unsupported(f"--recompute {job.recompute}: the trace of an AdapterHub method knows none and full")
         adapterhub.checkpoint_layers(model, job)
         return
@@ -51,6 +54,25 @@ def checkpoint_layers(model: torch.nn.Module, job: Job) -> None:
     if isinstance(policy, Selective):
         kwargs = {"use_reentrant": False, "context_fn": lambda: create_selective_checkpoint_contexts(_choosing(policy))}
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs or None, **beside)
+    if policy.offload:
+        _offload_inputs(model)
+
+
+def _offload_inputs(model: torch.nn.Module) -> None:
+    """What `activation_checkpointing_enable(offload=True)` puts around each checkpoint, with a host apart from the
+    device that the CPU stands for here."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def around(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with host.saved():
+                return checkpoint(*args)
+
+        return run
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer._gradient_checkpointing_func = around(layer._gradient_checkpointing_func)
 
 
 def _choosing(policy: Selective) -> Callable[..., CheckpointPolicy]:

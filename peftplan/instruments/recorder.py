@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 
 from peftplan.instruments.engine import adds_bias, filling_in_place, sums_in_place
 from peftplan.instruments.fakes import grouped_product
@@ -37,6 +41,9 @@ STATIC_KINDS = (
 the CPU even for parameters on a GPU (unless fused); `gradient` where gradients accumulate; `outputs` where a
 loop holds on to the model's outputs.
 """
+
+GATHERED = "gathered"
+"""Whole parameters put together from the parts that ranks hold."""
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
@@ -101,14 +108,23 @@ class Place(NamedTuple):
     source: str
 
 
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors that have a storage: of a sparse one its indices and values, else itself."""
-    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+def parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that have a storage: of a sparse one its indices and values, of one of a library's own class those
+    it is made of, else itself."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not is_traceable_wrapper_subclass(tensor):
+        return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+    names, _ = tensor.__tensor_flatten__()
+    return tuple(part for name in names for part in parts(getattr(tensor, name)))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """A rank's own part of a tensor that several share; any other as it is."""
+    return tensor._local_tensor if type(tensor).__name__ == "DTensor" else tensor
 
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield from _parts(value)
+        yield from parts(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _storages(item)
@@ -134,6 +150,12 @@ def _is_composite(func: Any) -> bool:
     """Whether an operator is only a recipe of others. Autograd expands those; `opened` code shows them."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return has(func.name(), "CompositeImplicitAutograd") and not has(func.name(), "CPU")
+
+
+@functools.cache
+def _is_wrapper(cls: type) -> bool:
+    """Whether tensors of a class are made of others, on which its Python code runs."""
+    return "__tensor_flatten__" in dir(cls)
 
 
 def _source_line() -> str:
@@ -179,11 +201,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return self._see(tensor, Place(name, ""), kind)
+        return [self._see(part, Place(name, ""), kind) for part in parts(local(tensor))][-1]
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
-        return self._ids.get(tensor.untyped_storage()._cdata)
+        return self._ids.get(local(tensor).untyped_storage()._cdata)
 
     def relabel(self, tensor: torch.Tensor, kind: str, name: str) -> None:
         """Say what a recorded storage turned out to be (a gradient)."""
@@ -267,7 +289,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         """Pack hook: remember the storage, keep the tensor as it is; a node's own output without the node, which would
         otherwise keep itself alive where nobody runs it backward."""
         node = torch._C._autograd._get_sequence_nr() - 1
-        for part in _parts(tensor):
+        for part in parts(tensor):
             number = self.id_of(part)
             if number is not None and number not in self.packed:
                 place = Place(self._stack[-1] if self._stack else "", _source_line())
@@ -286,7 +308,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         found = []
         for number in self.alive:
             born = self.born[number]
-            if number in self.packed and born.kind not in STATIC_KINDS:
+            if number in self.packed and born.kind not in (*STATIC_KINDS, GATHERED):
                 node, place, shape = self.packed[number]
                 op = nodes.get(node) or self._op_of_node.get(node, "")
                 found.append(self._saved(born, op, place, "autograd")._replace(shape=tuple(shape)))
@@ -310,6 +332,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(cls.__name__ == "DTensor" for cls in types):
+            return NotImplemented  # it comes back with a rank's own tensors
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         opened = self._opened.get(str(func))
@@ -319,6 +343,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
+        own = next((cls for cls in types if issubclass(cls, torch.Tensor) and _is_wrapper(cls)), None)
+        if own is not None:
+            with self:
+                return own.__torch_dispatch__(func, types, args, kwargs)
         self._op = str(func)
         if self.phase == "backward" and sums_in_place(func, args):
             return args[0].add_(args[1])

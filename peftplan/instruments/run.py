@@ -8,6 +8,7 @@ phase, those after it are timed with nobody asking anything.
 from __future__ import annotations
 
 import gc
+import importlib
 import platform
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -17,7 +18,7 @@ import torch
 
 from peftplan.errors import OutsideError, PeftplanError, RequestError, Unsupported
 from peftplan.hardware import find_gpu
-from peftplan.instruments import build, gpu, history, limits
+from peftplan.instruments import build, gpu, history, limits, quantize
 from peftplan.instruments.gauge import CpuGauge, CudaGauge, Gauge
 from peftplan.instruments.hooks import quiet
 from peftplan.instruments.loop import Loop
@@ -148,7 +149,7 @@ def _watch(job: Job, settings: Settings, found: Finding) -> None:
     """Load, warm up, read one step, time the others."""
     gauge, run = found.gauge, None
     choices = build.decide(job, build.CUDA_ATTENTION if settings.device == "cuda" else build.CPU_ATTENTION)
-    gc.collect()  # what an earlier run left would be freed during this one
+    _clean(choices)
     try:
         with history.recording(settings.history), gauge.watching():
             gauge.begin("load")
@@ -169,6 +170,17 @@ def _watch(job: Job, settings: Settings, found: Finding) -> None:
         raise
     if settings.device == "cuda":
         found.stats = torch.cuda.memory_stats()
+
+
+def _clean(choices: build.Choices) -> None:
+    """Nothing that is not the run's is made or freed during it: libraries make tensors as they are imported, and what
+    an earlier run left is garbage."""
+    for library, wanted in (("peft", choices.wrapped), ("bitsandbytes", choices.quantized)):
+        if wanted:
+            importlib.import_module(library)
+    if choices.quantized:
+        quantize.make_tables()
+    gc.collect()
 
 
 def _warm_up(run: _Run, settings: Settings, knobs: AllocatorKnobs) -> None:

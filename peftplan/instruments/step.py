@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from peftplan.instruments import placing, quantize
+from peftplan.instruments import host, placing, quantize, recompute, spread
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
@@ -20,7 +20,7 @@ from peftplan.instruments.recorder import Recorder, Saved
 SETTLED = ("transformers/masking_utils.py", "peft/tuners/waveft/layer.py", "elsewhere")
 """Where True or 0.5 is the right answer for a value that is read: no packed sequences; places that are all inside a
 padded matrix; any step of Adam's."""
-VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes")
+VERSIONED = ("torch", "transformers", "peft", "adapters", "bitsandbytes", "torchao", "hqq", "optimum-quanto")
 
 
 class Step(Loop):
@@ -42,7 +42,8 @@ class Step(Loop):
         """Run two steps and record the second, which finds optimizer state and lazy casts already there."""
         self._watched(self._step)
         if self.job.grad_accum > 1:
-            self._watched(self._micro_step)
+            with spread.unsynchronised(self.model, self.job):
+                self._watched(self._micro_step)
         self.recorder = Recorder(opened=quantize.opened())
         self._register()
         static = len(self.recorder.events)
@@ -51,7 +52,8 @@ class Step(Loop):
 
     def _watched(self, work: Callable[[], Any]) -> None:
         watched = (module_hooks(self.recorder, self.model), checkpoint_hooks(self.recorder, self.model))
-        with self._losses(), watched[0], watched[1], self._kernels(), self._masks(), self.recorder:
+        gathers = spread.resized(self.recorder)
+        with self._losses(), watched[0], watched[1], self._kernels(), self._masks(), gathers, self.recorder:
             work()
 
     def _masks(self) -> AbstractContextManager[None]:
@@ -66,9 +68,11 @@ class Step(Loop):
         for name, param in self.model.named_parameters():
             if param.grad is not None:
                 add(param.grad, "gradient", name)
-        self._register_buffers()
+        for name, gradient in spread.whole_gradients(self.model):
+            add(gradient, "gradient", name)
         for name, constant in quantize.state_tensors(self.model):
             add(constant, "quantization", name)
+        self._register_buffers()
         self._register_optimizer()
         for tensor in _tensors(self.held):
             add(tensor, "outputs", "")
@@ -96,9 +100,11 @@ class Step(Loop):
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
         keeps = torch.autograd.graph.saved_tensors_hooks(self.recorder.pack, self.recorder.unpack)
-        with keeps:
+        least = recompute.of(self.job).least_sent_bytes
+        sends = nullcontext() if least is None else host.activations(self.model, self.recorder.pack, least_bytes=least)
+        with keeps, sends:
             outputs = super()._forward(batch)
-        for name, param in self.model.named_parameters():
+        for name, param in self.model.named_parameters() if self.choices.method == "cpt" else ():
             self.label(param, "parameter", name)  # CPT gives its parameter new data in every forward
         self.saved = self.recorder.saved(node_names(outputs.loss), list(_tensors(outputs)))
         return outputs

@@ -18,11 +18,12 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, placing, quantize, recompute
+from peftplan.instruments import adapterhub, build, fakes, placing, quantize, recompute, spread
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
 from peftplan.instruments.hooks import quiet
+from peftplan.instruments.packers import PACKERS, numel
 from peftplan.instruments.step import Step
 from peftplan.job import Job, make_job
 
@@ -40,14 +41,16 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
         job = job.model_copy(update={"config": arch.model_dump()})
     choices = build.decide(job)
     mode = _mode(choices, mode)
+    layout = spread.layout_traced(job)
     sole_owner()
-    with quiet():
+    with quiet(), spread.group(layout):
         model = assembled(choices, mode)
         counts = _count(model)
         if mode == "real":
             return _run(choices, model, mode, counts)
         with fakes.fake_tensors(), quantize.recognised(), adapterhub.sized():
             fakes.to_fake(model)
+            model = spread.wrap(model, job, layout, build.decoder_layers(model))
             return _run(choices, model, mode, counts)
 
 
@@ -60,12 +63,12 @@ def parameters(job: Job) -> dict[str, int]:
 
 def _mode(choices: Choices, asked: Mode) -> Mode:
     """Real where fake tensors will not do. Raises Unsupported where that would take much memory."""
-    if asked == "real" or choices.method not in build.WITH_VALUES:
+    if asked == "real" or (choices.method not in build.WITH_VALUES and choices.format not in PACKERS):
         return asked
-    total = sum(weight.numel() for weight in build.base_model(choices, "fake").parameters())
+    total = sum(weight.numel() for weight in build.plain_model(choices, "fake").parameters())
     if total > MOST_WITH_VALUES:
         raise Unsupported(
-            f"method {choices.method} depends on the values of weights, which a trace has for models up to "
+            f"{choices.method} on {choices.format} depends on the values of weights, which it has for models up to "
             f"{MOST_WITH_VALUES:,} parameters; this one has {total:,}"
         )
     return "real"
@@ -104,7 +107,9 @@ def _line(error: Exception) -> str:
 
 def _count(model: torch.nn.Module) -> dict[str, int]:
     """Parameters as PeftModel.get_nb_trainable_parameters counts them: packed weights by what they stand for."""
-    sizes = [(quantize.numel(param), param.requires_grad) for param in model.parameters()]
+    packed = dict(numel(model))
+    found = [(packed.get(id(param)), param) for param in model.parameters()]
+    sizes = [(quantize.numel(param) if own is None else own, param.requires_grad) for own, param in found]
     return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
 
 

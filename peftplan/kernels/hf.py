@@ -1,4 +1,4 @@
-"""transformers' own modelling code (5.23), op by op: `graph/blocks/kernels.py` states it.
+"""transformers' own modelling code (5.23), op by op: what runs where nothing else is asked for.
 
 Trains: anything.
 Keeps for backward: what torch's formulas of the single operators keep.
@@ -7,8 +7,16 @@ Not modelled: `use_kernels=True`, which loads compiled kernels from the Hub.
 
 from __future__ import annotations
 
-from peftplan.graph.blocks.kernels import TRANSFORMERS, Kernels
+from dataclasses import dataclass
 
-KERNELS = Kernels
-EXAMPLES = (TRANSFORMERS,)
-UNVERIFIED: tuple[str, ...] = ()
+from peftplan.graph.blocks.kernels import Kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformers(Kernels):
+    """Everything as `graph/blocks/kernels.py` states it."""
+
+
+KERNELS = Transformers
+EXAMPLES = (Transformers(),)
+UNVERIFIED: dict[str, str] = {}

@@ -12,6 +12,7 @@ from peftplan.graph.mesh import ONE, Mesh
 DataParallel = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
 """Who holds what of a replica's weights, gradients and optimizer states: `none` is one replica only."""
 DATA_PARALLEL: tuple[DataParallel, ...] = get_args(DataParallel)
+MODELLED: tuple[DataParallel, ...] = ("none", "ddp", "fsdp1", "fsdp2")
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
 """Order of micro-batches in a pipeline: all forwards first (Huang 2019, arXiv:1811.06965); one forward, one backward
 (Narayanan 2019, PipeDream-flush); the same with several chunks of layers a rank (Narayanan 2021, arXiv:2104.04473);
@@ -64,7 +65,8 @@ def unmodelled(layout: Layout) -> str | None:
     """What of a layout no figure is known for yet, or None."""
     mesh = layout.mesh
     missing = {
-        f"data parallelism ({layout.style})": layout.dp > 1 or layout.style not in ("none", "ddp"),
+        f"data parallelism ({layout.style})": layout.style not in MODELLED,
+        f"{layout.style} under a pipeline": layout.pp > 1 and layout.dp > 1 and layout.style not in ("none", "ddp"),
         "tensor parallelism": mesh.tp > 1,
         "context parallelism": mesh.cp > 1,
         "expert parallelism": mesh.ep > 1,

@@ -91,35 +91,44 @@ def _numbered(work: Work) -> Callable[[int], Action]:
 
 
 class Moment(NamedTuple):
-    """An action, how many micro-batches of each chunk are held while it runs, its own not counted, and of which chunks
-    some micro-batch has been backward before, so that their weights have gradients."""
+    """An action, how many micro-batches of each chunk are held while it runs, its own not counted, how many wait for
+    their weights' gradients, its own counted, and of which chunks weights have gradients already."""
 
     work: Work
     chunk: int
     held: tuple[int, ...]
+    waiting: tuple[int, ...]
     begun: tuple[bool, ...]
 
     def below(self, other: Moment) -> bool:
         """Whether `other` is the same with at least as much held."""
         same = self.work == other.work and self.chunk == other.chunk
-        return same and all(map(le, self.held, other.held)) and all(map(le, self.begun, other.begun))
+        more = zip((self.held, self.waiting, self.begun), (other.held, other.waiting, other.begun), strict=True)
+        return same and all(all(map(le, mine, theirs)) for mine, theirs in more)
 
 
 def moments(layout: Layout, rank: int, micro_batches: int) -> tuple[Moment, ...]:
     """The moments of a step at which most is held: a few, however many micro-batches there are.
 
-    A micro-batch is held from its forward until its backward, or until its weights' gradients where those come apart.
+    A micro-batch is held from its forward until its backward, and waits from then on where weights' gradients come
+    apart from those of inputs.
     """
-    held, begun = [0] * layout.chunks, [False] * layout.chunks
+    held, waiting, begun = [0] * layout.chunks, [0] * layout.chunks, [False] * layout.chunks
     found: dict[Moment, None] = {}
+    each = list(actions(layout, rank, _enough(layout, micro_batches)))
     last: Work = "weights" if layout.schedule == "zero_bubble" else "backward"
-    for work, chunk, _ in actions(layout, rank, _enough(layout, micro_batches)):
-        held[chunk] -= work != "forward"
-        found[Moment(work, chunk, tuple(held), tuple(begun))] = None
-        held[chunk] += work != last
-        begun[chunk] |= work == last
-    each = list(found)
-    return tuple(m for m in each if not any(m is not other and m.below(other) for other in each))
+    for (work, chunk, number), after in zip(each, [*each[1:], None], strict=True):
+        at_once = layout.chunks == 1 and after == Action("weights", chunk, number)
+        apart = last == "weights" and not at_once
+        if work == "weights" and not waiting[chunk]:
+            continue  # it followed at once: torch makes one whole backward of the two (schedules.py, _merge_bw)
+        held[chunk] -= work == "backward"
+        waiting[chunk] += apart and work == "backward"
+        found[Moment(work, chunk, tuple(held), tuple(waiting), tuple(begun))] = None
+        held[chunk] += work == "forward"
+        waiting[chunk] -= work == "weights"
+        begun[chunk] |= work == "weights" or (work == "backward" and not apart)
+    return tuple(m for m in found if not any(m is not other and m.below(other) for other in found))
 
 
 def _enough(layout: Layout, micro_batches: int) -> int:

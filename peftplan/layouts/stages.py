@@ -23,8 +23,8 @@ def stages(graph: Graph, layout: Layout) -> tuple[Graph, ...]:
     _check(graph)
     number = layout.pp * layout.chunks
     layers = sum(r.count for r in graph.regions if r.first_index is not None)
-    bounds = _bounds(layers, number)
-    of = [stage for stage in range(number) for _ in range(bounds[stage + 1] - bounds[stage])]
+    cuts = bounds(layers, number)
+    of = [stage for stage in range(number) for _ in range(cuts[stage + 1] - cuts[stage])]
     runs = split_runs(graph, lambda index: of[index]).regions
     found: list[Graph] = []
     for stage in range(number):
@@ -36,7 +36,7 @@ def stages(graph: Graph, layout: Layout) -> tuple[Graph, ...]:
     return tuple(found)
 
 
-def _bounds(layers: int, number: int) -> list[int]:
+def bounds(layers: int, number: int) -> list[int]:
     """Where stages begin; the first ones have a layer more where they cannot be equal."""
     least, more = divmod(layers, number)
     return [stage * least + min(stage, more) for stage in range(number + 1)]

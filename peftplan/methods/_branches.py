@@ -18,7 +18,17 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, modules
 from peftplan.graph.ops import BITSANDBYTES, Linear, MatMul
-from peftplan.methods._linears import Plan, adapt, narrowed, packed, plan, sees_autocast, train_biases
+from peftplan.methods._linears import (
+    Plan,
+    adapt,
+    check_all_linear,
+    check_plain,
+    narrowed,
+    packed,
+    plan,
+    sees_autocast,
+    train_biases,
+)
 from peftplan.methods._saved import save_modules
 from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, Targets, targets
@@ -42,6 +52,8 @@ class OnLinears(Method):
     """The same of 8-bit weights."""
     layers: ClassVar[frozenset[str]] = frozenset()
     """Packed layers besides bitsandbytes' that PEFT has it for (`PackedLinear.layer`)."""
+    reads_weight: ClassVar[bool] = False
+    """Whether PEFT computes with the base's weight when it is put on, which a library's tensor class may refuse."""
     in_place: ClassVar[bool] = False
     """Whether PEFT adds its branch to the layer's output in place. What bitsandbytes' 8-bit function returns is a view
     of its own making (autograd/_functions.py, MatMul8bitLt; MatMul8bitFp, a CPU's, where there is a bias)."""
@@ -95,6 +107,7 @@ class OnLinears(Method):
         """Which modules are adapted, each with its `size`."""
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        check_all_linear(graph, wanted)
         choice = targets(
             family,
             wanted,
@@ -133,6 +146,8 @@ class OnLinears(Method):
     def _check_packed(self, module: Module, host: Host) -> None:
         kernel = packed(module)
         if kernel is None or kernel.layer != BITSANDBYTES:
+            if kernel is None and self.reads_weight:
+                check_plain(module, self.title)
             return
         bits, why = (4, self.no_4bit) if kernel.adapters_clone else (8, self.no_8bit)
         if bits == 8 and self.in_place and (host.numerics.backend == "cuda" or bias_of(module) is not None):

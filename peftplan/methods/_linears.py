@@ -10,7 +10,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import BITSANDBYTES, Cast, Hold, Make, PackedLinear
+from peftplan.graph.ops import BITSANDBYTES, PLAIN, Cast, Hold, Make, PackedLinear
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 from peftplan.units import DType
@@ -80,6 +80,20 @@ def adapt(
     return replace(split, regions=tuple(map(rewritten, split.regions)))
 
 
+def check_all_linear(graph: Graph, wanted: object) -> None:
+    """Raises RequestError for "all-linear" on a base whose packed layers are no torch.nn.Linear: PEFT looks for those
+    (tuners_utils.py, _maybe_include_all_linear_layers)."""
+    if wanted != "all-linear":
+        return
+    kernels = (op.layer for region in graph.regions for op in region.ops if isinstance(op, PackedLinear))
+    other = next((layer for layer in kernels if layer not in (BITSANDBYTES, PLAIN)), None)
+    if other is not None:
+        raise RequestError(
+            f"--target-modules all-linear: PEFT finds no linear layers, as those of {other} are no torch.nn.Linear; "
+            "name them"
+        )
+
+
 def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
     kernel = packed(module)
     if kernel is not None and kernel.layer != BITSANDBYTES and kernel.layer not in layers:
@@ -98,16 +112,23 @@ def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, 
     own = {op.name for op in module.ops}
     for op in ops:
         if op.name not in own and not isinstance(op, Make) and any(t.name == module.weight.name for t in op.ins):
-            raise Unsupported(
-                f"{name} computes with the weight of {module.path} itself, which is not modelled for this --format; "
-                "use lora, or an unquantized --format"
-            )
+            check_plain(module, name)
     return ops
 
 
+def check_plain(module: Module, name: str) -> None:
+    """Raises Unsupported where the weight is of a library's tensor class: most operators refuse those."""
+    if module.weight.stored_bytes is not None:
+        raise Unsupported(
+            f"{name} computes with the weight of {module.path} itself, which is not modelled for this --format; use "
+            "lora, or an unquantized --format"
+        )
+
+
 def packed(module: Module) -> PackedLinear | None:
-    """The kernel on packed weights that stands in for the linear layer, if one does."""
-    return next((op for op in module.ops if isinstance(op, PackedLinear)), None)
+    """The kernel on packed weights that stands in for the linear layer, if one does: none where PEFT sees a
+    torch.nn.Linear whose weight is of a library's tensor class."""
+    return next((op for op in module.ops if isinstance(op, PackedLinear) and op.layer != PLAIN), None)
 
 
 def narrowed(module: Module) -> Module:
@@ -145,7 +166,7 @@ def unpacked(b: Builder, module: Module) -> Tensor:
             return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(weight,))
         return weight._replace(trainable=False)
     given = kernel.ins[1]
-    if kernel.adapters_clone:
+    if kernel.adapters_clone or kernel.layer != BITSANDBYTES:
         return b.plain("dequantized", *weight.shape, dtype=weight.dtype, ins=(given,))
     half = b.plain("dequantizing", *weight.shape, dtype=DType.float32, ins=(given,))
     return b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(half,))

@@ -46,12 +46,13 @@ Variant = Callable[[Builder, Branch], Tensor]
 """The result with the adapter's change added, not yet in the base's dtype."""
 
 
-def change(b: Builder, branch: Branch) -> Tensor:
-    """scaling B(A(dropout(x)))."""
+def change(b: Builder, branch: Branch, *, scaled: bool = True) -> Tensor:
+    """scaling B(A(dropout(x))), or that before it is `scaled`."""
     with b.marked(branch.module.site, "down"):
         down = b.linear(b.dropout(branch.x, branch.dropout), branch.a, label="lora_A")
     with b.marked(branch.module.site, "up"):
-        return b.scale(b.linear(down, branch.up, branch.bias, label="lora_B"))
+        up = b.linear(down, branch.up, branch.bias, label="lora_B")
+        return b.scale(up) if scaled else up
 
 
 def plain(b: Builder, branch: Branch) -> Tensor:

@@ -43,6 +43,7 @@ class Adamss(OnLinears):
     subspace_rank: int = 1
     use_dynamic_rank: bool = False
     title: ClassVar[str] = "AdaMSS"
+    reads_weight: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT gives its factors the packed weight's dtype, and integers cannot train"
     no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules",)

@@ -93,6 +93,9 @@ class _Adapted:
         self.tokens = tokens
         self.attention = _attention(host.arch)
         self.projections = {m.site: m for _, _, m in modules(region)}
+        kernel = packed(self.projections["q"])
+        if kernel is not None and kernel.layer == "hqq":
+            raise RequestError("PEFT's adaption prompts read q_proj.weight, which hqq's layers lack; use lora")
         self.b = Builder(host.numerics, "self_attn.adaption_")
 
     def region(self) -> Region:
@@ -128,7 +131,7 @@ class _Adapted:
     def _dtype(self) -> DType:
         """`q_proj.weight.dtype`, or fp32 for int8 and uint8."""
         weight = self.projections["q"].weight
-        return DType.float32 if weight.stored_bytes is not None else weight.dtype
+        return DType.float32 if packed(self.projections["q"]) is not None else weight.dtype
 
     def _project(self, site: str, x: Tensor) -> Tensor:
         """One of the layer's projections on another input."""
@@ -141,7 +144,7 @@ class _Adapted:
         """The prompt; autocast's copy of an fp32 one serves both projections (autocast_mode.cpp, cached_cast)."""
         shape = (1, self.tokens, self.projections["q"].in_features)
         prompt = self.b.weight("prompt", *shape, dtype=self._dtype, kind=ADAPTER)
-        if packed(self.projections["k"]) is not None:
+        if self.projections["k"].weight.stored_bytes is not None:
             return self.b.alias(prompt)
         return self.b.autocast(prompt) if prompt.dtype is DType.float32 else prompt
 

@@ -103,7 +103,8 @@ class _Loss:
         first = next(i for i, op in enumerate(self.head.ops) if op.site == "loss")
         if not any(isinstance(op, LogSoftmax) for op in self.head.ops):
             raise Unsupported(
-                "method cpt computes its loss from logits, which loss.style=fused_head never makes; use another"
+                "method cpt computes its loss from logits, which loss.style=fused_head never makes, nor do fused "
+                "--kernels; use others"
             )
         logits = next(op.out for op in reversed(self.head.ops[:first]) if not isinstance(op, Hold))
         before = self._thrown_away(self.head.ops[first:])

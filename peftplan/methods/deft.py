@@ -62,6 +62,7 @@ class Deft(OnLinears):
     deft_dropout: float = 0.0
     bias: Literal["none", "all", "deft_only"] = "none"
     title: ClassVar[str] = "DEFT"
+    reads_weight: ClassVar[bool] = True
     returns_input: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT starts it from a product with the weight, which is not in the shape of one"
 

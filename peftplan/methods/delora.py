@@ -34,6 +34,7 @@ class Delora(OnLinears):
     module_dropout: float = 0.0
     bias: Literal["none", "all", "delora_only"] = "none"
     title: ClassVar[str] = "DeLoRA"
+    reads_weight: ClassVar[bool] = True
     returns_input: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT takes the norm of the weight, and torch has none of packed integers"
     no_8bit: ClassVar[str] = no_4bit

@@ -68,6 +68,7 @@ class Frod(OnLinears):
     runtime_offload_base_weight: bool = False
     bias: Literal["none", "all", "frod_only"] = "none"
     title: ClassVar[str] = "FRoD"
+    reads_weight: ClassVar[bool] = True
     returns_input: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT makes parameters of the weight's dtype, and integers cannot train"
     no_8bit: ClassVar[str] = no_4bit

@@ -262,12 +262,14 @@ class Lora(OnLinears):
         variant = self._variant()
         if branch.kernel is None:
             return variant(b, branch)
-        if variant is not plain:
+        if variant is not plain or branch.kernel.layer == "hqq":  # lora/hqq.py, HqqLoraLinear.forward
             total = variant(b, branch)
             return b.cast(total, branch.base.dtype, label="total") if casts else total
-        delta = change(b, branch)
+        scales_last = branch.kernel.layer == "eetq"  # lora/eetq.py, EetqLoraLinear.forward
+        delta = change(b, branch, scaled=not scales_last)
         with b.marked(branch.module.site, "extra"):
             delta = b.cast(delta, branch.base.dtype, label="delta") if casts else delta
+            delta = b.scale(delta, label="scaled") if scales_last else delta
             total = b.add(branch.base, delta, label="sum")
             b.hold(delta)
         return total

@@ -48,6 +48,7 @@ class Osf(OnLinears):
     rank_pattern: Mapping[str, int | float] = field(default_factory=dict)
     family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "OSF"
+    reads_weight: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT factors the packed integers themselves, and integers cannot train"
     no_8bit: ClassVar[str] = no_4bit
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")

@@ -44,6 +44,7 @@ class Psoft(OnLinears):
     num_cayley_neumann_terms: int = 5
     cayley_neumann_eps: float | None = None
     title: ClassVar[str] = "PSOFT"
+    reads_weight: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT takes singular vectors of floating-point weights only"
     no_8bit: ClassVar[str] = no_4bit
 

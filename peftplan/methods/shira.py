@@ -20,7 +20,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
 from peftplan.graph.edit import Module
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder, check_rank
-from peftplan.methods._linears import BACKENDS, COMMON, ended, packed, unpacked
+from peftplan.methods._linears import COMMON, ended, packed, unpacked
 from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
@@ -35,7 +35,6 @@ class Shira(OnLinears):
     r: int = 32
     family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SHiRA"
-    layers: ClassVar[frozenset[str]] = BACKENDS
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def check(self) -> None:

@@ -37,6 +37,7 @@ class Tinylora(OnLinears):
     tinylora_dropout: float = 0.0
     bias: Literal["none", "all", "tinylora_only"] = "none"
     title: ClassVar[str] = "TinyLoRA"
+    reads_weight: ClassVar[bool] = True
     returns_input: ClassVar[bool] = True
     no_4bit: ClassVar[str] = "PEFT decomposes the weight and puts it back, and integers cannot be parameters that train"
     no_8bit: ClassVar[str] = no_4bit

@@ -24,11 +24,14 @@ def get(name: str) -> type[Recompute]:
     return cls
 
 
-def make(name: str, knobs: Mapping[str, Any]) -> Recompute:
-    """A policy with its settings; raises RequestError for settings it does not have, or its library refuses."""
-    reentrant = knobs.get("use_reentrant", False)
-    if not isinstance(reentrant, bool):
-        raise RequestError(f"recompute.use_reentrant={reentrant!r}: write true or false")
+def make(name: str, knobs: Mapping[str, Any], *, offload: str | None = None) -> Recompute:
+    """A policy with its settings, under what --offload says; raises RequestError for settings it does not have, or its
+    library refuses."""
+    for key in ("use_reentrant", "offload"):
+        if not isinstance(knobs.get(key, False), bool):
+            raise RequestError(f"recompute.{key}={knobs[key]!r}: write true or false")
+    if "activations" in (offload or "").split("+"):
+        knobs = {**knobs, "offload": True}
     made = plugins.configure(get(name), knobs, what=f"recompute {name}")
     refused = made.refusal()
     if refused is not None:

@@ -21,12 +21,13 @@ class EveryN(Recompute):
     every_n: int = 2
     """One layer of so many."""
 
-    def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
-        del region
-        return None if index % self.every_n else Checkpoint(reentrant=self.use_reentrant)
+    def checkpoint(self, region: Region, index: int, depth: int) -> Checkpoint | None:
+        del region, depth
+        return None if index % self.every_n else self.whole()
 
-    def alike(self, index: int, most: int) -> int:
+    def alike(self, index: int, depth: int, most: int) -> int:
         """A checkpointed layer stands alone; the others are a run up to the next one."""
+        del depth
         if self.every_n == 1:
             return most
         after = index % self.every_n

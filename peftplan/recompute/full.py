@@ -16,9 +16,9 @@ from peftplan.recompute.base import Checkpoint, Recompute
 @final
 @dataclass(frozen=True)
 class Full(Recompute):
-    def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
-        del region, index
-        return Checkpoint(reentrant=self.use_reentrant)
+    def checkpoint(self, region: Region, index: int, depth: int) -> Checkpoint | None:
+        del region, index, depth
+        return self.whole()
 
 
 RECOMPUTE = Full

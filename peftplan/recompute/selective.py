@@ -13,7 +13,7 @@ which runs each layer to its end a second time (FLOPs err low by a down projecti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from peftplan.graph.core import Op, Region
@@ -31,9 +31,9 @@ class Selective(Recompute):
     every_second_mm: bool = True
     """Whether every second `mm` of a layer is recomputed although it is among them."""
 
-    def checkpoint(self, region: Region, index: int) -> Checkpoint | None:
-        del index
-        return Checkpoint(cached=self.kept(region.ops))
+    def checkpoint(self, region: Region, index: int, depth: int) -> Checkpoint | None:
+        del index, depth
+        return replace(self.whole(), cached=self.kept(region.ops))
 
     def kept(self, ops: Sequence[Op]) -> frozenset[int]:
         """Indices of the ops whose results stay."""

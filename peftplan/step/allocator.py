@@ -54,6 +54,11 @@ class AllocatorSettings:
     """`max_split_size_mb` in bytes: larger blocks are neither split nor used for smaller requests."""
     capacity_bytes: int | None = None
     """What cudaMalloc can give in all: where a segment would exceed it, the cache is emptied first."""
+    roundup_power2_divisions: int | None = None
+    """Requests of more than 512 B times this are rounded up to one of so many steps between two powers of 2."""
+    collects_from_bytes: int | None = None
+    """`garbage_collection_threshold` of what `set_per_process_memory_fraction` allows: with more reserved than this, a
+    new segment first gives old free ones back. torch collects nothing where no fraction is set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +74,14 @@ class Usage:
 def block_bytes(size_bytes: int) -> int:
     """`size_bytes` rounded as `round_size` does without power-of-two divisions."""
     return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES or BLOCK_BYTES
+
+
+def divided_bytes(size_bytes: int, divisions: int) -> int:
+    """`size_bytes` rounded as `round_size` does with `roundup_power2_divisions` (`roundup_power2_next_division`)."""
+    if size_bytes <= BLOCK_BYTES * divisions or divisions < 2:
+        return block_bytes(size_bytes)
+    step = (1 << (size_bytes.bit_length() - 1)) // divisions
+    return round_up(size_bytes, step)
 
 
 def segment_bytes(block: int) -> int:
@@ -137,7 +150,12 @@ class CachingAllocator:
         self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self._small, self._large = _Pool(is_small=True), _Pool(is_small=False)
         self._live: dict[int, tuple[_Pool, int, int]] = {}
-        self._plain = not self.settings.expandable_segments and self.settings.max_split_bytes is None
+        self._ages: dict[int, int] | None = None if self.settings.collects_from_bytes is None else {}
+        """Of each free block of the large pool, how many searches there had been when it was freed."""
+        self._searches = 0
+        self._divisions = self.settings.roundup_power2_divisions or 1
+        ordinary = not self.settings.expandable_segments and self.settings.max_split_bytes is None
+        self._plain = ordinary and self._ages is None
         self._segments: dict[int, int] = {}
         self._lowest_address = 1 << (_SHIFT - 3)
 
@@ -148,7 +166,7 @@ class CachingAllocator:
         """
         if identity in self._live:
             raise ValueError(f"{identity} is allocated already")
-        size = block_bytes(size_bytes)
+        size = block_bytes(size_bytes) if self._divisions < 2 else divided_bytes(size_bytes, self._divisions)
         pool = self._small if size <= SMALL_BYTES else self._large
         keys = pool.keys
         index = bisect_left(keys, size << _SHIFT)
@@ -191,6 +209,8 @@ class CachingAllocator:
         insort(keys, (end - address) << _SHIFT | address)
         sizes[address] = end - address
         ends[end] = address
+        if self._ages is not None:
+            self._ages[address] = self._searches
 
     def run(self, events: Iterable[Event]) -> Usage:
         """Replays `events` and returns the usage; peaks are those since the last `reset_peaks`."""
@@ -223,9 +243,7 @@ class CachingAllocator:
             self._shrink(pool)
             whole = [(base, size) for base, size in pool.sizes.items() if self._segments.get(base) == size]
             for base, size in whole:
-                pool.drop(base, size)
-                del self._segments[base]
-                self.reserved_bytes -= size
+                self._give_back(pool, base, size)
 
     def _shrink(self, pool: _Pool) -> None:
         address = pool.ends.get(pool.arena_end)
@@ -243,14 +261,18 @@ class CachingAllocator:
         """Address and size of the free block to use, cached or new (`get_free_block`, `alloc_block`)."""
         if self.settings.expandable_segments:
             return self._find_expandable(pool, size)
+        self._searches += pool is self._large
         index = bisect_left(pool.keys, size << _SHIFT)
         if index < len(pool.keys) and self._may_use(pool.keys[index] >> _SHIFT, size):
             return pool.take(index)
-        return self._new_segment(segment_bytes(size))
+        self._collect()
+        return self._new_segment(pool, size)
 
-    def _new_segment(self, size: int) -> tuple[int, int]:
-        """A segment below all others (see the module's docstring)."""
-        limit = self.settings.capacity_bytes
+    def _new_segment(self, pool: _Pool, block: int) -> tuple[int, int]:
+        """A segment for `block` below all others (see the module's docstring)."""
+        limit, size = self.settings.capacity_bytes, segment_bytes(block)
+        if limit is not None and self.reserved_bytes + size > limit:
+            self._release_oversize(pool, block)
         if limit is not None and self.reserved_bytes + size > limit:
             self.empty_cache()
         self._lowest_address -= size + BLOCK_BYTES
@@ -258,6 +280,44 @@ class CachingAllocator:
         self._segments[address] = size
         self._reserve(size)
         return address, size
+
+    def _collect(self) -> None:
+        """Gives old free segments back (`garbage_collect_cached_blocks`): those at least as old as the average, again
+        and again until enough is back. A block's age is how often the pool was searched since it was freed."""
+        start, ages = self.settings.collects_from_bytes, self._ages
+        if start is None or ages is None or self.reserved_bytes <= start:
+            return
+        wanted = self.reserved_bytes - start
+        whole = [(base, size) for base, size in self._large.sizes.items() if self._segments.get(base) == size]
+        reclaimed = 0
+        while whole and reclaimed < wanted:
+            average = sum(self._searches - ages[base] for base, _ in whole) / len(whole)
+            old = [(base, size) for base, size in whole if self._searches - ages[base] >= average]
+            whole = [block for block in whole if block not in old]
+            for base, size in old:
+                self._give_back(self._large, base, size)
+            reclaimed += sum(size for _, size in old)
+
+    def _release_oversize(self, pool: _Pool, block: int) -> None:
+        """With `max_split_size_mb` and a full card: the smallest free oversize block that is large enough goes back, or
+        else the largest ones until their sum is (`release_available_cached_blocks`)."""
+        split = self.settings.max_split_bytes
+        if split is None:
+            return
+        wanted = max(block, split)
+        oversize = [(key >> _SHIFT, key & _ADDRESS) for key in pool.keys if key >> _SHIFT >= split]
+        enough = next((found for found in oversize if found[0] >= wanted), None)
+        released = 0
+        for size, base in [enough] if enough else reversed(oversize):
+            if released < wanted:
+                self._give_back(pool, base, size)
+                released += size
+
+    def _give_back(self, pool: _Pool, base: int, size: int) -> None:
+        """cudaFree of a whole free segment (`release_block`)."""
+        pool.drop(base, size)
+        del self._segments[base]
+        self.reserved_bytes -= size
 
     def _reserve(self, size: int) -> None:
         self.reserved_bytes += size

@@ -48,6 +48,9 @@ EFFICIENT = 0.23
 fitcheck."""
 BANDWIDTH = 0.80
 """Of the card's memory bandwidth; start value of the fit, which did not move it."""
+TO_HOST = 0.80
+"""Of PCI Express' bytes per second in one direction, for pinned memory; taken to be BANDWIDTH's: no timed run of the
+profiles offloads. Errs either way."""
 HOST_SECONDS = 16e-6
 """Host time per launched kernel, autograd and modules included. The geometric mean of 7 us for the plainest
 op (github.com/pytorch/pytorch issue 41383, 2020-07) and the 39 us that fitcheck's smallest models on T4
@@ -99,8 +102,8 @@ class OptimizerTraffic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """Seconds of one optimizer step; `compute`, `memory` and `launching` (waits for the host) sum to
-    `expected`."""
+    """Seconds of one optimizer step; `compute`, `memory`, `launching` (waits for the host) and `offload` (copies to the
+    host and back) sum to `expected`."""
 
     low: float
     expected: float
@@ -108,6 +111,7 @@ class StepTime:
     compute: float
     memory: float
     launching: float
+    offload: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +157,8 @@ def metered(runs: Iterable[Pass], gpu: Gpu, *, attention: AttentionKernel) -> Me
         meter.add(run)
     if meter.missing:
         return Unknown(why=f"{gpu.name}: its peak rate in {meter.missing} is unknown, or it has none")
+    if meter.to_host and gpu.pcie is None:
+        return Unknown(why=f"{gpu.name}: how fast it copies to host memory is unknown")
     return meter
 
 
@@ -169,6 +175,7 @@ class Meter:
         self.gpu = gpu
         self.attention = attention
         self.low = self.compute = self.memory = self.launching = 0.0
+        self.to_host = self.beside = 0
         self._bandwidth = gpu.bandwidth_bytes_per_second
         self._achieved = BANDWIDTH * self._bandwidth
         self._rates: dict[tuple[str, bool], tuple[float, float]] = {}
@@ -187,6 +194,9 @@ class Meter:
                 compute += computing
             else:
                 memory += moving
+        if run.host_bytes:
+            self.to_host += run.count * run.host_bytes
+            self.beside += run.count * run.host_bytes * run.beside
         self.low += run.count * low
         self.compute += run.count * compute
         self.memory += run.count * memory
@@ -196,15 +206,27 @@ class Meter:
         times = 1.0 if optimizer.fused else MULTI_TENSOR_PASSES
         memory = micro_batches * self.memory + times * optimizer.once_bytes / self._achieved
         compute, launching = micro_batches * self.compute, micro_batches * self.launching
-        expected = compute + memory + launching
+        waiting = micro_batches * self._waiting(TO_HOST, self.compute + self.memory)
+        expected = compute + memory + launching + waiting
         return StepTime(
-            low=micro_batches * self.low + optimizer.once_bytes / self._bandwidth,
+            low=micro_batches * self.low
+            + optimizer.once_bytes / self._bandwidth
+            + micro_batches * self._waiting(1.0, self.low),
             expected=expected,
             high=SPREAD * expected,
             compute=compute,
             memory=memory,
             launching=launching,
+            offload=waiting,
         )
+
+    def _waiting(self, achieved: float, working: float) -> float:
+        """Seconds that one micro-batch waits for copies to the host: all of those on the stream that computes, and of
+        those beside it what lasts longer than the `working` seconds."""
+        if not self.to_host or self.gpu.pcie is None:
+            return 0.0
+        rate = achieved * self.gpu.pcie.bytes_per_second
+        return (self.to_host - self.beside) / rate + max(0.0, self.beside / rate - working)
 
     def _rate(self, kernel: Kernel) -> tuple[float, float]:
         """FLOPs as counted per second: (no kernel is faster, expected)."""

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from peftplan.graph.core import ACTIVATION, Graph, Tensor, is_global
 from peftplan.recompute.base import Recompute
+from peftplan.step.conductor import Conductor, Sharding
 from peftplan.step.segments import Loop, Segment, prelude, segments
-from peftplan.step.walk import (
-    Rules,
-    Saved,
-    Watermark,
-)
+from peftplan.step.walk import Account, Rules, Saved, Watermark
 
 
 class PhasePeak(NamedTuple):
@@ -46,6 +44,12 @@ class StepMemory:
     end_bytes: int = 0
     """Alive when backward is done, parameter gradients included."""
     segments: list[Segment] = field(default_factory=list)
+    offloaded: list[tuple[Saved, int]] = field(default_factory=list)
+    """What waits in host memory for backward, with how many layers have one like it."""
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(s.bytes * count for s, count in self.offloaded)
 
     @property
     def peak(self) -> PhasePeak:
@@ -83,13 +87,16 @@ def run_step(
     loop: Loop,
     existing_grad_bytes: int = 0,
     entry_requires_grad: bool = False,
+    sharding: Sharding | None = None,
 ) -> StepMemory:
-    """Forward, loss and backward of one micro-batch."""
+    """Forward, loss and backward of one micro-batch; of one rank, where a `sharding` spreads the model's weights."""
     size = rules.size
     result = StepMemory(static_bytes=static_bytes)
     inputs = sum(size(t.nbytes) for t in graph.inputs)
     account = _Account(static_bytes + inputs + existing_grad_bytes, existing_grad_bytes)
-    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad))
+    spread = sharding is not None
+    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, ends_apart=spread))
+    conductor = Conductor(sharding, size) if sharding is not None else None
     penalties = [part for part in parts if part.region.is_penalty]
     model = parts[: len(parts) - len(penalties)]
     loss_bytes = size(model[-1].region.exit.nbytes)
@@ -104,40 +111,61 @@ def run_step(
     for part in ahead:
         _forward(part, account, reads_embedding=False)
     account.total = before
+    leaf = entry_requires_grad and parts[0].region.exit.name not in parts[0].walk.need
+    """Whether the embedding output is a leaf made to require a gradient, which its accumulator keeps."""
+    if conductor is not None:
+        _apart("forward", account, conductor.begin)
     for i, part in enumerate(model):
         if part.region.is_head:
-            _end_of_backbone(parts[:i], account)
-        _forward(part, account, reads_embedding=i == 1)
+            _end_of_backbone(parts[:i], account, keeps_embedding=leaf and parts[1].walk.offloaded)
+        _forward(part, account, reads_embedding=i == 1, conductor=conductor)
+    if conductor is not None:
+        _apart("forward", account, conductor.end)
     account.total += sum_bytes
     for part in penalties:
         _forward(part, account, reads_embedding=False)
     account.total -= sum_bytes + previous_outputs
     if not model[-1].region.is_head:
-        _end_of_backbone(model, account)
-    _end_of_forward(parts, account, result, loop)
+        _end_of_backbone(model, account, keeps_embedding=leaf and parts[1].walk.offloaded)
+    _end_of_forward(parts, account, result, loop, leaf=leaf)
     result.held_bytes = account.total - static_bytes - existing_grad_bytes
     account.total += loss_bytes  # the gradient of the loss, a one
     account.total += sum_bytes  # the gradient of the penalties' sum
     for part in reversed(penalties):
         _backward(part, account, root=True)
     account.total -= sum_bytes
-    for part in reversed(model):
-        _backward(part, account, root=part is model[-1])
+    if conductor is not None:
+        _apart("backward", account, partial(conductor.begin_backward, model))
+    for i, part in reversed(list(enumerate(model))):
+        previous = model[i - 1] if i else None
+        _backward(part, account, root=part is model[-1], conductor=conductor, previous=previous)
     _last_updates(parts, account)
+    if conductor is not None:
+        _apart("backward", account, conductor.end_backward)
     account.total -= loss_bytes
     if not recompute.reentrant:  # CheckpointFunction's node holds its function's arguments for as long as it lives
         account.total -= result.kept_global_bytes
     if loop.outputs_until == "loss":
         account.total -= sum(part.walk.pinned_bytes * part.count for part in parts)
-    if entry_requires_grad and not parts[0].walk.need & {parts[0].region.exit.name}:
-        # The embedding output is a leaf made to require a gradient: its accumulator keeps it and its gradient.
+    if leaf:  # kept with its gradient; where the checkpoint held it, that let go of it
         held = parts[1].entry_bytes
-        account.total += held if loop.outputs_until != "loss" else -held
+        account.total += held if parts[1].holds_entry else 0
+        account.total -= 2 * held if loop.outputs_until == "loss" else 0
     result.grad_bytes = account.grads
     result.end_bytes = account.total
     result.phases = account.peaks
     result.segments = [*ahead, *parts]
     return result
+
+
+def _apart(phase: str, account: _Account, act: Callable[[Account], None]) -> None:
+    """What happens between regions."""
+    mine = Account()
+    mine.start_phase("between regions")
+    act(mine)
+    account.see(phase, "model", mine.peak, account.total, account.saved, account.grads)
+    account.total += mine.current
+    account.grads += mine.grad_bytes
 
 
 def _last_updates(parts: list[Segment], account: _Account) -> None:
@@ -163,7 +191,7 @@ def _returned_bytes(parts: list[Segment]) -> int:
 
 def embedding_is_local(first: Segment) -> bool:
     """Whether the embedding output, which the first layer reads, lives on only as a local of the backbone's forward."""
-    return not (first.checkpointed or first.walk.entry_saved)
+    return first.walk.offloaded or not (first.checkpointed or first.walk.entry_saved)
 
 
 def _embedding_held(first: Segment) -> int:
@@ -171,13 +199,16 @@ def _embedding_held(first: Segment) -> int:
     return first.entry_bytes if embedding_is_local(first) else 0
 
 
-def _forward(part: Segment, account: _Account, *, reads_embedding: bool) -> None:
+def _forward(part: Segment, account: _Account, *, reads_embedding: bool, conductor: Conductor | None = None) -> None:
     walk, entry = part.walk, part.region.entry
     part.entry_bytes = walk.plan.size(entry.nbytes) if entry is not None else 0
     walk.start_phase()
-    walk.forward()
+    if conductor is None:
+        walk.forward()
+    else:
+        conductor.around_forward(part, walk.forward)
     part.forward_delta = walk.account.current
-    part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.checkpointed else 0)
+    part.forward_saved = walk.account.saved_bytes + (part.entry_bytes if part.holds_entry else 0)
     repeats = part.count - 1
     held = _embedding_held(part) if reads_embedding else 0
     base = account.total + repeats * max(0, part.forward_delta) + (held if repeats else 0)
@@ -208,10 +239,12 @@ def dies_with_backbone(parts: Sequence[Segment]) -> dict[str, int]:
     return {name: size for name, size in made if name not in kept}
 
 
-def _end_of_backbone(parts: list[Segment], account: _Account) -> None:
+def _end_of_backbone(parts: list[Segment], account: _Account, *, keeps_embedding: bool) -> None:
     """The backbone's forward returns, and with it goes the embedding output, unless the caller holds that."""
     account.total -= sum(dies_with_backbone(parts).values())
-    if parts[0].region.exit.storage not in parts[0].region.held:
+    if keeps_embedding:
+        account.saved += parts[1].entry_bytes
+    elif parts[0].region.exit.storage not in parts[0].region.held:
         account.total -= _embedding_held(parts[1])
 
 
@@ -234,9 +267,9 @@ def _after(part: Segment, drop: Callable[[], None], account: _Account) -> None:
     account.total += part.count * change
 
 
-def _end_of_forward(parts: list[Segment], account: _Account, result: StepMemory, loop: Loop) -> None:
+def _end_of_forward(parts: list[Segment], account: _Account, result: StepMemory, loop: Loop, *, leaf: bool) -> None:
     """The model's forward has returned: what is kept for backward is settled."""
-    _settle(parts, result)
+    _settle(parts, result, leaf=leaf)
     _end_of_caller(parts, account)
     for part in parts:  # autocast ends, and with it its cache
         _after(part, part.walk.drop_cached, account)
@@ -245,9 +278,12 @@ def _end_of_forward(parts: list[Segment], account: _Account, result: StepMemory,
             _after(part, part.walk.drop_returned, account)
 
 
-def _settle(parts: list[Segment], result: StepMemory) -> None:
+def _settle(parts: list[Segment], result: StepMemory, *, leaf: bool) -> None:
     """What is kept for backward, values of the whole model once."""
     seen: set[str] = set()
+    if leaf and parts[1].walk.offloaded:
+        embedded = parts[0].region.exit
+        result.saved.append((Saved("leaf", embedded, embedded.nbytes), 1))
     for part in parts:
         size = part.walk.plan.size
         for s in part.walk.saved:
@@ -267,25 +303,37 @@ def _settle(parts: list[Segment], result: StepMemory) -> None:
                     seen.add(t.storage)
                     result.saved.append((Saved("checkpoint", t, t.nbytes), 1))
                     result.kept_global_bytes += size(t.nbytes)
-            result.saved.append((Saved("checkpoint", entry, entry.nbytes), part.count))
+            if part.holds_entry:
+                result.saved.append((Saved("checkpoint", entry, entry.nbytes), part.count))
+        result.offloaded += [(s, part.count) for s in part.walk.sent]
     result.saved_for_backward_bytes = sum(s.bytes * count for s, count in result.saved)
 
 
-def _backward(part: Segment, account: _Account, *, root: bool) -> None:
+def _backward(
+    part: Segment,
+    account: _Account,
+    *,
+    root: bool,
+    conductor: Conductor | None = None,
+    previous: Segment | None = None,
+) -> None:
     walk, mine = part.walk, part.walk.account
     start_total, start = account.total, mine.current
     walk.start_phase()
     saved_before, grads_before = mine.saved_bytes, mine.grad_bytes
     walk.parts_grad_bytes = account.taken_grad_bytes if part.region.handed else 0
-    walk.backward(root=root)
+    if conductor is None:
+        walk.backward(root=root)
+    else:
+        conductor.around_backward(part, previous, partial(walk.backward, root=root))
     if part.checkpointed:
-        mine.current -= part.entry_bytes
+        mine.current -= part.entry_bytes if part.holds_entry else 0
         if walk.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end
             mine.current -= walk.plan.size(part.region.exit.nbytes)
     delta = mine.current - start
     account.taken_grad_bytes += part.count * walk.taken_grad_bytes
     grads = mine.grad_bytes - grads_before
-    saved = mine.saved_bytes - saved_before - (part.entry_bytes if part.checkpointed else 0)
+    saved = mine.saved_bytes - saved_before - (part.entry_bytes if part.holds_entry else 0)
     outside, saved_outside = start_total - start, account.saved - saved_before
     for i in {0, part.count - 1}:
         account.see(

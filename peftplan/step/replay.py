@@ -9,32 +9,27 @@ without gradient before the forward (`Graph.prelude`), which the forward exceeds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from peftplan.graph.core import Graph
+from peftplan.layouts.units import UNSHARDED_GRADIENTS
 from peftplan.recompute.base import Recompute
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
+from peftplan.step.conductor import ACCUMULATED, KEPT, Conductor, Sharding
 from peftplan.step.load import Load
 from peftplan.step.memory import dies_with_backbone, embedding_is_local
 from peftplan.step.segments import Loop, Segment, segments
-from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Recording, Rules, exact
+from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Account, Recording, Rules, exact
 
 Key = tuple[object, ...]
 STEADY = frozenset(
-    (
-        "weight",
-        "adapter",
-        "buffer",
-        "accumulated",
-        "state",
-        "grad",
-        "input",
-        "forward workspace",
-        "backward workspace",
-        "beside",
-    )
-)
+    ("weight", "adapter", "buffer", "accumulated", "state", "grad", "input", "forward workspace", "backward workspace",
+     "beside", "bucket", KEPT)
+)  # fmt: skip
 """What outlives a backward pass; the inputs go with the step."""
 
 
@@ -52,6 +47,8 @@ class Around:
     """Made by the first matrix product of each thread."""
     step_temporaries: Sequence[int]
     """Of the optimizer's step, alive together."""
+    buckets: Sequence[int] = ()
+    """Of what the layout holds beside all that."""
     between: Sequence[int] = ()
     """Of what the method does between two steps, alive together."""
     beside: Sequence[int] = ()
@@ -70,6 +67,17 @@ class _Track:
     """Autocast's copies of weights, which go when the forward has ended."""
 
 
+Events = list[tuple[str, int]]
+TURNS = ("begin", "end", "begin_backward", "end_backward")
+
+
+class _Recorded(NamedTuple):
+    """A step's segments, and what a layout does at the `TURNS` between them."""
+
+    tracks: list[_Track]
+    turns: dict[str, Events]
+
+
 def replay(
     graphs: Sequence[Graph],
     around: Around,
@@ -79,13 +87,15 @@ def replay(
     entry_requires_grad: bool,
     settings: AllocatorSettings | None = None,
     empty_cache: bool = False,
+    sharding: Sharding | None = None,
 ) -> Usage:
     """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step
     needs one before it, because the first makes the optimizer's states in segments that activations leave
     behind."""
-    recorded = {id(g): _record(g, recompute, loop, entry_requires_grad=entry_requires_grad) for g in graphs}
+    recorded = {id(g): _record(g, recompute, loop, sharding, entry_requires_grad=entry_requires_grad) for g in graphs}
     player = _Player(CachingAllocator(settings), loop, recompute)
     player.load(around.load)
+    player.hold("bucket", around.buckets)
     player.hold("accumulated", around.gradients)
     player.hold("beside", around.beside)
     for number, graph in enumerate(graphs):
@@ -96,7 +106,9 @@ def replay(
     return player.allocator.usage()
 
 
-def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_grad: bool) -> list[_Track]:
+def _record(
+    graph: Graph, recompute: Recompute, loop: Loop, sharding: Sharding | None, *, entry_requires_grad: bool
+) -> _Recorded:
     """Each segment walked forward and backward with what it allocates and frees written down."""
     books: list[Recording] = []
 
@@ -105,19 +117,46 @@ def _record(graph: Graph, recompute: Recompute, loop: Loop, *, entry_requires_gr
         return books[-1]
 
     rules = Rules(size=exact)
-    parts = list(segments(graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened))
+    spread = sharding is not None
+    run = segments(
+        graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened, ends_apart=spread
+    )
+    parts = list(run)
+    conductor = Conductor(sharding, exact) if sharding is not None else None
+    turns: dict[str, Events] = {}
+
+    def turn(name: str, act: Callable[[Account], None]) -> None:
+        book = Recording()
+        act(book)
+        turns[name] = book.take()
+
+    if conductor is not None:
+        turn("begin", conductor.begin)
     for part in parts:
-        part.walk.forward()
+        if conductor is None:
+            part.walk.forward()
+        else:
+            conductor.around_forward(part, part.walk.forward)
+    if conductor is not None:
+        turn("end", conductor.end)
+        turn("begin_backward", partial(conductor.begin_backward, parts))
     forwards = [(book.take(), part.walk.cached_names) for part, book in zip(parts, books, strict=True)]
-    for part, book in zip(reversed(parts), reversed(books), strict=True):
+    for i, (part, book) in reversed(list(enumerate(zip(parts, books, strict=True)))):
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
-        part.walk.backward(root=part.region.is_penalty or part.region.is_head)
-    return [
+        backward = partial(part.walk.backward, root=part.region.is_penalty or part.region.is_head)
+        if conductor is None:
+            backward()
+        else:
+            conductor.around_backward(part, parts[i - 1] if i else None, backward)
+    if conductor is not None:
+        turn("end_backward", conductor.end_backward)
+    tracks = [
         _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
         for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
     ]
+    return _Recorded(tracks, turns)
 
 
 class _Player:
@@ -127,8 +166,11 @@ class _Player:
         self.allocator = allocator
         self._loop, self._recompute = loop, recompute
         self._tracks: list[_Track] = []
+        self._turns: dict[str, Events] = {}
         self._alive: dict[Key, int] = {}
         self._count = 0
+        self._queues: dict[str, deque[int]] = {}
+        """What a layout holds, first in, first out."""
 
     def hold(self, what: str, sizes: Iterable[int]) -> None:
         for index, size in enumerate(sizes):
@@ -151,6 +193,23 @@ class _Player:
             self._alive[key] = self._count
             self.allocator.alloc(self._count, size)
 
+    def _queue(self, name: str, size: int) -> None:
+        """What a layout allocates or frees."""
+        if name == UNSHARDED_GRADIENTS:
+            self._free_all(key for key in self._alive if key[0] == "grad")
+        elif name == ACCUMULATED:
+            self._free(next((key for key in self._alive if key[0] == "accumulated"), ()))
+        elif size > 0:
+            self._count += 1
+            self._queues.setdefault(name, deque()).append(self._count)
+            self.allocator.alloc(self._count, size)
+        elif self._queues.get(name):
+            self.allocator.free(self._queues[name].popleft())
+
+    def _turn(self, name: str) -> None:
+        for key, size in self._turns.get(name, ()):
+            self._queue(key, size)
+
     def _free(self, key: Key) -> None:
         identity = self._alive.pop(key, None)
         if identity is not None:
@@ -163,24 +222,32 @@ class _Player:
     # -- one step
     # -----------------------------------------------------------------------------------------------
 
-    def step(self, graph: Graph, tracks: list[_Track], around: Around, *, first: bool) -> None:
+    def step(self, graph: Graph, recorded: _Recorded, around: Around, *, first: bool) -> None:
         """zero_grad, forward, backward, optimizer step."""
-        self._tracks = tracks
+        self._tracks, self._turns = recorded
         self._free_all(key for key in self._alive if key[0] == "grad")
+        while self._queues.get(KEPT):
+            self._queue(KEPT, -1)
+        if not first and self._turns:
+            self.hold("accumulated", around.gradients)
         if not first:
             self.hold("between", around.between)
             self._free_all(key for key in self._alive if key[0] == "between")
         self.hold("input", (t.nbytes for t in graph.inputs))
         if first:
             self.hold("forward workspace", around.workspaces[::2])
+        self._turn("begin")
         entries = self._play_forward()
+        self._turn("end")
         self._end_of_caller()
         self._free_all(key for key in self._alive if key[0] == "old")
         if self._loop.outputs_until == "loss":
             self._free_all(self._outputs())
         if first:
             self.hold("backward workspace", around.workspaces[1::2])
+        self._turn("begin_backward")
         self._play_backward(entries)
+        self._turn("end_backward")
         self._end_of_backward()
         if first:
             self.hold("state", around.states)
@@ -205,6 +272,9 @@ class _Player:
             entries[i, j] = stream
             entry = region.entry.storage if region.entry is not None else None
             for name, size in track.forward:
+                if name.startswith("@@"):
+                    self._queue(name, size)
+                    continue
                 key = stream if name == entry else self._key(i, j, name)
                 if size > 0 and name in region.handed:
                     self._alloc_taken()
@@ -233,7 +303,8 @@ class _Player:
         backbone = [part for part in parts if not part.region.is_head]
         self._free_all(("@", name) for name in dies_with_backbone(backbone))
         first, held = parts[0].region, self._embedding()
-        if held is not None and first.exit.storage not in first.held:
+        made_leaf = parts[1].walk.offloaded and first.exit.name not in parts[0].walk.need
+        if held is not None and first.exit.storage not in first.held and not made_leaf:
             self._free(held)
 
     def _end_of_caller(self) -> None:
@@ -258,6 +329,9 @@ class _Player:
             first = (i, j) == (1, 0)  # what all layers share dies with the last node that uses it
             latest = carried
             for name, size in track.backward:
+                if name.startswith("@@"):
+                    self._queue(name, size)
+                    continue
                 if name == EXIT_GRADIENT:
                     key = gradient
                 elif name == CARRIED:
@@ -265,7 +339,7 @@ class _Player:
                 elif name in track.parameter_gradients:
                     key = latest = ("grad", i, j, name)
                 else:
-                    key = entries[i, j] if name == entry else self._key(i, j, name)
+                    key = entries[i, j] if name == entry and not walk.offloaded else self._key(i, j, name)
                 if size > 0:
                     self._alloc(key, size)
                 elif name[0] != "@" or first:

@@ -56,6 +56,11 @@ class Segment:
     def checkpointed(self) -> bool:
         return self.walk.checkpointed and self.has_backward
 
+    @property
+    def holds_entry(self) -> bool:
+        """Whether its input stays on the device as the checkpoint's own."""
+        return self.checkpointed and not self.walk.offloaded
+
 
 def segments(
     graph: Graph,
@@ -65,12 +70,15 @@ def segments(
     *,
     entry_requires_grad: bool,
     account: Callable[[], Account] = Account,
+    ends_apart: bool = False,
 ) -> Iterator[Segment]:
     """The graph's regions with their needs, runs split where the first layer differs from the rest, and before the last
-    where that makes the gradients of weights that all of them share, or uses another region's; then their penalties."""
+    where that makes the gradients of weights that all of them share, or uses another region's; then their penalties.
+    `ends_apart`: the first and the last layer of every run are segments of their own."""
     needs = hands_on = False
     global_grads: dict[str, int] = {}
     updates = _updates(graph, loop)
+    depth = sum(region.count for region in graph.regions if region.first_index is not None)
     made: set[str] = set()
     """Values of the whole model that require a gradient."""
     for region in graph.regions:
@@ -79,25 +87,27 @@ def segments(
         is_layer = region.first_index is not None
         shares = any(t.trainable and is_global(t.name) for t in region.params())
         shares |= bool(made) and any(t.name in made for op in region.ops for t in op.ins)
-        splits = shares or (updates is not None and updates.policy.late)
+        splits = shares or ends_apart or (updates is not None and updates.policy.late)
         while left:
             leaf = (region.leaf,) if region.leaf is not None and entry_requires_grad else ()
             taken = (t.name for t in region.taken) if hands_on else ()
             need = propagate_need(region, entry_needs=needs, also=(*leaf, *taken, *made))
             hands_on = hands_on or any(name in need for name in region.handed)
             leaves = region.exit.name in need
-            count = left if leaves == needs or not is_layer else 1
+            opens = ends_apart and left == region.count
+            count = left if (leaves == needs and not opens) or not is_layer else 1
             if is_layer and not recompute.uniform:
-                count = min(count, recompute.alike(_index(region, left), left))
+                count = min(count, recompute.alike(_index(region, left), depth, left))
             count -= is_layer and splits and count == left > 1
             walk = RegionWalk(
                 plan,
                 need,
                 account=account(),
-                checkpoint=recompute.checkpoint(region, _index(region, left)) if is_layer else None,
+                checkpoint=recompute.checkpoint(region, _index(region, left), depth) if is_layer else None,
                 grads_exist=loop.grads_exist,
                 global_grads=global_grads,
                 updates=updates,
+                least_sent_bytes=recompute.least_sent_bytes,
             )
             yield Segment(region=region, count=count, walk=walk)
             left -= count

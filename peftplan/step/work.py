@@ -36,7 +36,7 @@ Ran = Kernel | int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One of `forward`, `recompute`, `backward` over a region, run `count` times in a micro-batch."""
+    """One of `forward`, `recompute`, `backward`, `offload` over a region, run `count` times in a micro-batch."""
 
     name: str
     count: int
@@ -46,6 +46,10 @@ class Pass:
     beyond_cache_bytes: int
     """The part of `plain_bytes` that no cache can spare: each kernel's bytes beyond the cache's."""
     launches: int
+    host_bytes: int = 0
+    """Copied to the host and back."""
+    beside: bool = False
+    """Whether that happens on a stream of its own."""
 
     @property
     def flops(self) -> int:
@@ -69,6 +73,8 @@ def passes(segments: Iterable[Segment], *, cache_bytes: int | None = None, forwa
             again = [ahead[i] for i in part.walk.recomputed_ops()]
             found.append(_forward_pass("recompute", part.count, again, cache))
         found.append(_backward_pass(part, ahead, cache))
+        if sent := part.walk.sent:
+            found.append(_offload_pass(part.count, [s.bytes for s in sent], beside=part.walk.beside))
     return found
 
 
@@ -83,6 +89,14 @@ def _forward_pass(name: str, count: int, ran: Sequence[Ran], cache: int) -> Pass
         beyond_cache_bytes=sum(k - cache for k in plain if k > cache),
         launches=len(plain) + sum(k.launches for k in products),
     )
+
+
+def _offload_pass(count: int, sizes: Sequence[int], *, beside: bool) -> Pass:
+    """Each of them goes to the host in forward and comes back in backward."""
+    return Pass(
+        name="offload", count=count, products=(), plain_bytes=0, beyond_cache_bytes=0, launches=2 * len(sizes),
+        host_bytes=2 * sum(sizes), beside=beside,
+    )  # fmt: skip
 
 
 def _forward(op: Op) -> Ran:

@@ -4,10 +4,13 @@ axolotl 0.19.0; where, stands at each function."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from peftplan.trainers import _deepspeed
 from peftplan.trainers._axolotl import is_lora
+from peftplan.trainers._recompute import ATTENTION, keeps_attention
 from peftplan.trainers._shared import names, spread
+from peftplan.trainers._shared import write_recompute as _write_plain
 from peftplan.trainers.rules import Config, Fields, Inexpressible, Kept, StandIn, covers, nest
 
 PACKS = ("flash_attention_2", "flash_attention_3")
@@ -116,18 +119,54 @@ def batching_stand_ins(config: Config) -> Kept:
 
 
 def read_recompute(config: Config) -> Fields:
-    """core/builders/base.py, _configure_gradient_checkpointing: not reentrant unless told."""
+    """core/builders/base.py, _configure_gradient_checkpointing: not reentrant unless told; where activations are
+    offloaded, adapters are trained without (loaders/model.py)."""
     sharded = any(config.get(f"fsdp_config.{prefix}activation_checkpointing") for prefix in ("", "fsdp_"))
     if not config.get("gradient_checkpointing") and not sharded:
         return {"recompute": "none"}
+    where = offloading(config)
+    moved = {"recompute.offload": True} if where else {}
+    if where and where != "hidden_states" and config.get("adapter"):
+        return {"recompute": "none", **moved}
+    if any(config.get(key) for key in SELECTS):
+        return {**ATTENTION, **moved}
     reentrant = config.get("gradient_checkpointing_kwargs.use_reentrant")
-    return {"recompute": "full"} | ({"recompute.use_reentrant": True} if reentrant else {})
+    return {"recompute": "full"} | ({"recompute.use_reentrant": True} if reentrant else {}) | moved
+
+
+SELECTS = ("selective_checkpointing", "selective_checkpointing.save")
+RECOMPUTES = (
+    "gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant", "activation_offloading", *SELECTS,
+)  # fmt: skip
+
+
+def offloading(config: Config) -> Any:
+    """How activations are offloaded, under the name of today."""
+    old = {"offload": True, "offload_disk": "disk"}.get(str(config.get("gradient_checkpointing")))
+    return old or config.get("activation_offloading")
+
+
+def write_recompute(fields: Fields) -> Config:
+    """Adapters that recompute offload what is checkpointed only; those that do not, everything."""
+    moved, name = fields.get("recompute.offload"), fields["recompute"]
+    if name == "selective" and keeps_attention(fields):
+        kept = {"gradient_checkpointing": True, "selective_checkpointing": True}
+        return kept | ({"activation_offloading": "hidden_states"} if moved else {})
+    if name == "none" and moved:
+        if fields["method"] == "full":
+            raise Inexpressible("recompute", "none with --offload activations and without an adapter")
+        return {"gradient_checkpointing": True, "activation_offloading": True}
+    return {**_write_plain(fields), **({"activation_offloading": "hidden_states"} if moved else {})}
 
 
 def recompute_stand_ins(config: Config) -> Kept:
-    if config.get("gradient_checkpointing") in (None, True, False):
-        return {}
-    return {"gradient_checkpointing": "priced as recomputation that keeps each layer's input on the GPU; errs high"}
+    found = {}
+    if offloading(config) == "disk":
+        found["activation_offloading"] = "what lies on disk is priced as if it lay in host memory"
+    chosen = config.get("selective_checkpointing.save") or ["attention"]
+    if list(chosen) != ["attention"]:
+        found["selective_checkpointing.save"] = "priced as if attention alone were kept"
+    return found
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------

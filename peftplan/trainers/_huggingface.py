@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from peftplan.errors import RequestError
 from peftplan.trainers import _deepspeed
+from peftplan.trainers._liger import liger
 from peftplan.trainers.rules import (
     Config,
     Fields,
@@ -87,53 +88,6 @@ def mixed_precision(*, bf16_by_default: bool = False) -> Rule:
 
     silent = {"precision": "bf16-mixed"} if bf16_by_default else {}
     return custom(("bf16", "fp16"), ("precision",), read=read, write=write, defaults=silent)
-
-
-def checkpointing(*, default: bool) -> tuple[Rule, ...]:
-    """`activation_checkpointing`, which goes before its old name `gradient_checkpointing`; not reentrant by default."""
-    new, old = "activation_checkpointing", "gradient_checkpointing"
-
-    def read(config: Config) -> Fields:
-        asked = config.get(new) if config.get(new) is not None else config.get(old)
-        return {} if asked is None else {"recompute": _recompute(bool(asked))}
-
-    def write(fields: Fields) -> Config:
-        name = fields.get("recompute", "none")
-        if name not in ("none", "full"):
-            raise Inexpressible("recompute", name)
-        return {old: name == "full"}
-
-    policy = custom((new, old), ("recompute",), read=read, write=write, defaults={"recompute": _recompute(default)})
-    selective = StandIn(errs="low", because="outputs of products and attention are kept besides")
-    rare = StandIn(errs="low", because="only every n-th layer is made again")
-    host = StandIn(errs="high", because="what is kept for making layers again lies in host memory")
-    return (
-        policy,
-        _reentrant(f"{old}_kwargs.use_reentrant", f"{new}_kwargs.use_reentrant"),
-        unpriced(f"{old}_kwargs.selective", selective),
-        unpriced(f"{new}_kwargs.selective", selective),
-        unpriced(f"{old}_kwargs.every_n_layers", rare, off=(None, 1)),
-        unpriced(f"{new}_kwargs.every_n_layers", rare, off=(None, 1)),
-        unpriced(f"{old}_kwargs.offload", host),
-        unpriced(f"{new}_kwargs.offload", host),
-    )
-
-
-def _reentrant(old: str, new: str) -> Rule:
-    field = "recompute.use_reentrant"
-
-    def read(config: Config) -> Fields:
-        asked = config.get(new) if config.get(new) is not None else config.get(old)
-        return {} if asked is None else {field: bool(asked)}
-
-    def write(fields: Fields) -> Config:
-        return {old: fields[field]} if field in fields else {}
-
-    return custom((old, new), (field,), read=read, write=write)
-
-
-def _recompute(on: bool) -> str:
-    return "full" if on else "none"
 
 
 def bits_and_bytes(prefix: str = "", *, nested: str = "bnb_4bit_use_double_quant") -> Rule:
@@ -217,10 +171,10 @@ def _layout_instead(config: Config) -> Mapping[str, str]:
     return {}
 
 
-def compiled_and_fused() -> tuple[Rule, ...]:
-    """What changes the step's memory besides, and is not modelled."""
+def compiled_and_fused(liger_always: Mapping[str, bool] | None = None) -> tuple[Rule, ...]:
+    """Liger, with what the trainer always sets of it, and what changes the step's memory and is not modelled."""
     return (
-        unpriced("use_liger_kernel", KERNELS, writes=False),
+        liger("use_liger_kernel", config="liger_kernel_config", always=liger_always),
         unpriced(
             "torch_compile", StandIn(errs="high", because="compiled graphs keep and make fewer tensors"), writes=False
         ),

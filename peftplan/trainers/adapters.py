@@ -26,7 +26,7 @@ from typing import Any, final
 from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _adapterhub, _huggingface, _optimizers
+from peftplan.trainers import _accelerate, _adapterhub, _huggingface, _optimizers, _recompute
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.hf_script import literal
 from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, does, same, under, words
@@ -171,7 +171,7 @@ class Adapters(Trainer):
         words("data.batching", "batching", {name: name for name in ("padded", "packed", "exact")}),
         *(under("arguments.", rule) for rule in (
             *_huggingface.batches(),
-            *_huggingface.checkpointing(default=False),
+            *_recompute.checkpointing(default=False),
             _optimizers.optimizer(),
             *_huggingface.compiled_and_fused(),
         )),

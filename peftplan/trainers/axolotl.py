@@ -21,7 +21,8 @@ from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _axolotl as own
 from peftplan.trainers import _axolotl_step as step
-from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable, write_recompute
+from peftplan.trainers._liger import axolotl_liger
+from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable
 from peftplan.trainers.base import TORCHRUN, Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same
 
@@ -91,7 +92,6 @@ class Axolotl(Trainer):
         "use_trackio", "use_wandb", "val_set_size", "wandb_*",
     }  # fmt: skip
     instead: ClassVar[Mapping[str, StandIn]] = {
-        "liger_fused_linear_cross_entropy": less("its loss never makes the logits"),
         "liger_*": less("its kernels keep fewer activations"),
         "unsloth_*": less("its kernels keep fewer activations"),
         "cut_cross_entropy": less("it never makes the logits"),
@@ -101,9 +101,9 @@ class Axolotl(Trainer):
         "flash_attn_*": less("fused kernels keep fewer activations"),
         "flash_optimum": less("fused kernels keep fewer activations"),
         "torch_compile*": less("compiled graphs keep and make fewer tensors"),
-        "activation_offloading": less("what backward needs lies in host memory"),
         "layer_offloading": less("frozen layers lie in host memory"),
-        "selective_checkpointing*": more("some outputs are kept besides each layer's input"),
+        "selective_checkpointing.offload": less("what is kept besides each layer's input lies in host memory"),
+        "selective_checkpointing.save_sliding_window": more("windowed attention is kept too"),
         "rl": more("pairs of answers, and for some a reference model"),
         "reward_model": less("a reward takes the place of the vocabulary's logits"),
         "process_reward_model": less("a reward takes the place of the vocabulary's logits"),
@@ -193,14 +193,15 @@ class Axolotl(Trainer):
             stand_ins=step.batching_stand_ins,
         ),
         custom(
-            ("gradient_checkpointing", "gradient_checkpointing_kwargs.use_reentrant"),
-            ("recompute", "recompute.use_reentrant"),
+            step.RECOMPUTES,
+            ("recompute", "recompute.use_reentrant", "recompute.offload", "recompute.save"),
             read=step.read_recompute,
-            write=write_recompute,
+            write=step.write_recompute,
             stand_ins=step.recompute_stand_ins,
         ),
         _optimizers.optimizer("optimizer", others=step.OPTIMIZERS, also=step.MODELLED),
         custom(step.KERNELS, (), read=lambda _: {}, write=step.write_kernels, stand_ins=step.kernels_stand_ins),
+        axolotl_liger(),
         custom(("plugins",), (), read=lambda _: {}, write=lambda _: {}, stand_ins=step.plugins_stand_ins),
         custom(
             step.LAYOUT_KEYS,

@@ -33,7 +33,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 _TWICE = ("method.r", "method.target_modules")
 """Settings that a decided job also says in a field of its own."""
-_MACHINE = ("gpus", "nodes", "layout", "offload", "kernels")
+_MACHINE = ("gpus", "nodes", "layout", "offload")
 
 
 RENDEZVOUS = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
@@ -265,6 +265,10 @@ def fields_of(job: Job) -> dict[str, Any]:
     """
     stated = job.model_dump(exclude_none=True, exclude=NOT_CONFIG | {"settings", "format"})
     fields = {name: value for name, value in stated.items() if value not in _NEUTRAL.get(name, ())}
+    moved = str(fields.pop("offload", "")).split("+")
+    if moved != [""]:
+        rest = "+".join(part for part in moved if part != "activations")
+        fields |= ({"offload": rest} if rest else {}) | ({"recompute.offload": True} if "activations" in moved else {})
     fields["model"] = job.model if Path(job.model).exists() else catalog.hub_id(job.model)
     if job.format is not None and formats.get(job.format)().packed:
         fields["format"] = formats.canonical(job.format)

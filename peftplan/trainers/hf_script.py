@@ -19,7 +19,7 @@ from typing import Any, final
 from peftplan import methods
 from peftplan.errors import RequestError
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface, _optimizers
+from peftplan.trainers import _accelerate, _huggingface, _optimizers, _recompute
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, keeps, same, under, words
 from peftplan.units import parse_dtype
@@ -180,7 +180,7 @@ class HfScript(Trainer):
         *(under("arguments.", rule) for rule in (
             *_huggingface.batches(),
             _huggingface.mixed_precision(),
-            *_huggingface.checkpointing(default=False),
+            *_recompute.checkpointing(default=False),
             _optimizers.optimizer(),
             *_huggingface.compiled_and_fused(),
             _huggingface.layout(),

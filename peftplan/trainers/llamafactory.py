@@ -21,6 +21,7 @@ import yaml
 from peftplan.job import Job
 from peftplan.trainers import _accelerate, _huggingface, _optimizers
 from peftplan.trainers import _llamafactory as own
+from peftplan.trainers._liger import liger
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lora_plus, more, spread, startable
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same, words
@@ -84,8 +85,6 @@ class LlamaFactory(Trainer):
         "tool_format", "train_on_prompt", "use_fast_tokenizer", "use_swanlab", "val_size", "video_*",
     }  # fmt: skip
     instead: ClassVar[Mapping[str, StandIn]] = {
-        "enable_liger_kernel": less("its kernels and its loss keep less"),
-        "use_liger_kernel": less("its kernels and its loss keep less"),
         "use_unsloth_gc": less("each layer's input lies in host memory"),
         "use_unsloth": less("its kernels keep fewer activations"),
         "use_galore": less("its states are of low rank"),
@@ -104,8 +103,12 @@ class LlamaFactory(Trainer):
         "use_*_loss": more("a loss of its own holds more copies of the logits"),
         "freeze_*": StandIn(errs="either way", because="parts of a multi-modal model are not priced apart"),
     }
+    renamed: ClassVar[Mapping[str, str]] = {
+        "use_liger_kernel": "enable_liger_kernel"
+    }  # transformers' own key does the same
     rules = (
         same("model_name_or_path", "model"),
+        liger("enable_liger_kernel"),
         custom(
             (
                 "finetuning_type",

@@ -17,6 +17,7 @@ import yaml
 from peftplan.job import Job
 from peftplan.trainers import _huggingface, _optimizers
 from peftplan.trainers import _swift as own
+from peftplan.trainers._liger import liger
 from peftplan.trainers._shared import deepspeed_file, knobs, less, lisa, lora_plus, more, startable, write_recompute
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, StandIn, always, custom, does, same, words
@@ -104,7 +105,6 @@ class Swift(Trainer):
         "vera_projection_prng_key", "fourier_scaling", "vit_gradient_checkpointing",
     }  # fmt: skip
     instead: ClassVar[Mapping[str, StandIn]] = {
-        "use_liger_kernel": less("its kernels and its loss keep less"),
         "use_galore": less("its states are of low rank"),
         "optimizer": StandIn(errs="either way", because="an optimizer of ms-swift's own is priced as `optim` says"),
         "sequence_parallel_size": less("a row is spread over GPUs"),
@@ -119,6 +119,7 @@ class Swift(Trainer):
     }
     rules = (
         same("model", "model"),
+        liger("use_liger_kernel", config="liger_kernel_config"),
         custom(
             (
                 "tuner_type",

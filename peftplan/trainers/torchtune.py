@@ -304,9 +304,10 @@ class Torchtune(Trainer):
         custom(("dataset.packed",), ("batching",), read=_read_batching, write=_write_batching),
         custom(("dtype",), ("dtype", "precision", "adapter_dtype"), read=_read_dtype, write=_write_dtype),
         words("enable_activation_checkpointing", "recompute", {True: "full", False: "none"}, default="none"),
-        unpriced(
-            "enable_activation_offloading",
-            StandIn(errs="high", because="what backward needs lies in host memory"), writes=False,
+        custom(
+            ("enable_activation_offloading",), ("recompute.offload",),
+            read=lambda config: {"recompute.offload": True} if config.get("enable_activation_offloading") else {},
+            write=lambda fields: {"enable_activation_offloading": bool(fields.get("recompute.offload"))},
         ),
         custom(
             ("optimizer._component_", "optimizer.fused", "optimizer_in_bwd", *(f"optimizer.{a}" for a in _ARGUMENTS)),

@@ -19,7 +19,7 @@ import yaml
 
 from peftplan.errors import RequestError, Unsupported
 from peftplan.job import Job
-from peftplan.trainers import _accelerate, _huggingface, _optimizers
+from peftplan.trainers import _accelerate, _huggingface, _optimizers, _recompute
 from peftplan.trainers.base import Folder, Run, Trainer
 from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, keeps, same, unpriced
 from peftplan.units import parse_dtype
@@ -37,7 +37,6 @@ _OTHER_TRAINERS = (
 )  # fmt: skip
 """Keys of the configs of TRL's other trainers (DPOConfig, GRPOConfig, KTOConfig, ...)."""
 _MULTIPLE = StandIn(errs="low", because="rows grow by less than that many tokens")
-_HOST = StandIn(errs="high", because="what backward needs lies in host memory")
 _LORA_KEYS = ("lora_r", "lora_target_modules", *_KNOBS)
 
 
@@ -247,12 +246,11 @@ class Trl(Trainer):
             stand_ins=_free,
         ),
         unpriced("pad_to_multiple_of", _MULTIPLE, off=(None, "auto")),
-        *_huggingface.checkpointing(default=True),
+        *_recompute.checkpointing(default=True, selects=True, offloads=("activation_offloading",)),
         _optimizers.optimizer(),
         _huggingface.attention(),
-        *_huggingface.compiled_and_fused(),
+        *_huggingface.compiled_and_fused({"fused_linear_cross_entropy": False}),  # sft_trainer.py: its own loss stays
         unpriced("model_init_kwargs.use_kernels", _huggingface.KERNELS),
-        unpriced("activation_offloading", _HOST, writes=False),
         custom(
             ("label_smoothing_factor",), ("loss.style",),
             read=lambda _: {}, write=lambda _: {}, defaults=_loss, stand_ins=_smoothed,

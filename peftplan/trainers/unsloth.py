@@ -18,7 +18,7 @@ import yaml
 
 from peftplan.job import Job
 from peftplan.trainers.base import Folder, Run, Trainer
-from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, always, custom, does, same, words
+from peftplan.trainers.rules import Config, Fields, Inexpressible, always, custom, does, same, words
 from peftplan.units import parse_dtype
 
 _FLAGS = {"lora.use_rslora": "method.use_rslora", "lora.use_dora": "method.use_dora"}
@@ -28,7 +28,6 @@ _METHOD_KEYS = ("training.training_type", "lora.lora_r", "lora.lora_alpha", "lor
 _METHOD_FIELDS = (
     "method", "rank", "target_modules", "method.bias", "method.lora_alpha", "method.lora_dropout", *_FLAGS.values(),
 )  # fmt: skip
-_OFFLOADED = StandIn(value="full", errs="high", because="the kept inputs of the layers lie in host memory")
 _KERNELS = "priced as transformers' and PEFT's own modules, which errs high: Unsloth's kernels keep less"
 
 
@@ -153,7 +152,7 @@ class Unsloth(Trainer):
         custom(("training.packing",), ("batching",), read=_read_batching, write=_write_batching),
         words(
             "training.gradient_checkpointing", "recompute",
-            {"true": "full", "none": "none", True: "full", False: "none", "unsloth": _OFFLOADED}, default="full",
+            {"true": "full", "none": "none", True: "full", False: "none", "unsloth": "unsloth"}, default="full",
         ),
         custom(
             ("training.optim",), ("optimizer", "optimizer.*"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple, get_args
 
-from peftplan import formats, methods, optimizers, plugins
+from peftplan import formats, kernels, methods, optimizers, plugins
 from peftplan.assemble import build_graph
 from peftplan.errors import RequestError
 from peftplan.graph.blocks.decoder import decoder
@@ -20,7 +20,7 @@ from peftplan.units import DType
 from tests.conformance import zoo
 
 PASS, NA, MISSING, UNVERIFIED, FAIL = "PASS", "NA", "MISSING", "UNVERIFIED", "FAIL"
-KINDS = {"method": methods, "format": formats, "optimizer": optimizers}
+KINDS = {"method": methods, "format": formats, "optimizer": optimizers, "kernels": kernels}
 _STATELESS = ("lomo",)
 """Optimizers that keep nothing between steps."""
 _SECTIONS = ("Trains:", "Keeps for backward:", "Not modelled:")
@@ -130,7 +130,7 @@ def composes(member: Member) -> Grade:
     """It works with every member of the folders it meets, or is refused in a line that names the way out."""
     if reason := _untrainable(member):
         return Grade(NA, reason)
-    other = {"method": "format", "format": "method", "optimizer": "method"}[member.kind]
+    other = {"method": "format", "format": "method", "optimizer": "method", "kernels": "method"}[member.kind]
     refused = []
     for name in KINDS[other].names():
         lines = [_refusal(_both(member, found(other, name)), model) for model in zoo.MODELS]

@@ -95,7 +95,8 @@ def test_what_is_priced_instead_is_said() -> None:
     assert "errs high" in why["loss._component_"]
     assert "optimizer_in_bwd" not in why
     assert trainers.read_config(path).settings["optimizer.in_backward"] is True
-    assert "host memory" in why["enable_activation_offloading"]
+    assert "enable_activation_offloading" not in why
+    assert trainers.read_config(path).settings["recompute.offload"] is True
 
 
 def test_a_misspelt_key_is_named() -> None:

@@ -147,9 +147,6 @@ def test_what_transformers_has_no_word_for_is_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"use_liger_kernel": True}, "errs high"),
-        ({"activation_offloading": True}, "errs high"),
-        ({"gradient_checkpointing_kwargs": {"selective": True}}, "errs low"),
         ({"neftune_noise_alpha": 5}, "errs low"),
         ({"max_length": None}, "errs low"),
         ({"label_smoothing_factor": 0.1}, "either way"),

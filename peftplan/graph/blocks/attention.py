@@ -49,6 +49,8 @@ class Site:
     """What flash attention casts fp32 queries to outside autocast: the dtype of the linear layers."""
     groups: int = 1
     """Parts of a row that are attended to alone."""
+    repeats_always: bool = False
+    """Whether flash attention too is given keys and values once for every query head."""
 
     @property
     def keys(self) -> int:
@@ -93,6 +95,8 @@ def attend(
     if site.groups > 1:
         return shifted(b, site, attend, q, k, v, mask), ()
     if site.implementation.startswith("flash_attention"):
+        if site.repeats_always:
+            k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))
         return _flash_package(b, site, q, k, v), ()
     if not _takes_groups(site, mask):
         k, v = (_repeated(b, site, t, n) for t, n in ((k, "k_repeat"), (v, "v_repeat")))

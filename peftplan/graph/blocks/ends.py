@@ -134,4 +134,5 @@ def _scaled_loss(b: Builder, arch: Arch, setup: Setup, h: Tensor, weight: Tensor
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     logits = b.scale(logits, label="logits_scaled")
-    return causal_lm_loss(b, logits, labels, h, setup.loss), (returned_logits(setup.loss, logits),)
+    criterion = setup.kernels.cross_entropy_of
+    return causal_lm_loss(b, logits, labels, h, setup.loss, criterion=criterion), (returned_logits(setup.loss, logits),)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftplan.arch.core import Arch, Attention
-from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, fused_head_loss, returned_logits
+from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, cross_entropy, fused_head_loss, returned_logits
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
 from peftplan.units import DType
@@ -20,6 +20,8 @@ FP32 = DType.float32
 Make = Callable[[], Tensor]
 """Runs a projection, when it is its turn."""
 Pair = tuple[Tensor, Tensor]
+Layout = tuple[bool, bool]
+"""Of queries and of keys: whether memory has them as (B, N, S, D), and not as projected."""
 Loss = tuple[Tensor, tuple[str, ...]]
 
 
@@ -41,6 +43,10 @@ class Asked:
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """transformers' own implementations."""
+
+    repeat_kv: bool = False
+    """Whether flash attention is given keys and values once for every query head, as Mistral's was until transformers
+    4.47 (4.45.2, modeling_mistral.py, MistralFlashAttention2.forward)."""
 
     def check(self, asked: Asked) -> None:
         """Raise RequestError or Unsupported, with the library's reason, for what it does not run on."""
@@ -66,15 +72,18 @@ class Kernels:
         b.hold(normed, mean)
         return out
 
-    def rotate(self, b: Builder, a: Attention, q: Tensor, k: Tensor, table: tuple[Tensor, Tensor]) -> Pair:
-        """apply_rotary_pos_emb of per-head queries and keys with the cosines and sines of `table`."""
+    @property
+    def in_place(self) -> bool:
+        """Whether rotary embeddings turn queries and keys where they are, as projected."""
+        return False
+
+    def rotate(self, b: Builder, a: Attention, q: Tensor, k: Tensor, table: Pair, *, by_head: Layout) -> Pair:
+        """apply_rotary_pos_emb of per-head queries and keys with the cosines and sines of `table`. Their gradients
+        come back as `by_head` says."""
+        del by_head
         turned = (_rotary(b, q, a, table, "q_rope"), _rotary(b, k, a, table, "k_rope"))
         b.hold(q, k)
         return turned
-
-    def by_head(self, a: Attention) -> bool:
-        """Whether rotated queries and keys lie in memory as (B, N, S, D), not as projected."""
-        return a.rotary_concat
 
     def glu(self, b: Builder, gate: Make, up: Make) -> Tensor:
         """LlamaMLP.forward up to its last projection: act(gate(x)) * up(x)."""
@@ -91,7 +100,12 @@ class Kernels:
             return fused_head_loss(b, hidden, head, labels), ()
         with b.marked("head"):
             logits = b.linear(hidden, head, label="lm_head")
-        return causal_lm_loss(b, logits, labels, hidden, style), (returned_logits(style, logits),)
+        loss = causal_lm_loss(b, logits, labels, hidden, style, criterion=self.cross_entropy_of)
+        return loss, (returned_logits(style, logits),)
+
+    def cross_entropy_of(self, b: Builder, scores: Tensor, targets: Tensor) -> Tensor:
+        """From fp32 scores and targets, one row a token, to the scalar loss."""
+        return cross_entropy(b, scores, targets)
 
     def fuse(self, graph: Graph) -> Graph:
         """The graph with the method's operations where the library has functions of its own for them."""

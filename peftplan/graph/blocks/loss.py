@@ -17,6 +17,7 @@ transformers 4.48.1 and 4.45, 2024-05 to 2025-02) and fitcheck-llm 0.3.1 (T4, tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from peftplan.errors import RequestError
@@ -31,19 +32,31 @@ STYLES: tuple[LossStyle, ...] = get_args(LossStyle)
 FP32 = DType.float32
 
 
-def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor, hidden: Tensor, style: LossStyle) -> Tensor:
+Criterion = Callable[[Builder, Tensor, Tensor], Tensor]
+"""From fp32 scores and targets, one row a token, to the scalar loss."""
+
+
+def cross_entropy(b: Builder, scores: Tensor, targets: Tensor) -> Tensor:
+    """torch.nn.functional.cross_entropy."""
+    log_probs = Tensor("log_softmax", (scores.numel // scores.shape[-1], scores.shape[-1]), FP32)
+    b.ops.append(LogSoftmax(name="log_softmax", ins=(scores,), out=log_probs, site="loss"))
+    loss = Tensor("loss", (), FP32, ACTIVATION)
+    total = internal("loss", "total_weight", (), FP32)
+    b.ops.append(NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss"))
+    return loss
+
+
+def causal_lm_loss(
+    b: Builder, logits: Tensor, labels: Tensor, hidden: Tensor, style: LossStyle, *, criterion: Criterion
+) -> Tensor:
     """The loss of (B, S, V) logits for (B, S) labels. Returns its scalar."""
     with b.marked("loss"):
         logits32 = b.cast(logits, FP32, label="logits32")
         if style == "shifted_labels":
-            scores, targets, held = logits32, *_shifted_labels(b, labels)
+            scores, targets, held = logits32, *shifted_labels(b, labels)
         else:
             scores, targets, held = *_shifted_logits(b, logits32, labels), labels
-        log_probs = Tensor("log_softmax", (scores.numel // scores.shape[-1], scores.shape[-1]), FP32)
-        b.ops.append(LogSoftmax(name="log_softmax", ins=(scores,), out=log_probs, site="loss"))
-        loss = Tensor("loss", (), FP32, ACTIVATION)
-        total = internal("loss", "total_weight", (), FP32)
-        b.ops.append(NllLoss(name="loss", ins=(log_probs, targets), out=loss, total_weight=total, site="loss"))
+        loss = criterion(b, scores, targets)
         b.hold(logits32, scores, hidden, held)
     return loss
 
@@ -83,7 +96,7 @@ def returned_logits(style: LossStyle, logits: Tensor) -> str:
     return "logits32" if style == "shifted_fp32_logits" and logits.dtype is not FP32 else logits.name
 
 
-def _shifted_labels(b: Builder, labels: Tensor) -> tuple[Tensor, Tensor]:
+def shifted_labels(b: Builder, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`pad(labels, (0, 1))[..., 1:].contiguous()`: the targets, and the padded labels that stay a local."""
     size, seq = labels.shape
     padded = b.plain("padded_labels", size, seq + 1, dtype=DType.int64, ins=(labels,))

@@ -24,7 +24,7 @@ def self_attention(
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
     eager = setup.attention == "eager"  # its products give gradients head by head
 
-    def split(t: Tensor, heads: int, *, copied: bool = True) -> Tensor:
+    def split(t: Tensor, heads: int, *, copied: bool = not setup.kernels.in_place) -> Tensor:
         return _heads(b, t, batch, heads, a.head_dim, copied=copied)
 
     fused: tuple[Tensor, ...] = ()
@@ -43,13 +43,14 @@ def self_attention(
         k = split(_head_norm(b, arch, a, setup, k, a.kv_heads, "k_norm"), a.kv_heads)
         v = project(b, h, kv_width, label="v_proj", site="v", types=types, biased=a.qkv_bias)
         v = split(v, a.kv_heads, copied=eager)
+    mask = shared.window_mask if a.window is not None else shared.mask
     if setup.modeling.copies_heads:
         views = q, k, v
         q, k, v = (b.copy(t, label=n) for t, n in ((q, "q_heads"), (k, "k_heads"), (v, "v_heads")))
         b.hold(*views)
     if a.rotary_dim is not None:
-        q, k = setup.kernels.rotate(b, a, q, k, (shared.cos, shared.sin))
-    mask = shared.window_mask if a.window is not None else shared.mask
+        by_head = eager, eager or _repeats(a, setup, mask)
+        q, k = setup.kernels.rotate(b, a, q, k, (shared.cos, shared.sin), by_head=by_head)
     site = Site(
         attention=a,
         size=batch.size,
@@ -58,7 +59,7 @@ def self_attention(
         documents=batch.documents,
         padded=batch.masked,
         use_cache=setup.caches,
-        by_head=setup.kernels.by_head(a) or setup.modeling.copies_heads,
+        by_head=(a.rotary_concat and not setup.kernels.in_place) or setup.modeling.copies_heads,
         values_by_head=setup.modeling.copies_heads,
         past=batch.past,
         past_dtype=types.embedding,
@@ -66,12 +67,18 @@ def self_attention(
         prefix_dtype=_prefix_dtype(setup),
         half=types.linear,
         groups=batch.groups,
+        repeats_always=setup.kernels.repeat_kv,
     )
     out, weights = attend(b, site, q, k, v, mask)
     y = project(b, out, arch.hidden, label="o_proj", site="o", types=types, biased=a.out_bias)
     rebound = () if setup.caches else (k, v)  # the cache hands back keys and values of its own
     b.hold(*fused, q, *rebound, out)
     return y, weights
+
+
+def _repeats(a: Attention, setup: Setup, mask: Tensor | None) -> bool:
+    """Whether keys are repeated for the queries that share them."""
+    return a.heads > a.kv_heads and setup.attention.startswith("sdpa") and mask is not None
 
 
 def _prefix_dtype(setup: Setup) -> DType:

@@ -24,12 +24,14 @@ from peftplan.graph.ops.elementwise import (
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
 from peftplan.graph.ops.formula import Formula, Hooked
+from peftplan.graph.ops.fused import Further, Fused
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, Part, RotateHalf, Slice, View, WeightCast
-from peftplan.graph.ops.linear import BITSANDBYTES, DetachedLinear, Linear, MatMul, PackedLinear, Solve
+from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
     "BITSANDBYTES",
+    "PLAIN",
     "Activate",
     "Add",
     "AddConst",
@@ -42,6 +44,8 @@ __all__ = [
     "Embedding",
     "Flattened",
     "Formula",
+    "Further",
+    "Fused",
     "FusedAttention",
     "GatedHalves",
     "GroupedLinear",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import final
+from typing import Literal, final
 
 from peftplan.graph.core import Grad, Need, Op, Tensor
 from peftplan.graph.ops.shapes import Detached, made, wants
 
 BITSANDBYTES = "bitsandbytes"
+PLAIN = "torch.nn.Linear"
+"""Whose weight is of a library's own tensor class."""
 
 
 @final
@@ -64,9 +66,10 @@ class MatMul(Op):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedLinear(Op):
-    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps nothing that autograd knows of.
+    """y = x dequantize(W)^T (+ b) on a frozen packed weight: keeps nothing that autograd knows of, but `saves`.
 
-    bitsandbytes puts the packed weight on the node itself, so a recomputation is not started for it.
+    bitsandbytes puts the packed weight on the node itself, so a recomputation is not started for it; others save it
+    (`weight`), the input that they do not read again (`input`), or both.
 
     `forward_workspace_bytes` and `backward_workspace_bytes` are the dequantized copies each pass makes.
     `keeps_input` where the kernel stashes its input on its node (bitsandbytes int8).
@@ -75,6 +78,7 @@ class PackedLinear(Op):
     forward_workspace_bytes: int
     backward_workspace_bytes: int
     keeps_input: bool = False
+    saves: tuple[Literal["input", "weight"], ...] = ()
     stashes = True
     adapters_clone: bool = False
     """Whether PEFT clones the output before adding its branch (lora/bnb.py, Linear4bit.forward)."""
@@ -86,6 +90,12 @@ class PackedLinear(Op):
 
     def grad_flops(self, need: Need) -> int:
         return self.flops() if self.ins[0].name in need else 0
+
+    def saved(self, need: Need) -> tuple[Tensor, ...]:
+        if not self.saves or not wants(need, self.ins):
+            return ()
+        x, w = self.ins[:2]
+        return tuple([x if what == "input" else w for what in self.saves])
 
     def stashed(self, need: Need) -> tuple[Tensor, ...]:
         return (self.ins[0],) if self.keeps_input and wants(need, self.ins) else ()

@@ -38,7 +38,7 @@ class Gradients:
 
     __slots__ = (
         "_arrived", "_last", "_made", "_penalised", "_size", "_updates", "_waits", "account", "flowing", "global_grads",
-        "grads_exist", "kept", "need", "of_params",
+        "grads_exist", "kept", "need", "of_model", "of_params",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,8 @@ class Gradients:
         """The gradient of each value, as far as it has been summed."""
         self.of_params: list[Gradient] = []
         """Parameter gradients that this region's backward leaves."""
+        self.of_model: list[Gradient] = []
+        """Those of them whose parameters belong to no region."""
         self._updates = updates
         self._arrived: list[tuple[Tensor, Gradient]] = []
         self._last: Gradient | None = None
@@ -93,8 +95,19 @@ class Gradients:
         """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
         (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         where = op.name
+        gone = self.kept.away(op, saves)
+        reloaded = [self.make(t.nbytes, where) for t in reversed(gone)]
+        saves = tuple(t for t in saves if t not in gone) if gone else saves
         made: list[tuple[Tensor, Gradient]] = []
-        for to, raw_bytes, scratch_bytes in op.backward(self.need):
+        others = self._others(op) if op.also else {}
+        for to, raw_bytes, scratch_bytes, over in op.backward(self.need):
+            if over is not None and over.name in others:
+                others[over.name].refs += 1
+                made.append((to, others[over.name]))
+                continue
+            if over is not None:
+                self.kept.release((over,))
+                saves = tuple(t for t in saves if t is not over)
             if not raw_bytes:
                 incoming.refs += 1
                 made.append((to, incoming))
@@ -104,6 +117,8 @@ class Gradients:
                 made.append((to, self.make(raw_bytes, where)))
                 if scratch_bytes:
                     self.account.touch(scratch_bytes, where)
+        for copy in reloaded:
+            self._release(copy)
         if recomputed and saves:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
@@ -119,6 +134,8 @@ class Gradients:
                     self._release(whole)
             made[j] = (to, gradient)
         self._release(incoming)
+        for other in others.values():
+            self._release(other)
         if saves and not recomputed:
             self.kept.release(saves)
         if op.views:
@@ -131,6 +148,10 @@ class Gradients:
                 self._hand_on(to, gradient, where)
         if self._arrived:
             self._update(where)
+
+    def _others(self, op: Op) -> dict[str, Gradient]:
+        """The gradients of an op's further outputs."""
+        return {t.name: self.flowing.pop(t.name) for t in op.also if t.name in self.flowing}
 
     def _hand_on(self, to: Tensor, gradient: Gradient, where: str) -> None:
         flowing = self.flowing
@@ -186,6 +207,7 @@ class Gradients:
         alone = self._updates is not None and self._updates.alone(to)
         if is_global(to.name) and not alone:
             self.global_grads[to.name] = held
+            self.of_model.append(gradient)
         self.of_params.append(gradient)
         self.account.grad_bytes += held
         if alone:

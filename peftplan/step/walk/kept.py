@@ -21,9 +21,9 @@ class Kept:
     """Storages that autograd's nodes keep (`counts`), that nodes stash themselves (`pinned`), and that are part of
     the model's output (`returned`)."""
 
-    __slots__ = ("account", "bytes", "counts", "pinned", "plan", "returned", "saved")
+    __slots__ = ("_least_sent", "account", "bytes", "counts", "pinned", "plan", "returned", "saved", "sent")
 
-    def __init__(self, plan: Plan, account: Account) -> None:
+    def __init__(self, plan: Plan, account: Account, *, least_sent_bytes: int | None = None) -> None:
         self.plan = plan
         self.account = account
         self.counts: dict[str, int] = {}
@@ -32,6 +32,16 @@ class Kept:
         self.pinned: dict[str, int] = {}
         self.returned: dict[str, int] = {}
         self.saved: list[Saved] = []
+        self._least_sent = least_sent_bytes
+        self.sent: list[Saved] = []
+        """What went to the host instead, each time that a node saved it."""
+
+    def away(self, op: Op, saves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What of `saves` waits in host memory."""
+        least = self._least_sent
+        if least is None or op.site == "head":
+            return ()
+        return tuple(t for t in saves if t.kind in (ACTIVATION, INPUT) and t.nbytes >= least)
 
     def holds(self, storage: str) -> bool:
         return storage in self.counts or storage in self.pinned
@@ -39,6 +49,10 @@ class Kept:
     def keep(self, op: Op, saves: tuple[Tensor, ...], live: dict[str, int]) -> None:
         """`op` saves these, each once more."""
         counts = self.counts
+        if self._least_sent is not None:
+            gone = self.away(op, saves)
+            self.sent += [Saved(op.name, t, t.nbytes) for t in gone]
+            saves = tuple(t for t in saves if t not in gone)
         for t in saves:
             storage = t.base or t.name
             if t.kind != ACTIVATION:

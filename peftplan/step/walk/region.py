@@ -34,14 +34,19 @@ class RegionWalk:
         grads_exist: bool = False,
         global_grads: dict[str, int] | None = None,
         updates: Updates | None = None,
+        least_sent_bytes: int | None = None,
     ) -> None:
         self.plan = plan
         self.region = plan.region
         self.need = need
         self.account = account if account is not None else Account()
-        self.kept = Kept(plan, self.account)
+        self.kept = Kept(plan, self.account, least_sent_bytes=least_sent_bytes)
         self.checkpointed = checkpoint is not None
         self.reentrant = checkpoint is not None and checkpoint.reentrant
+        self.offloaded = checkpoint is not None and checkpoint.offloaded
+        self.beside = checkpoint is not None and checkpoint.beside
+        self._host_dtype = checkpoint.host_dtype if checkpoint is not None else None
+        self._staged = checkpoint is not None and checkpoint.staged and checkpoint.host_dtype is None
         self.cache = Cache(plan, self.account, checkpoint.cached if checkpoint is not None else frozenset())
         self.gradients = Gradients(
             self.account,
@@ -79,11 +84,12 @@ class RegionWalk:
 
     def forward(self) -> None:
         """Run the ops; what they save stays alive, unless the region is checkpointed."""
-        self._forward(keep=not self.checkpointed, stash=not (self.checkpointed and self.reentrant))
+        owns = self.offloaded or not self.checkpointed
+        self._forward(keep=not self.checkpointed, stash=not (self.checkpointed and self.reentrant), owns_entry=owns)
 
-    def _forward(self, *, keep: bool, stash: bool) -> None:
+    def _forward(self, *, keep: bool, stash: bool, owns_entry: bool = False) -> None:
         region, counts = self.region, self.kept.counts
-        live = self._alive_on_entry()
+        live = self._alive_on_entry(owned=owns_entry)
         cached = self._cached()
         staying = {region.exit.storage, *cached, *self._held(), *self.cache.storages()}
         count = len(region.ops)
@@ -99,16 +105,25 @@ class RegionWalk:
     def _recompute(self) -> None:
         """The forward again, up to where non-reentrant recomputation stops. The graph that it makes holds what its
         nodes stash until it is thrown away."""
-        live = self._alive_on_entry()
+        live = self._alive_on_entry(owned=self.offloaded)
+        arguments = self._reloaded()
         stashed = (t.storage for op in self.region.ops for t in op.stashed(self.need)) if self.plan.stashes else ()
         stop, run_last = stopping_point(self.region.ops, self._saves)
-        staying = {*self._cached(), *self._held(), *self.region.trails, *stashed}
+        staying = {*self._cached(), *self._held(), *self.region.trails, *stashed, *arguments}
         self._run(live, staying, (), seen=stop + 1, run=stop + run_last, keep=True, stash=False)
         for name in self._trailing():
             self.kept.pin_whole(name, live)
         for storage, size in live.items():
             if not self.kept.holds(storage):
                 self.account.free(size, storage)
+
+    def _reloaded(self) -> tuple[str, ...]:
+        """The input comes back from the host: an argument of the second run, which holds it to its end."""
+        entry = self.region.entry
+        if not self.offloaded or entry is None or self._staged:
+            return ()
+        self.account.alloc(self.plan.size(entry.nbytes), "reload", entry.storage)
+        return (entry.storage,)
 
     def _trailing(self) -> Iterator[str]:
         """What is held on to after the forward has run again, with what the nodes that made it save."""
@@ -173,9 +188,10 @@ class RegionWalk:
             self.account.touch(prepared, op.name)
         self.cache.take(op, live)
 
-    def _alive_on_entry(self) -> dict[str, int]:
+    def _alive_on_entry(self, *, owned: bool) -> dict[str, int]:
+        """`owned`: the entry is this run's to let go of, or to keep."""
         entry, size = self.region.entry, self.plan.size
-        live = {} if entry is None or self.checkpointed else {entry.storage: size(entry.nbytes)}
+        live = {entry.storage: size(entry.nbytes)} if entry is not None and owned else {}
         for t in self.region.taken:
             live[t.storage] = size(t.nbytes)
         return live
@@ -204,6 +220,15 @@ class RegionWalk:
     def saved(self) -> list[Saved]:
         """What the region keeps for backward."""
         return [*self.kept.saved, *self.cache.saved] if self.cache.saved else self.kept.saved
+
+    @property
+    def sent(self) -> list[Saved]:
+        """What waits in host memory for the region's backward."""
+        entry = self.region.entry
+        if not self.offloaded or entry is None:
+            return self.kept.sent
+        held = entry._replace(dtype=self._host_dtype or entry.dtype)
+        return [Saved("checkpoint", held, held.nbytes)]
 
     @property
     def entry_saved(self) -> bool:
@@ -249,9 +274,12 @@ class RegionWalk:
             for name in self._lingering():
                 self.account.saved_bytes -= self.plan.storage_bytes(name)
                 self.account.free(self.plan.storage_bytes(name), name)
+            arguments = self._reloaded() if self.reentrant else ()
             if self.reentrant:
                 self._forward(keep=True, stash=True)
             self._backward(recompute=not self.reentrant)
+            for name in arguments:  # CheckpointFunction.backward holds them to its end
+                self.account.free(self.plan.storage_bytes(name), name)
             self.cache.drop()
             self.kept.drop_pinned()
         return self.entry_gradient is not None
