@@ -177,7 +177,7 @@ def test_five_percent_more_of_one_coefficient_shows(
     monkeypatch.setattr(target, name, changed)
     base_graph.cache_clear()
     if target is overheads:
-        monkeypatch.setattr("peftplan.pipeline.workspace_bytes", changed)
+        monkeypatch.setattr("peftplan.standing.workspace_bytes", changed)
     after = [row.predicted_bytes for row in compare(records, estimate, every_value=True)]
     base_graph.cache_clear()
     assert before
