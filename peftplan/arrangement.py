@@ -62,5 +62,5 @@ def arranged(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Lay
     missing = unmodelled(layout)
     if missing is not None:
         raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
-    style = style_of(layout.style, knobs)
+    style = None if layout.framework == "megatron" else style_of(layout.style, knobs)
     return gpus, layout, style if layout.dp > 1 else None

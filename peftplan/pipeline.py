@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, step_bytes, trainees
+from peftplan.assemble import (
+    Trainees,
+    as_run,
+    build_graph,
+    host_state_bytes,
+    step_bytes,
+    trainees,
+    whole_graph,
+)
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -124,7 +132,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     train = rank.trainees if rank is not None else trainees(case, graph)
     static = static_bytes(case, graph, train, rules, rank)
     before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
-    existing = existing_bytes(graph, train, rules, rank, before)
+    existing = existing_bytes(case, graph, train, rules, (rank, before))
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
@@ -142,7 +150,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     return Walked(
         case=case,
         graph=graph,
-        whole=graph,
+        whole=whole_graph(case, graph),
         trainees=train,
         rules=rules,
         static=static,
@@ -182,7 +190,7 @@ def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
-    grads = gradient_bytes(cut, later.trainees.weights, later.rules)
+    grads = gradient_bytes(case, cut, later.trainees.weights, later.rules)
     inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
     return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 

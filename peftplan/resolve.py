@@ -32,6 +32,7 @@ from peftplan.plugins import canonical
 from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.recompute import Recompute
+from peftplan.sharing import check_shared, looped, stepped
 from peftplan.step.segments import Loop
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType
@@ -105,6 +106,8 @@ def resolve(job: Job) -> Case:
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     if fmt.untrainable:
         raise RequestError(f"--format {format_name}: {fmt.untrainable}")
+    if fmt.note:
+        notes.add("format", format_name, fmt.note)
     dtype = fmt.dtype() or dtype
     optimizer = optimizer_of(job)
     optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
@@ -113,9 +116,10 @@ def resolve(job: Job) -> Case:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     gpus, layout, style = arranged(job, arch, seq_len, notes)
+    optimizer = stepped(optimizer, layout, notes, tied=arch.tied)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
-    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
+    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability, float8=precision == "fp8")
     gathered = style.gathers_in(autocast) if style is not None else None
     if style is not None and not style.autocasts:
         gathered, autocast = gathered or (dtype if dtype.is_half else None), None
@@ -131,6 +135,7 @@ def resolve(job: Job) -> Case:
         mesh=layout.mesh,
         kernels=_kernels(job, arch, method, method_name, fmt, autocast),
     )
+    check_shared(layout, arch, setup, fmt, method)
     host = Host(
         arch=arch,
         numerics=numerics,
@@ -138,6 +143,7 @@ def resolve(job: Job) -> Case:
         base_dtype=dtype,
         packs=partial(_packs, fmt, compute, numerics),
         recomputes=recompute.layers,
+        mesh=layout.mesh,
     )
     _note_new_dtype(host, method, notes)
     held = HeldAs(replace(setup, attention="sdpa"), host)  # of which only the weights are looked at
@@ -174,7 +180,7 @@ def resolve(job: Job) -> Case:
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=loop_of(job, optimizer, method),
+        loop=looped(loop_of(job, optimizer, method), layout),
         assumptions=(*job.remarks, *notes.items),
     )
 

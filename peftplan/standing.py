@@ -20,7 +20,7 @@ def static_bytes(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: 
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     if rank is None:
         for t, count in graph.params():
-            kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+            kinds["adapter" if t.kind == ADAPTER else "weight"] += case.format.held_bytes(t, size) * count
     else:
         for one in rank.held:
             kinds[one.kind] += sum(map(size, one.sizes)) * one.times
@@ -48,8 +48,10 @@ def has_biased_linears(graph: Graph) -> bool:
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
-def gradient_bytes(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+def gradient_bytes(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    if case.optimizer.holds_gradients:
+        return 0
     wholes = 0
     for region in graph.regions:
         for op in region.ops:
@@ -60,10 +62,13 @@ def gradient_bytes(graph: Graph, weights: list[Trained], rules: Rules) -> int:
     return sum(rules.size(w.bytes) * w.copies for w in weights) + wholes
 
 
-def existing_bytes(graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
+def existing_bytes(
+    case: Case, graph: Graph, train: Trainees, rules: Rules, spread: tuple[Spread | None, Before]
+) -> int:
     """Bytes of the gradients of micro-batches before."""
+    rank, before = spread
     if before == "none":
         return 0
     if rank is None:
-        return gradient_bytes(graph, train.weights, rules)
+        return gradient_bytes(case, graph, train.weights, rules)
     return sum(map(rules.size, rank.gradients(before)))

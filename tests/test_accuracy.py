@@ -40,8 +40,8 @@ def of(*kinds: str) -> list[Row]:
 
 
 def kept_under_fsdp(row: Row) -> bool:
-    """Quantized models under FSDP1 with torch 2.4.1 and mixed precision: more is alive in a layer's backward than known."""
-    return row.id.startswith("fms-") and row.layout == "fsdp1" and row.method == "lora" and row.format != "bf16"
+    """Quantized models under FSDP1 and mixed precision: more is alive in a layer's backward than is known."""
+    return row.id.startswith("fms-") and row.layout == "fsdp1" and row.format not in ("bfloat16", "float16", "float32")
 
 
 def test_allocated_bytes_are_within_the_promise() -> None:
@@ -124,17 +124,21 @@ def test_reserved_bytes_of_quantized_loras_follow_how_they_were_loaded() -> None
     assert max(map(abs, errors(rows))) < 0.05
 
 
-UNEXPLAINED = {"fitcheck-edge-Qwen2.5-7B-Instruct-b1", "fms-main-057", "fms-main-077"}
-"""A job whose two runs differ by 11.7 %, and what nvidia-smi counts beyond the allocator in one campaign."""
+UNEXPLAINED = {
+    "fitcheck-edge-Qwen2.5-7B-Instruct-b1",
+    "simumax-llama3_70b_l12_tp2_cp4_pp1_dp1_seq131072_mbc4", "simumax-llama3_70b_l12_tp1_cp8_pp1_dp1_seq131072_mbc4",
+}  # fmt: skip
+"""A job whose two runs differ by 11.7 %, and a second stream's pool under context parallelism."""
 
 
 def test_reserved_and_device_bytes_are_close_everywhere() -> None:
-    rows = of("reserved", "device")
+    """But for one campaign's nvidia-smi, which counts more than the process holds (its records say what is known)."""
+    rows = [row for row in of("reserved", "device") if not (row.kind == "device" and row.id.startswith("fms-"))]
     found = summarize(rows)
     assert found.median_abs is not None
     assert found.median_abs < 0.01
     assert found.worst_under is not None
-    assert found.worst_under > -0.23
+    assert found.worst_under > -0.15
     assert {row.id for row in rows if row.error is not None and row.error < -0.05} == UNEXPLAINED
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from peftplan.arch import Arch, Attention, Experts, Mlp, load_arch, parameter_count
+from peftplan.arch.core import Latent
 from peftplan.arch.families import COMMON_KEYS, families
 from peftplan.errors import PeftplanError, RequestError, Unsupported
 from peftplan.units import DType
@@ -23,13 +24,17 @@ SIZES = {
 
 KV_DEFAULTS = {
     "llama": None, "phi3": None, "mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16, "smollm3": 4, "mixtral": 8,
-    "qwen2_moe": 16, "qwen3_moe": 4, "granite": None,
+    "qwen2_moe": 16, "qwen3_moe": 4, "granite": None, "deepseek_v3": 128,
 }  # fmt: skip
+
+
+ALL_HEADS = {"deepseek_v3": 6}
+"""Where keys and values come for every head."""
 
 
 def read(model_type: str, **keys: Any) -> Arch:
     """The Arch of a tiny config; a key given as None is null."""
-    known_kv = {} if KV_DEFAULTS[model_type] is None else {"num_key_value_heads": 2}
+    known_kv = {} if KV_DEFAULTS[model_type] is None else {"num_key_value_heads": ALL_HEADS.get(model_type, 2)}
     return load_arch("tiny", config={"model_type": model_type, **SIZES, **known_kv, **keys})
 
 
@@ -61,7 +66,9 @@ def test_a_minimal_config_reads(model_type: str) -> None:
     assert "states no dtype" in arch.notes[0]
 
 
-@pytest.mark.parametrize(("model_type", "default"), [(k, v) for k, v in KV_DEFAULTS.items() if v])
+@pytest.mark.parametrize(
+    ("model_type", "default"), [(k, v) for k, v in KV_DEFAULTS.items() if v and k not in ALL_HEADS]
+)
 def test_omitted_kv_heads_are_the_class_default(model_type: str, default: int) -> None:
     config = {"model_type": model_type, **SIZES, "num_attention_heads": 32, "hidden_size": 64}
     assert load_arch("tiny", config=config).layers[0][0].attention.kv_heads == default
@@ -114,6 +121,7 @@ def test_omitted_tie_word_embeddings(model_type: str) -> None:
         ("qwen2_moe", 32768),
         ("qwen3_moe", 32768),
         ("granite", 2048),
+        ("deepseek_v3", 4096),
     ],
 )
 def test_omitted_max_position_embeddings(model_type: str, positions: int) -> None:
@@ -185,6 +193,17 @@ def test_experts() -> None:
     )
     layers = read("qwen3_moe", mlp_only_layers=[0], decoder_sparse_step=2).layers
     assert [type(layer.mlp) for layer, count in layers for _ in range(count)] == [Mlp, Experts, Mlp]
+
+
+def test_latent_attention() -> None:
+    keyed = attention("deepseek_v3")
+    assert keyed.latent == Latent(rank=512, rope_dim=64, value_dim=128, query_rank=1536)
+    assert (keyed.head_dim, keyed.value_dim, keyed.rotary_dim) == (192, 128, 64)
+    whole = attention("deepseek_v3", q_lora_rank=None).latent
+    assert whole is not None
+    assert whole.query_rank is None
+    sparse = read("deepseek_v3", num_hidden_layers=5).layers
+    assert [(type(layer.mlp), count) for layer, count in sparse] == [(Mlp, 3), (Experts, 2)]
 
 
 def windows(arch: Arch) -> list[int | None]:
@@ -376,6 +395,12 @@ def test_a_wrong_value_is_one_line(keys: dict[str, Any], line: str) -> None:
         ("mixtral", {"output_router_logits": True}, "the router's auxiliary loss) is not modelled"),
         ("mixtral", {"experts_implementation": "eager"}, "'eager' is not modelled; modelled: grouped_mm"),
         ("qwen2_moe", {"layer_types": ["sliding_attention"] * 3}, "needs use_sliding_window true"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave false is not modelled"),
+        ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads other than num_attention_heads"),
+        ("deepseek_v3", {"head_dim": 128}, "head_dim, where it is given, must be qk_rope_head_dim (64)"),
+        ("deepseek_v3", {"n_group": 3}, "n_group (3) must divide n_routed_experts (256)"),
+        ("deepseek_v3", {"first_k_dense_replace": -1}, "first_k_dense_replace must be a whole number from 0, not -1"),
+        ("deepseek_v3", {"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7; rotary embeddings need an even one"),
         ("qwen3_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers must be a list of layers' numbers"),
         ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step must be a positive"),
     ],
@@ -390,7 +415,7 @@ def test_a_wrong_value_of_one_family(model_type: str, keys: dict[str, Any], line
 @pytest.mark.parametrize("key", sorted(SIZES))
 @pytest.mark.parametrize("model_type", sorted(families()))
 def test_a_missing_size_is_named(model_type: str, key: str) -> None:
-    config = {"model_type": model_type, "num_key_value_heads": 2, **SIZES}
+    config = {"model_type": model_type, "num_key_value_heads": ALL_HEADS.get(model_type, 2), **SIZES}
     del config[key]
     with pytest.raises(RequestError, match=f"config of tiny: {key} is missing"):
         load_arch("tiny", config=config)
@@ -415,7 +440,7 @@ def test_what_changes_the_reading_is_a_note(keys: dict[str, Any], note: str) -> 
     [
         (
             {"model_type": "falcon"},
-            "model_type 'falcon' is not modelled yet; modelled: gemma, granite, llama, mistral",
+            "model_type 'falcon' is not modelled yet; modelled: deepseek_v3, gemma, granite, llama, mistral",
         ),
         ({"model_type": "mllama", "text_config": {}}, "is a multi-modal model, not modelled yet"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "x.y"}}, "auto_map), which is never run"),
@@ -467,8 +492,8 @@ def test_a_wrong_override_is_one_line(overrides: dict[str, Any], line: str) -> N
 
 def test_every_family_file_declares_itself() -> None:
     assert list(families()) == [
-        "gemma", "granite", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
-        "smollm3",
+        "deepseek_v3", "gemma", "granite", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3",
+        "qwen3_moe", "smollm3",
     ]  # fmt: skip
     for model_type, family in families().items():
         assert model_type in family.model_types

@@ -13,7 +13,7 @@ import pytest
 
 from peftplan.arch import Arch, Attention, Experts, Layer, Mlp, load_arch, parameter_count
 from peftplan.arch.config import runs
-from peftplan.arch.core import Activation
+from peftplan.arch.core import Activation, Groups, Latent, RouterKind
 from peftplan.arch.families import families
 from peftplan.units import parse_dtype
 
@@ -47,6 +47,9 @@ CATALOG_MODELS = (
     "smollm3",
     "granite-3.0-8b-base",
     "granite-3.3-2b-instruct",
+    "DeepSeek-V3",
+    "Moonlight-16B-A3B",
+    "Kimi-K2-Instruct",
     "mixtral-8x7b",
     "mixtral-8x22b",
     "Qwen1.5-MoE-A2.7B",
@@ -57,6 +60,9 @@ CATALOG_MODELS = (
 )
 
 ACTIVATIONS: dict[str, Activation] = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_tanh"}
+
+
+ROUTERS: dict[str, RouterKind] = {"MixtralTopKRouter": "softmax_fp32", "DeepseekV3TopkRouter": "sigmoid_groups"}
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -98,6 +104,8 @@ def observe_layer(layer: Any, body: Any) -> Layer:
 
 
 def observe_attention(attention: Any, body: Any) -> Attention:
+    if hasattr(attention, "kv_b_proj"):
+        return observe_latent(attention, body)
     fused = hasattr(attention, "qkv_proj")
     head_dim = attention.head_dim
     heads = attention.o_proj.in_features // head_dim
@@ -119,6 +127,25 @@ def observe_attention(attention: Any, body: Any) -> Attention:
         rotary_concat=observe_concat(attention),
         window=observe_window(attention),
         dropout=attention.attention_dropout,
+    )
+
+
+def observe_latent(attention: Any, body: Any) -> Attention:
+    down, queries = attention.kv_a_proj_with_mqa, attention.q_a_proj
+    return Attention(
+        heads=attention.num_heads,
+        kv_heads=attention.num_heads // attention.num_key_value_groups,
+        head_dim=attention.qk_head_dim,
+        qkv_bias=down.bias is not None,
+        out_bias=attention.o_proj.bias is not None,
+        rotary_dim=2 * body.rotary_emb.inv_freq.numel(),
+        dropout=attention.attention_dropout,
+        latent=Latent(
+            rank=attention.kv_a_layernorm.weight.shape[0],
+            rope_dim=down.out_features - attention.kv_b_proj.in_features,
+            value_dim=attention.o_proj.in_features // attention.num_heads,
+            query_rank=None if queries is None else queries.out_features,
+        ),
     )
 
 
@@ -154,13 +181,16 @@ def observe_mlp(mlp: Any) -> Mlp | Experts:
 
 def observe_experts(mlp: Any) -> Experts:
     stack, router, shared = mlp.experts, mlp.gate, getattr(mlp, "shared_expert", None)
-    mixtral = type(router).__name__ == "MixtralTopKRouter"
+    kind = ROUTERS.get(type(router).__name__, "softmax")
+    mixtral, deepseek = kind == "softmax_fp32", kind == "sigmoid_groups"
+    shared = mlp.shared_experts if deepseek else shared
     return Experts(
         number=stack.gate_up_proj.shape[0],
         top_k=router.top_k,
         size=stack.down_proj.shape[2],
         activation=ACTIVATIONS[type(stack.act_fn).__name__],
-        router="softmax_fp32" if mixtral else "softmax",
+        router=kind,
+        groups=Groups(number=router.num_group, best=router.topk_group) if deepseek else None,
         normalized=mixtral or router.norm_topk_prob,
         shared_size=None if shared is None else shared.down_proj.in_features,
         shared_gate=hasattr(mlp, "shared_expert_gate"),
@@ -194,6 +224,11 @@ def random_config(model_type: str, seed: int) -> dict[str, Any]:
         "eos_token_id": None,
     }
     optional = {**COMMON_OPTIONS, **OPTIONS.get(model_type, {})}
+    if model_type == "deepseek_v3":
+        config["num_key_value_heads"] = optional.pop("num_key_value_heads")[-1]
+        del optional["head_dim"]
+        config |= {"n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+        config |= {"n_group": draw.choice((2, 4, 6)), "topk_group": draw.choice((1, 2))}
     for key, values in optional.items():
         if draw.random() < 0.5:
             config[key] = draw.choice(values)
@@ -231,6 +266,17 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "resid_pdrop": (0.0, 0.1),
         "embd_pdrop": (0.0, 0.1),
         "partial_rotary_factor": (0.5, 0.7, 1.0),
+    },
+    "deepseek_v3": {
+        "n_shared_experts": (1, 2),
+        "kv_lora_rank": (12, 20),
+        "q_lora_rank": (None, 12, 20),
+        "qk_rope_head_dim": (6, 8),
+        "v_head_dim": (10, 12),
+        "qk_nope_head_dim": (10, 12),
+        "first_k_dense_replace": (0, 1, 2),
+        "norm_topk_prob": (True, False),
+        "attention_bias": (True, False),
     },
     "mixtral": {"sliding_window": (None, 5), "num_local_experts": (4, 7), "num_experts_per_tok": (1, 3)},
     "qwen2_moe": {

@@ -9,10 +9,24 @@ from peftplan.units import DType
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 NormKind = Literal["rms", "rms_plus_one"]
-RouterKind = Literal["softmax", "softmax_fp32"]
+RouterKind = Literal["softmax", "softmax_fp32", "sigmoid_groups"]
 """How a router makes weights of its logits: a softmax in float32 whose best are given back in the logits' dtype (Qwen),
-or stay in float32 (Mixtral)."""
+or stay in float32 (Mixtral); a sigmoid of float32 logits, the best of the best groups of experts (DeepSeek-V3)."""
 ExpertsImplementation = Literal["grouped_mm"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latent:
+    """Keys and values out of one small vector for each token (DeepSeek-V2, arXiv:2405.04434)."""
+
+    rank: int
+    """Its width."""
+    rope_dim: int
+    """The last dimensions of a head, which rotate; keys share theirs between heads."""
+    value_dim: int
+    """Width of a head's values, which may be less than `head_dim`."""
+    query_rank: int | None = None
+    """Width of the vector that queries come out of, None where they are projected at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +49,12 @@ class Attention:
     window: int | None = None
     """Sliding-window width in tokens, None for full attention."""
     dropout: float = 0.0
+    latent: Latent | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +66,14 @@ class Mlp:
     bias: bool = False
     fused_gate_up: bool = False
     """One `gate_up_proj` instead of two (Phi-3)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Groups:
+    """Experts in equal groups, of which the `best` are looked at."""
+
+    number: int
+    best: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +89,7 @@ class Experts:
     """Feed-forward width of one expert."""
     activation: Activation = "silu"
     router: RouterKind = "softmax"
+    groups: Groups | None = None
     normalized: bool = False
     """Whether the weights of the chosen experts are divided by their sum."""
     shared_size: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftplan.arch.core import Arch, Attention, Experts, Layer, Mlp
+from peftplan.arch.core import Arch, Attention, Experts, Latent, Layer, Mlp
 
 
 def parameter_count(arch: Arch) -> int:
@@ -18,10 +18,23 @@ def _layer(layer: Layer, *, hidden: int) -> int:
 
 
 def _attention(attention: Attention, *, hidden: int) -> int:
+    if attention.latent is not None:
+        return _latent(attention, attention.latent, hidden=hidden)
     queries = attention.heads * attention.head_dim
     qkv = queries + 2 * attention.kv_heads * attention.head_dim
     biases = qkv * attention.qkv_bias + hidden * attention.out_bias
     return hidden * (qkv + queries) + biases + 2 * attention.head_dim * attention.qk_norm
+
+
+def _latent(attention: Attention, latent: Latent, *, hidden: int) -> int:
+    heads, narrow = attention.heads, latent.rank + latent.rope_dim
+    if latent.query_rank is None:
+        queries = hidden * heads * attention.head_dim
+    else:
+        queries = latent.query_rank * (hidden + 1 + attention.qkv_bias + heads * attention.head_dim)
+    expanded = heads * (attention.head_dim - latent.rope_dim + latent.value_dim)
+    keys = narrow * (hidden + attention.qkv_bias) + latent.rank * (1 + expanded)
+    return queries + keys + hidden * (heads * latent.value_dim + attention.out_bias)
 
 
 def _mlp(mlp: Mlp | Experts, *, hidden: int) -> int:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from peftplan.graph.core import Graph, Op, Tensor
 from peftplan.graph.edit import Module, rewrite
 
-PACKED_SITES = frozenset({"q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "shared_gate"})
+PACKED_SITES = frozenset(
+    {"q", "k", "v", "o", "qkv", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "down", "gate_up", "shared_gate"}
+)
 """transformers packs modules of class nn.Linear, so no router and no stacked experts; it keeps the output head and tied
 weights out (quantizers/base.py, get_keys_to_not_convert)."""
 

@@ -21,7 +21,7 @@ from peftplan.methods.targets import ALL_LINEAR, Names, Targets, full_path, targ
 _MIXTRAL = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 _QWEN = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
 _FUSED = {"mixtral": ("w1", "w3"), "qwen": ("gate_proj", "up_proj")}
-_KINDS = {"mixtral": "mixtral", "qwen3_moe": "qwen"}
+_KINDS = {"mixtral": "mixtral", "qwen3_moe": "qwen", "deepseek_v3": "qwen"}
 """Which table a family's targets are converted by (transformers' _MODEL_TO_CONVERSION_PATTERN and PEFT's own line)."""
 
 

@@ -22,6 +22,7 @@ from peftplan.graph.builder import Builder, Numerics
 from peftplan.graph.core import ADAPTER, BUFFER, PARAMS, Grad, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import builder, check_rank, check_share
+from peftplan.methods._expert_targets import converted, converts, read_choice
 from peftplan.methods._linears import COMMON, adapt, ended, packed, plan
 from peftplan.methods.base import Family, Host, Method
 from peftplan.methods.targets import DEFAULTS, Names, targets
@@ -64,6 +65,14 @@ class Xlora(Method):
         self._check(host)
         family = host.arch.family
         wanted = self.default_targets(family) if self.target_modules is None else self.target_modules
+        if converts(family):
+            now = converted(graph, family, read_choice(family, wanted, None, None), (), self.r)
+            if now.parameters:
+                raise RequestError(
+                    f"X-LoRA on stacked experts of {family} fails in PEFT, whose wrapper of {now.parameters[0]} hands "
+                    "scalings on to the experts; name modules of the attention in --target-modules"
+                )
+            wanted = now.modules
         planned = plan(graph, targets(family, wanted), lambda path: path)
         layers = sum(map(len, planned.values()))
         labels = next(t for t in graph.inputs if t.name == "@labels")

@@ -14,7 +14,7 @@ from peftplan.arch.core import Attention
 from peftplan.errors import RequestError
 from peftplan.graph.blocks.groups import shifted
 from peftplan.graph.builder import Builder
-from peftplan.graph.core import Tensor
+from peftplan.graph.core import Grad, Tensor
 from peftplan.graph.ops import FusedAttention, internal
 from peftplan.units import DType, promote, round_up
 
@@ -64,6 +64,10 @@ class Site:
     @property
     def full_shape(self) -> tuple[int, int, int, int]:
         return self.size, self.attention.heads, self.seq, self.attention.head_dim
+
+    @property
+    def full_out(self) -> tuple[int, int, int, int]:
+        return self.size, self.attention.heads, self.seq, self.attention.value_dim
 
     @property
     def full_keys(self) -> tuple[int, int, int, int]:
@@ -163,8 +167,8 @@ def sdpa_kernel(b: Builder, site: Site, q: Tensor, k: Tensor, mask: Tensor | Non
     asked = site.implementation.removeprefix("sdpa").removeprefix("_")
     if asked == "math":
         return "math"
-    if b.numerics.backend == "cpu":
-        return "cpu"
+    if b.numerics.backend == "cpu":  # sdp_utils_cpp.cpp, check_head_dim_size_cpp
+        return "cpu" if site.attention.value_dim == site.attention.head_dim else "math"
     allowed = (asked,) if asked else ("flash", "efficient")
     return next((kernel for kernel in allowed if _able(b, site, kernel, q, k, mask)), "math")
 
@@ -172,6 +176,8 @@ def sdpa_kernel(b: Builder, site: Site, q: Tensor, k: Tensor, mask: Tensor | Non
 def _able(b: Builder, site: Site, kernel: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     capability = b.numerics.capability or AMPERE
     if kernel == "flash":
+        if site.attention.value_dim != site.attention.head_dim:  # check_head_dim_size_flash
+            return False
         if site.prefix:  # causal over more keys than queries: check_flash_causal_non_square_seqlens
             return False
         return mask is None and q.dtype.is_half and capability >= AMPERE and site.attention.head_dim <= 256
@@ -226,13 +232,21 @@ def _flash_package(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor) -> T
         )
     if site.padded:
         q, k, v = (b.copy(t, label=n, grad_copied=True) for t, n in ((q, "q_unpad"), (k, "k_unpad"), (v, "v_unpad")))
+    narrow = site.attention.value_dim < site.attention.head_dim
+    if narrow:  # integrations/flash_attention.py: padded to the queries' width, and cropped again
+        v = b.formula("v_padded", Tensor("", site.full_keys, v.dtype), v, grads=(Grad(v, v.logical_bytes),))
     name = b.name("attention")
     extras = [internal(name, "lse", (site.size, site.attention.heads, site.seq), FP32)]
     newer = site.implementation == "flash_attention_3"
     extras += [] if newer else _generator_state(name)[:1]
     back = (_flash3_backward if newer else _flash_backward)(b, site, q, k)
     out = _emit(b, site, name, (q, k, v), tuple(extras), 0, back)
-    return b.copy(out, label="pad_output", grad_copied=True) if site.padded else out
+    out = b.copy(out, label="pad_output", grad_copied=True) if site.padded else out
+    if narrow:
+        width = site.attention.heads * site.attention.value_dim
+        cropped = b.slice(out, site.size, site.seq, width, label="cropped")
+        return b.copy(cropped, label="attn_output")
+    return out
 
 
 def _check_flash(b: Builder, site: Site) -> None:
@@ -263,7 +277,7 @@ def _emit(
     back: int,
 ) -> Tensor:
     a = site.attention
-    out = Tensor(name, (site.size, site.seq, a.heads * a.head_dim), ins[0].dtype)
+    out = Tensor(name, (site.size, site.seq, a.heads * ins[2].shape[-1]), ins[0].dtype)
     op = FusedAttention(
         name=name,
         ins=ins,
@@ -344,8 +358,8 @@ def _eager(
     b.hold(scores)  # the name is bound anew only when the cast is done
     weights = b.dropout(weights, a.dropout)
     v_flat = v if dense else b.copy(v, label="v_flat")
-    mixed = b.matmul(weights, v_flat, *site.full_shape, inner=site.keys, label="mixed")
-    width = a.heads * a.head_dim
+    mixed = b.matmul(weights, v_flat, *site.full_out, inner=site.keys, label="mixed")
+    width = a.heads * a.value_dim
     out = b.copy(mixed, site.size, site.seq, width, label="attn_output", grad_copied=not single)
     b.hold(k, v)
     return out, (weights,)
@@ -368,14 +382,16 @@ def _math(b: Builder, site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
         single = site.size == 1  # batch and heads are one dimension then, whatever their order
         q_flat = q_scaled if site.by_head or single else b.copy(q_scaled, label="q_flat")
         dense = single or site.values_by_head or site.use_cache or site.joined or site.repeats > 1
-        key, value_flat = (t if dense else b.copy(t, label=n) for t, n in ((key, "k_flat"), (value, "v_flat")))
+        filled = a.latent is not None  # keys are put together in a new tensor, by head
+        key = key if dense or filled else b.copy(key, label="k_flat")
+        value_flat = value if dense else b.copy(value, label="v_flat")
         scores = b.matmul(q_flat, key, site.size, a.heads, *square, inner=a.head_dim, label="scores", autocast=False)
         if b.numerics.backend == "cpu":  # in place but under the modes that trace
             scores = b.add(scores, bias, label="masked")
         weights = b.softmax(scores, FP32, guarded=True)
         # The weights are returned too, in q's dtype, by a function whose callers drop them.
         second = weights if dtype is FP32 else b.plain("weights_half", *weights.shape, dtype=dtype, ins=(weights,))
-        mixed = b.matmul(weights, value_flat, *site.full_shape, inner=site.keys, label="mixed", autocast=False)
+        mixed = b.matmul(weights, value_flat, *site.full_out, inner=site.keys, label="mixed", autocast=False)
         out = b.cast(mixed, dtype, label="out")
         b.hold(q, k, v, q32, k32, v32, q_scaled, expanded, key, value, bias, weights, second)
-    return b.copy(out, site.size, site.seq, a.heads * a.head_dim, label="attn_output")
+    return b.copy(out, site.size, site.seq, a.heads * a.value_dim, label="attn_output")

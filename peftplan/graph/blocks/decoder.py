@@ -13,6 +13,7 @@ from dataclasses import replace
 from peftplan.arch.core import Arch, Experts, Layer
 from peftplan.graph.blocks.ends import buffers, entrance, final_norm, head
 from peftplan.graph.blocks.experts import sparse
+from peftplan.graph.blocks.latent_attention import latent_attention
 from peftplan.graph.blocks.mlp import gated
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.self_attention import self_attention
@@ -51,11 +52,12 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
 
 def _layer(arch: Arch, layer: Layer, setup: Setup, shared: Shared, dtype: DType, index: int, count: int) -> Region:
     """LlamaDecoderLayer.forward."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     h = rms_norm(b, arch, setup, x, "input_layernorm")
     with b.scope("self_attn"):
-        o, weights = self_attention(b, arch, layer.attention, setup, shared, h)
+        attend = self_attention if layer.attention.latent is None else latent_attention
+        o, weights = attend(b, arch, layer.attention, setup, shared, h)
     b.hold(h)
     o = b.dropout(o, layer.residual_dropout, label="resid_attn_dropout")
     mid = _joined(b, arch, x, o, "attn")

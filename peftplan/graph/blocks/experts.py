@@ -8,7 +8,7 @@ a few integers for each row; too little is said).
 
 from __future__ import annotations
 
-from peftplan.arch.core import Experts, Mlp
+from peftplan.arch.core import Experts, Groups, Mlp
 from peftplan.graph.blocks.mlp import gated
 from peftplan.graph.blocks.modules import project
 from peftplan.graph.blocks.setup import Setup
@@ -24,11 +24,16 @@ def sparse(b: Builder, e: Experts, setup: Setup, h: Tensor) -> Tensor:
     """MixtralSparseMoeBlock.forward and its siblings: (B, S, H) -> (B, S, H)."""
     tokens, hidden = setup.batch.size * setup.batch.seq, h.shape[-1]
     flat = h.view(tokens, hidden)
-    shared = _shared(b, e, setup, flat)
+    after = e.router == "sigmoid_groups"
+    shared = None if after else _shared(b, e, setup, flat, "shared_expert")
     with b.scope("gate"), b.marked("router"):
         logits, weights, chosen = _routed(b, e, setup, flat)
     with b.scope("experts"), b.marked("experts"):
         out = _grouped(b, e, setup, flat, weights, chosen)
+    if after:
+        mine = out
+        out = b.add(out, _shared(b, e, setup, flat, "shared_experts") or out, label="with_shared")
+        b.hold(mine)
     if shared is not None:
         ungated, out_of_experts = shared, out
         shared = _scaled(b, e, setup, flat, shared)
@@ -39,11 +44,11 @@ def sparse(b: Builder, e: Experts, setup: Setup, h: Tensor) -> Tensor:
     return out.view(*h.shape)
 
 
-def _shared(b: Builder, e: Experts, setup: Setup, flat: Tensor) -> Tensor | None:
+def _shared(b: Builder, e: Experts, setup: Setup, flat: Tensor, name: str) -> Tensor | None:
     """What the expert says that every token visits."""
     if e.shared_size is None:
         return None
-    with b.scope("shared_expert"):
+    with b.scope(name):
         return gated(b, Mlp(size=e.shared_size, activation=e.activation), setup, flat)
 
 
@@ -61,6 +66,8 @@ def _scaled(b: Builder, e: Experts, setup: Setup, flat: Tensor, shared: Tensor) 
 def _routed(b: Builder, e: Experts, setup: Setup, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """MixtralTopKRouter.forward, Qwen2MoeTopKRouter.forward: logits (T, E), weights and numbers of the best (T, k)."""
     weight = b.weight("weight", e.number, flat.shape[-1], dtype=setup.types.unpacked)
+    if e.groups is not None:
+        return _routed_by_groups(b, e, e.groups, flat, weight)
     logits = b.linear(flat, weight, label="logits")
     given = b.cast(logits, FP32, label="logits32") if e.router == "softmax_fp32" else logits
     probs = b.softmax(given, FP32, label="probs")
@@ -70,6 +77,31 @@ def _routed(b: Builder, e: Experts, setup: Setup, flat: Tensor) -> tuple[Tensor,
     weights = best if e.router == "softmax_fp32" else b.cast(best, logits.dtype, label="top_k_weights")
     b.hold(probs)
     return logits, weights, chosen
+
+
+def _routed_by_groups(
+    b: Builder, e: Experts, groups: Groups, flat: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DeepseekV3TopkRouter.forward: the choice is made without gradient; what it makes lives until forward returns."""
+    tokens, wide = flat.shape[0], b.cast(weight, FP32, label="w32")
+    logits = b.linear(b.cast(flat, FP32, label="x32"), wide, label="logits")
+    scores = b.squash(logits, label="scores")
+    corrected = b.plain("corrected", tokens, e.number, dtype=FP32, ins=(scores,))  # by a buffer in float32
+    pairs = b.plain("group_pairs", tokens, groups.number, 2, dtype=INT64, ins=(corrected,))
+    best = b.plain("group_scores", tokens, groups.number, dtype=FP32, ins=(corrected,))
+    group = b.plain("group_idx", tokens, groups.best, dtype=INT64, ins=(best,))
+    mask = b.plain("group_mask", tokens, groups.number, dtype=FP32, ins=(group,))
+    spread = b.plain("score_mask", tokens, e.number, dtype=FP32, ins=(mask,))
+    hidden = b.plain("hidden", tokens, e.number, dtype=DType.boolean, ins=(spread,))
+    masked = b.plain("masked", tokens, e.number, dtype=FP32, ins=(corrected, hidden))
+    chosen = b.plain("top_k_index", tokens, e.top_k, dtype=INT64, ins=(masked,))
+    gathered = Tensor("", (tokens, e.top_k), scores.dtype)
+    weights = b.formula("top_k", gathered, scores, chosen, keeps=(chosen,), grads=(Grad(scores, scores.nbytes),))
+    if e.normalized:
+        weights = _normalized(b, weights, guarded=True)
+    scaled = b.scale(weights, label="top_k_scaled")
+    b.hold(scores, pairs, best, group, mask, spread, hidden, masked, weights)
+    return logits, scaled, chosen
 
 
 def top_k(b: Builder, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -82,11 +114,12 @@ def top_k(b: Builder, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen
 
 
-def _normalized(b: Builder, best: Tensor) -> Tensor:
+def _normalized(b: Builder, best: Tensor, *, guarded: bool = False) -> Tensor:
     """`best /= best.sum(-1, keepdim=True)`: what was there is cloned where its gradient needs it (div_)."""
     total = b.formula(
         "top_k_sum", Tensor("", (*best.shape[:-1], 1), best.dtype), best, grads=(Grad(best, best.nbytes),)
     )
+    total = b.add_const(total, label="top_k_sum_guarded") if guarded else total
     before = internal(b.name("before"), "clone", best.shape, best.dtype)
     grads = (Grad(best, best.nbytes), Grad(total, best.nbytes, 2 * best.nbytes))
     out = best._replace(base=best.storage)

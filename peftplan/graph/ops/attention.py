@@ -35,8 +35,8 @@ class Softmax(KeepsResult):
 class FusedAttention(Op):
     """Fused attention: ins = (q, k, v); keeps q, k, v, the output and the log-sum-exp (Dao 2022, arXiv:2205.14135).
 
-    q and out are (B, N, S, D). FLOPs as flop_counter.sdpa_flop: the whole score matrix, causal or not; backward five
-    products (two of them the recomputed scores and their gradient).
+    q is (B, N, S, D), out as wide as the values. FLOPs as flop_counter.sdpa_flop: the whole score matrix, causal or
+    not; backward five products (two of them the recomputed scores and their gradient).
     """
 
     output_first = True
@@ -48,10 +48,11 @@ class FusedAttention(Op):
     grad_workspace_bytes: int = 0
 
     def flops(self) -> int:
-        return 4 * self.ins[0].numel * self.kv_len
+        return 2 * (self.ins[0].numel + self.out.numel) * self.kv_len
 
     def grad_flops(self, need: Need) -> int:
-        return 10 * self.ins[0].numel * self.kv_len if wants(need, self.ins) else 0
+        each = 3 * self.ins[0].numel + 2 * self.out.numel
+        return 2 * each * self.kv_len if wants(need, self.ins) else 0
 
     def saved(self, need: Need) -> tuple[Tensor, ...]:
         return (*self.ins, self.out, *self.extras) if wants(need, self.ins) else ()

@@ -68,6 +68,19 @@ class Slice(Unary):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part(HandsOn):
+    """One of the results of torch.split: a view. The gradients of all of them stay as they are until the last has
+    come, and are then concatenated (SplitWithSizesBackward); which is how views that meet are added up."""
+
+    views = True
+    narrows = True
+
+    def moved_bytes(self) -> int:
+        return 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Concat(HandsOn):
     """torch.cat: keeps nothing; gradients are views of the incoming one."""
 
