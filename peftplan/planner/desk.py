@@ -30,12 +30,13 @@ from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Job
 from peftplan.optimizers.base import Optimizer
 from peftplan.pace import metered_case, pace_of, tokens_per_second, traffic
-from peftplan.pipeline import Walked, among, has_biased_linears, read, walk
+from peftplan.pipeline import Walked, among, read, walk
 from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.seats import Seat
 from peftplan.planner.space import Choice, Space, changed
 from peftplan.resolve import resolve
 from peftplan.result import Flops, Time
+from peftplan.standing import has_biased_linears
 from peftplan.step.clock import Meter, OptimizerTraffic
 from peftplan.step.work import Pass, passes
 
