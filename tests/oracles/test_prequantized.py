@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("peft")
-pytest.importorskip("gptqmodel")
+pytest.importorskip("gptqmodel")  # no part of an extra: 7.7 asks for torch 2.14, those before pin numpy 2.2.6
 
 import torch
 
