@@ -11,7 +11,6 @@ from peftplan.assemble import (
     as_run,
     build_graph,
     host_state_bytes,
-    state_bytes,
     step_bytes,
     trainees,
     whole_graph,
@@ -19,16 +18,13 @@ from peftplan.assemble import (
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
-from peftplan.graph.core import ADAPTER, Graph
-from peftplan.graph.ops import Linear, PackedLinear
+from peftplan.graph.core import Graph
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
-from peftplan.hardware.overheads import cuda_context, nccl_communicator, workspace_bytes
+from peftplan.hardware.overheads import cuda_context, nccl_communicator
 from peftplan.job import Assumption, Job, make_job
 from peftplan.layouts import within
 from peftplan.layouts.stages import stages
-from peftplan.layouts.units import Before
-from peftplan.optimizers.base import Trained
 from peftplan.pace import Others, pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
@@ -43,13 +39,13 @@ from peftplan.result import (
 )
 from peftplan.spread import BEFORE, Spread, spread
 from peftplan.staged import Chunk, bubble, labels, rank_step
+from peftplan.standing import existing_bytes, gradient_bytes, static_bytes
 from peftplan.step.clock import cache_bytes
 from peftplan.step.memory import PhasePeak, StepMemory, run_step
 from peftplan.step.segments import segments
 from peftplan.step.walk import Rules
 from peftplan.step.walk import exact as exact_size
 from peftplan.step.work import Pass, passes
-from peftplan.training_loop import average_sizes
 
 VERSION = "0.1.0"
 
@@ -135,9 +131,9 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     rules = _rules(case)
     rank = spread(case, graph)
     train = rank.trainees if rank is not None else trainees(case, graph)
-    static = _static(case, graph, train, rules, rank)
+    static = static_bytes(case, graph, train, rules, rank)
     before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
-    existing = _existing(case, graph, train, rules, rank, before)
+    existing = existing_bytes(case, graph, train, rules, (rank, before))
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
@@ -195,7 +191,7 @@ def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
-    grads = _gradients(case, cut, later.trainees.weights, later.rules)
+    grads = gradient_bytes(case, cut, later.trainees.weights, later.rules)
     inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
     return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
@@ -249,15 +245,6 @@ def _check_reached(case: Case, step: StepMemory) -> None:
         )
 
 
-def _existing(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
-    """Bytes of the gradients of micro-batches before."""
-    if before == "none":
-        return 0
-    if rank is None:
-        return _gradients(case, graph, train.weights, rules)
-    return sum(map(rules.size, rank.gradients(before)))
-
-
 def read(job: Job) -> Reading:
     """The estimate of a job with its workings."""
     walked = walk(resolve(job))
@@ -269,7 +256,7 @@ def read(job: Job) -> Reading:
     )
     flops = _flops(runs if walked.whole is graph else _whole_passes(case, walked))
     paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"],
-                 others=_others(walked))  # fmt: skip
+                 others=among(walked))  # fmt: skip
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -298,7 +285,7 @@ def _whole_passes(case: Case, walked: Walked) -> list[Pass]:
     return passes(parts, forwards=case.method.forwards)
 
 
-def _others(walked: Walked) -> Others:
+def among(walked: Walked) -> Others:
     """What other GPUs are to the time of a step."""
     case, spread = walked.case, walked.spread
     messages = spread.messages(micro_batches=case.job.grad_accum) if spread is not None else ()
@@ -311,54 +298,6 @@ def _rules(case: Case) -> Rules:
     if case.job.backend == "cpu":
         return Rules(size=exact_size)
     return Rules()
-
-
-def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None) -> dict[str, int]:
-    """What lives between steps, by kind."""
-    size = rules.size
-    kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
-    if rank is None:
-        for t, count in graph.params():
-            kinds["adapter" if t.kind == ADAPTER else "weight"] += case.format.held_bytes(t, size) * count
-    else:
-        for one in rank.held:
-            kinds[one.kind] += sum(map(size, one.sizes)) * one.times
-        kinds["bucket"] = sum(map(size, rank.buffers))
-    kinds["buffer"] = sum(size(t.nbytes) for t in graph.buffers) + sum(map(size, case.recompute.buffers(graph)))
-    kinds["state"] = state_bytes(case.optimizer, train, rules.size, case.job.backend)
-    kinds["average"] = sum(map(size, average_sizes(case.loop, graph, train.weights)))
-    if case.job.backend == "cuda":
-        kinds["workspace"] = _workspaces(case, graph)
-    return kinds
-
-
-def _workspaces(case: Case, graph: Graph) -> int:
-    """cuBLAS and cuBLASLt workspaces, allocated by the first matrix products and kept."""
-    return workspace_bytes(
-        case.setup.numerics.capability,
-        biased_linears=has_biased_linears(graph),
-        recomputes=case.recompute.layers,
-    )
-
-
-def has_biased_linears(graph: Graph) -> bool:
-    """Whether some linear layer adds a bias, which is what takes cuBLASLt into use."""
-    linears = (op for r in graph.regions for op in r.ops if len(op.ins) > 2)
-    return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
-
-
-def _gradients(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> int:
-    """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
-    if case.optimizer.holds_gradients:
-        return 0
-    wholes = 0
-    for region in graph.regions:
-        for op in region.ops:
-            parts = [t for t in op.ins if t.trainable and t.dtype is op.out.dtype] if op.narrows else []
-            if parts:
-                apart = sum(rules.size(t.logical_bytes) for t in parts)
-                wholes += (rules.size(op.out.nbytes) - apart) * region.count
-    return sum(rules.size(w.bytes) * w.copies for w in weights) + wholes
 
 
 def _optimizer_phase(case: Case, step: StepMemory, train: Trainees, rules: Rules) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from peftplan import formats, kernels, methods
 from peftplan import recompute as policies
 from peftplan.arch import load_arch
 from peftplan.arch.core import Arch
+from peftplan.arrangement import HeldAs, arranged, gathered_as
 from peftplan.errors import RequestError, UnknownName, Unsupported
 from peftplan.formats import Format
 from peftplan.graph.blocks.loss import STYLES, LossStyle
@@ -21,14 +22,13 @@ from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Op, Region
 from peftplan.hardware.find import find_gpu
 from peftplan.job import Assumption, Batching, Job
-from peftplan.layouts import SINGLE, Layout, Pipeline, check, knobs_of, layout_of, stated_world, unmodelled
-from peftplan.layouts.styles import style_of
+from peftplan.layouts import Layout
 from peftplan.layouts.units import Style
 from peftplan.methods import Host, Method
 from peftplan.methods.targets import Names
 from peftplan.notes import Notes
 from peftplan.optimizers import Optimizer
-from peftplan.plugins import canonical, configure
+from peftplan.plugins import canonical
 from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.recompute import Recompute
@@ -62,13 +62,6 @@ PREFIXES = (
     "kernels",
     "precision",
 )
-
-
-class HeldAs(NamedTuple):
-    """A setup and a host as they are for weights between steps."""
-
-    setup: Setup
-    host: Host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +115,7 @@ def resolve(job: Job) -> Case:
     if projection(job) is not None:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
-    gpus, layout, style = _layout(job, arch, seq_len, notes)
+    gpus, layout, style = arranged(job, arch, seq_len, notes)
     optimizer = stepped(optimizer, layout, notes, tied=arch.tied)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
@@ -155,7 +148,7 @@ def resolve(job: Job) -> Case:
     _note_new_dtype(host, method, notes)
     held = HeldAs(replace(setup, attention="sdpa"), host)  # of which only the weights are looked at
     if style is not None and gathered is not None:
-        setup, host = _gathered(HeldAs(setup, host), gathered, fmt, new=style.gathers_new)
+        setup, host = gathered_as(HeldAs(setup, host), gathered, fmt, new=style.gathers_new)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -208,46 +201,6 @@ def held_case(case: Case) -> Case:
     if case.held is None:
         return case
     return replace(case, setup=case.held.setup, host=case.held.host, held=None)
-
-
-def _gathered(held: HeldAs, dtype: DType, fmt: Format, *, new: bool) -> HeldAs:
-    """The same with every weight that is not packed in the dtype that operations read it in; a method's own too where
-    `new`, or else as it is held."""
-    types = replace(held.setup.types, norm=dtype, embedding=dtype, head=dtype, bias=dtype)
-    if not fmt.packed:
-        types = replace(types, linear=dtype)
-    setup = replace(held.setup, types=types)
-    own = dtype if new else held.host.new_dtype
-    return HeldAs(setup, replace(held.host, adapter_dtype=own, base_dtype=dtype))
-
-
-def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layout, Style | None]:
-    """(GPUs of a node, how they are used, how replicas share weights).
-
-    One GPU is what nobody asked for: a layout of more then says how many.
-    """
-    gpus = job.gpus
-    if job.gpus * job.nodes == 1:
-        if job.layout is None and not job.knobs("layout"):
-            return 1, SINGLE, None
-        gpus = stated_world(job.layout)
-        if gpus > 1:
-            notes.add("gpus", gpus, f"as many as --layout {job.layout} takes, in one node; give --gpus and --nodes")
-    elif job.layout is None:
-        notes.add("layout", "ddp", "torchrun's default for several GPUs: a replica on each")
-    own, knobs = knobs_of(job.knobs("layout"))
-    layout = layout_of(job.layout, gpus=gpus, nodes=job.nodes, settings=configure(Pipeline, own, what="layout"))
-    check(layout, arch, job.grad_accum, seq_len)
-    if layout.pp > job.grad_accum:
-        why = (
-            "micro-batches a step: fewer than stages leave GPUs idle, and torch's 1F1B refuses them; raise --grad-accum"
-        )
-        notes.add("grad_accum", job.grad_accum, why)
-    missing = unmodelled(layout)
-    if missing is not None:
-        raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
-    style = None if layout.framework == "megatron" else style_of(layout.style, knobs)
-    return gpus, layout, style if layout.dp > 1 else None
 
 
 def _attention(job: Job, notes: Notes) -> str:

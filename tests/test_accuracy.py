@@ -39,8 +39,9 @@ def of(*kinds: str) -> list[Row]:
     return [row for row in judged() if row.kind.startswith(kinds)]
 
 
-KEPT_UNDER_FSDP = {f"fms-main-0{number}" for number in (58, 60, 78, 80)}
-"""Quantized models under FSDP1 with torch 2.4.1: as if accelerate's fp32 outputs lived through backward."""
+def kept_under_fsdp(row: Row) -> bool:
+    """Quantized models under FSDP1 and mixed precision: more is alive in a layer's backward than is known."""
+    return row.id.startswith("fms-") and row.layout == "fsdp1" and row.format not in ("bfloat16", "float16", "float32")
 
 
 def test_allocated_bytes_are_within_the_promise() -> None:
@@ -49,7 +50,9 @@ def test_allocated_bytes_are_within_the_promise() -> None:
     assert found.judged > 200
     assert found.median_abs is not None
     assert found.median_abs <= 0.03
-    assert {row.id for row in rows if row.error is not None and abs(row.error) > 0.04} == KEPT_UNDER_FSDP
+    assert {row.id for row in rows if row.error is not None and abs(row.error) > 0.04} == {
+        row.id for row in rows if kept_under_fsdp(row)
+    }
 
 
 def errors(rows: list[Row]) -> list[float]:
@@ -121,22 +124,27 @@ def test_reserved_bytes_of_quantized_loras_follow_how_they_were_loaded() -> None
     assert max(map(abs, errors(rows))) < 0.05
 
 
-UNEXPLAINED = {
-    "fitcheck-edge-Qwen2.5-7B-Instruct-b1", "fms-main-057", "fms-main-077", "fms-main-010", "fms-main-012",
-    "simumax-llama3_70b_l12_tp2_cp4_pp1_dp1_seq131072_mbc4", "simumax-llama3_70b_l12_tp1_cp8_pp1_dp1_seq131072_mbc4",
-    *KEPT_UNDER_FSDP,
+FAST_LOSS = {
+    "fms-main-081", "fms-main-083", "fms-main-105", "fms-main-107", "fms-liger-025", "fms-liger-026", "fms-liger-113",
+    "fms-liger-114", "fms-liger-115", "fms-liger-121", "fms-liger-122", "fms-liger-123",
 }  # fmt: skip
-"""A job whose two runs differ by 11.7 %, what nvidia-smi counts beyond the allocator in one campaign, and a second
-stream's pool under context parallelism."""
+"""The card reads as much as without fms-acceleration's fast loss, though less is allocated by the fp32 logits' size."""
+UNEXPLAINED = {
+    "fitcheck-edge-Qwen2.5-7B-Instruct-b1",
+    "simumax-llama3_70b_l12_tp2_cp4_pp1_dp1_seq131072_mbc4", "simumax-llama3_70b_l12_tp1_cp8_pp1_dp1_seq131072_mbc4",
+    *FAST_LOSS,
+}  # fmt: skip
+"""A job whose two runs differ by 11.7 %, and a second stream's pool under context parallelism."""
 
 
 def test_reserved_and_device_bytes_are_close_everywhere() -> None:
-    rows = of("reserved", "device")
+    """But for one campaign's nvidia-smi, which counts more than the process holds (its records say what is known)."""
+    rows = [row for row in of("reserved", "device") if not (row.kind == "device" and row.id.startswith("fms-"))]
     found = summarize(rows)
     assert found.median_abs is not None
     assert found.median_abs < 0.01
     assert found.worst_under is not None
-    assert found.worst_under > -0.23
+    assert found.worst_under > -0.15
     assert {row.id for row in rows if row.error is not None and row.error < -0.05} == UNEXPLAINED
 
 
@@ -179,7 +187,7 @@ def test_five_percent_more_of_one_coefficient_shows(
     monkeypatch.setattr(target, name, changed)
     base_graph.cache_clear()
     if target is overheads:
-        monkeypatch.setattr("peftplan.pipeline.workspace_bytes", changed)
+        monkeypatch.setattr("peftplan.standing.workspace_bytes", changed)
     after = [row.predicted_bytes for row in compare(records, estimate, every_value=True)]
     base_graph.cache_clear()
     assert before

@@ -12,7 +12,8 @@ from peftplan.hardware import find_gpu, usable_bytes
 from peftplan.hardware.common import COMMON
 from peftplan.hardware.overheads import cuda_context
 from peftplan.job import make_job
-from peftplan.pipeline import estimate, has_biased_linears, read
+from peftplan.pipeline import estimate, read
+from peftplan.standing import has_biased_linears
 from peftplan.units import GIB
 
 T4 = find_gpu("t4")

@@ -10,20 +10,19 @@ without gradient before the forward (`Graph.prelude`), which the forward exceeds
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
 
 from peftplan.graph.core import Graph
 from peftplan.layouts.units import UNSHARDED_GRADIENTS
 from peftplan.recompute.base import Recompute
 from peftplan.step.allocator import AllocatorSettings, CachingAllocator, Usage
-from peftplan.step.conductor import ACCUMULATED, KEPT, Conductor, Sharding
+from peftplan.step.conductor import ACCUMULATED, KEPT, Sharding
 from peftplan.step.load import Load
 from peftplan.step.memory import dies_with_backbone, embedding_is_local
-from peftplan.step.segments import Loop, Segment, segments
-from peftplan.step.walk import CARRIED, EXIT_GRADIENT, Account, Recording, Rules, exact
+from peftplan.step.recorded import Events, Recorded, Track, record
+from peftplan.step.segments import Loop
+from peftplan.step.walk import CARRIED, EXIT_GRADIENT
 
 Key = tuple[object, ...]
 STEADY = frozenset(
@@ -55,29 +54,6 @@ class Around:
     """Alive through the step without having a part in it: other micro-batches' and other stages' tensors, buffers."""
 
 
-@dataclass(slots=True)
-class _Track:
-    """A segment's recorded events."""
-
-    part: Segment
-    forward: list[tuple[str, int]]
-    backward: list[tuple[str, int]]
-    parameter_gradients: frozenset[str]
-    cached: tuple[str, ...]
-    """Autocast's copies of weights, which go when the forward has ended."""
-
-
-Events = list[tuple[str, int]]
-TURNS = ("begin", "end", "begin_backward", "end_backward")
-
-
-class _Recorded(NamedTuple):
-    """A step's segments, and what a layout does at the `TURNS` between them."""
-
-    tracks: list[_Track]
-    turns: dict[str, Events]
-
-
 def replay(
     graphs: Sequence[Graph],
     around: Around,
@@ -92,7 +68,7 @@ def replay(
     """The peaks of the last of the steps that `graphs` are: one model with batches of its own. A steady step
     needs one before it, because the first makes the optimizer's states in segments that activations leave
     behind."""
-    recorded = {id(g): _record(g, recompute, loop, sharding, entry_requires_grad=entry_requires_grad) for g in graphs}
+    recorded = {id(g): record(g, recompute, loop, sharding, entry_requires_grad=entry_requires_grad) for g in graphs}
     player = _Player(settings, loop, recompute)
     player.load(around.load)
     player.hold("bucket", around.buckets)
@@ -106,59 +82,6 @@ def replay(
     return player.usage()
 
 
-def _record(
-    graph: Graph, recompute: Recompute, loop: Loop, sharding: Sharding | None, *, entry_requires_grad: bool
-) -> _Recorded:
-    """Each segment walked forward and backward with what it allocates and frees written down."""
-    books: list[Recording] = []
-
-    def opened() -> Recording:
-        books.append(Recording())
-        return books[-1]
-
-    rules = Rules(size=exact)
-    spread = sharding is not None
-    run = segments(
-        graph, recompute, rules, loop, entry_requires_grad=entry_requires_grad, account=opened, ends_apart=spread
-    )
-    parts = list(run)
-    conductor = Conductor(sharding, exact) if sharding is not None else None
-    turns: dict[str, Events] = {}
-
-    def turn(name: str, act: Callable[[Account], None]) -> None:
-        book = Recording()
-        act(book)
-        turns[name] = book.take()
-
-    if conductor is not None:
-        turn("begin", conductor.begin)
-    for part in parts:
-        if conductor is None:
-            part.walk.forward()
-        else:
-            conductor.around_forward(part, part.walk.forward)
-    if conductor is not None:
-        turn("end", conductor.end)
-        turn("begin_backward", partial(conductor.begin_backward, parts))
-    forwards = [(book.take(), part.walk.cached_names) for part, book in zip(parts, books, strict=True)]
-    for i, (part, book) in reversed(list(enumerate(zip(parts, books, strict=True)))):
-        if loop.outputs_until == "loss":
-            part.walk.drop_returned()
-            book.take()
-        backward = partial(part.walk.backward, root=part.region.is_penalty or part.region.is_head)
-        if conductor is None:
-            backward()
-        else:
-            conductor.around_backward(part, parts[i - 1] if i else None, backward)
-    if conductor is not None:
-        turn("end_backward", conductor.end_backward)
-    tracks = [
-        _Track(part, forward, book.take(), frozenset(g.key for g in part.walk.gradients.of_params), cached)
-        for part, (forward, cached), book in zip(parts, forwards, books, strict=True)
-    ]
-    return _Recorded(tracks, turns)
-
-
 class _Player:
     """Turns recorded events into allocations: every tensor of every layer under a key of its own."""
 
@@ -167,7 +90,7 @@ class _Player:
         self._settings = settings
         self._streams: dict[str, CachingAllocator] = {}
         self._loop, self._recompute = loop, recompute
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._turns: dict[str, Events] = {}
         self._alive: dict[Key, int] = {}
         self._count = 0
@@ -241,7 +164,7 @@ class _Player:
     # -- one step
     # -----------------------------------------------------------------------------------------------
 
-    def step(self, graph: Graph, recorded: _Recorded, around: Around, *, first: bool) -> None:
+    def step(self, graph: Graph, recorded: Recorded, around: Around, *, first: bool) -> None:
         """zero_grad, forward, backward, optimizer step."""
         self._tracks, self._turns = recorded
         self._free_all(key for key in self._alive if key[0] == "grad")
@@ -274,7 +197,7 @@ class _Player:
         self._free_all(key for key in self._alive if key[0] == "temporary")
         self._after()
 
-    def _places(self) -> Iterable[tuple[int, int, _Track]]:
+    def _places(self) -> Iterable[tuple[int, int, Track]]:
         for i, track in enumerate(self._tracks):
             for j in range(track.part.count):
                 yield i, j, track
