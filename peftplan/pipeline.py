@@ -23,6 +23,7 @@ from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
 from peftplan.hardware.overheads import cuda_context, nccl_communicator
 from peftplan.job import Assumption, Job, make_job
+from peftplan.layouts import within
 from peftplan.layouts.stages import stages
 from peftplan.pace import Others, pace
 from peftplan.reserve import usage
@@ -288,7 +289,9 @@ def among(walked: Walked) -> Others:
     """What other GPUs are to the time of a step."""
     case, spread = walked.case, walked.spread
     messages = spread.messages(micro_batches=case.job.grad_accum) if spread is not None else ()
-    return Others(stretch=bubble(case.layout, case.job.grad_accum), messages=messages)
+    times, again = case.job.grad_accum, case.recompute.layers
+    inside = within.messages(walked.graph, case.layout, micro_batches=times, again=again)
+    return Others(stretch=bubble(case.layout, times), messages=(*messages, *inside))
 
 
 def _rules(case: Case) -> Rules:

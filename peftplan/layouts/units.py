@@ -104,7 +104,7 @@ class Schedule:
 
 Before = Literal["none", "whole", "shards"]
 """What is there of the gradients of micro-batches before: nothing, them all, or a rank's part."""
-Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "broadcast"]
+Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "broadcast", "all_to_all", "send_recv"]
 
 
 class Message(NamedTuple):
@@ -116,6 +116,8 @@ class Message(NamedTuple):
     across: bool = False
     """Whether the groups are those that hold copies of the same shards."""
     calls: int = 1
+    within: bool = False
+    """Whether the ranks are of one replica, and so next to each other."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _together(each: Iterable[Sent]) -> list[Sent]:
 def _link(message: Message, gpu: Gpu, layout: Layout, gpus_per_node: int) -> tuple[str, float] | None:
     """The slowest link of the ring and its bandwidth: rings of all GPUs of a node share its network cards."""
     inner = layout.world // layout.dp
-    span = message.ranks * inner * (layout.shards if message.across else 1)
+    span = message.ranks * (1 if message.within else inner) * (layout.shards if message.across else 1)
     own = gpu.link.bytes_per_second
     name = "NVLink" if own is not None else "PCIe"
     within = own if own is not None else gpu.pcie.bytes_per_second if gpu.pcie is not None else None
@@ -80,7 +80,7 @@ def _link(message: Message, gpu: Gpu, layout: Layout, gpus_per_node: int) -> tup
     network = gpu.node.network_bytes_per_second
     if network is None:
         return None
-    sharing = 1 if message.across else max(1, gpus_per_node // inner)
+    sharing = 1 if message.across or message.within else max(1, gpus_per_node // inner)
     return "network", min(network * sharing, within or network * sharing)
 
 

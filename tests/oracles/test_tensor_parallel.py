@@ -133,7 +133,6 @@ BOTH: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "lora": ("llama", {}, {**LORA, "layout": "fsdp=2,tp=2"}),
     "lora on 8 x 4": ("qwen2", WIDE, {**EVERYWHERE, "layout": "fsdp=8,tp=4"}),
     "lora, recomputed": ("llama", {}, {**EVERYWHERE, "layout": "fsdp=2,tp=2", "recompute": "full"}),
-    "lora in groups that hold copies": ("llama", {}, {**ROWS, "layout": "dp_replicate=2,dp_shard=2,fsdp,tp=2"}),
 }
 
 

@@ -46,21 +46,6 @@ class Collective(Op):
     def moved_bytes(self) -> int:
         return 0 if not self.forward else self.ins[0].nbytes + self.out.nbytes
 
-    def sent_bytes(self) -> int:
-        """Bytes that the forward puts on a link of the group, each rank as many (rings: NCCL's all_reduce sends a
-        part twice, the others once)."""
-        return _sent(self.forward, self.ranks, max(self.ins[0].nbytes, self.out.nbytes))
-
-    def sent_back_bytes(self) -> int:
-        """Bytes that the backward does."""
-        return _sent(self.back, self.ranks, max(self.ins[0].nbytes, self.out.nbytes))
-
-
-def _sent(kind: Kind, ranks: int, whole: int) -> int:
-    if kind in ("", "slice"):
-        return 0
-    return (2 if kind == "all_reduce" else 1) * whole * (ranks - 1) // ranks
-
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
