@@ -10,9 +10,12 @@ from typing import NamedTuple
 from peftplan.arch.core import Arch
 from peftplan.formats import Format
 from peftplan.graph.blocks.decoder import decoder, module_order
+from peftplan.graph.blocks.megatron import megatron_decoder
 from peftplan.graph.blocks.setup import Setup
 from peftplan.graph.core import Graph, Region, Tensor, is_global
 from peftplan.graph.edit import split_runs, train
+from peftplan.graph.float8 import in_float8
+from peftplan.graph.mesh import ONE
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
 from peftplan.training_loop import clipping_bytes
@@ -29,6 +32,13 @@ def build_graph(case: Case) -> Graph:
     if mixed and not case.format.packed:
         base = _widened(case, base)
     return case.setup.kernels.fuse(case.method.apply(base, case.host))
+
+
+def whole_graph(case: Case, graph: Graph) -> Graph:
+    """All ranks' shares of operations together, of which `graph` is one rank's."""
+    if case.layout.mesh.alone:
+        return graph
+    return build_graph(replace(case, setup=replace(case.setup, mesh=ONE), host=replace(case.host, mesh=ONE)))
 
 
 def _widened(case: Case, base: Graph) -> Graph:
@@ -63,7 +73,9 @@ def as_run(case: Case, graph: Graph) -> Graph:
 @lru_cache(maxsize=64)
 def base_graph(arch: Arch, setup: Setup, fmt: Format, compute: DType) -> Graph:
     """The base model's graph as its format holds it. Searches put many methods on one base."""
-    return fmt.apply(decoder(arch, setup), compute, setup.numerics)
+    build = megatron_decoder if setup.mesh.plan == "megatron" else decoder
+    base = fmt.apply(build(arch, setup), compute, setup.numerics)
+    return in_float8(base, setup.numerics) if setup.numerics.float8 else base
 
 
 class Trainees(NamedTuple):

@@ -37,13 +37,13 @@ _ROOMS = (("self_attn", "attention projections"), ("mlp", "feed-forward projecti
 
 
 def _weights(reading: Reading) -> Iterator[Term]:
-    size = reading.rules.size
+    size, taken = reading.rules.size, reading.case.format.held_bytes
     groups: dict[tuple[str, str], list[tuple[Tensor, int]]] = {}
     for t, count in reading.graph.params():
         kind = "adapter" if t.kind == ADAPTER else "weight"
         groups.setdefault((kind, _room(t.name)), []).append((t, count))
     for (kind, room), members in groups.items():
-        total = sum(size(t.nbytes) * n for t, n in members)
+        total = sum(taken(t, size) * n for t, n in members)
         elements = sum(t.numel * n for t, n in members)
         held = sorted({_held_as(t) for t, _ in members})
         source = "shapes of the model's config.json" if kind == "weight" else "the method's own parameters"

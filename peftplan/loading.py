@@ -73,6 +73,8 @@ def _weight(case: Case, t: Tensor) -> Weight:
     half = case.setup.types.linear.size
     fmt = case.format
     if t.stored_bytes is not None:
+        if fmt.arrives_packed:
+            return Weight(arrives_bytes=0, expected_bytes=t.stored_bytes, pieces=fmt.pieces(t))
         return Weight(arrives_bytes=t.numel * half, expected_bytes=fmt.expected_bytes(t.numel), pieces=fmt.pieces(t))
     arrives = t.numel * min(half, t.dtype.size)
     casts: tuple[int, ...] = (4 * t.numel,) if fmt.packed and fmt.upcasts_rest and arrives < 4 * t.numel else ()

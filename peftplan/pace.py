@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from peftplan.graph.blocks.setup import Batch
 from peftplan.hardware.gpus import Gpu
 from peftplan.job import Assumption
+from peftplan.layouts.units import Message
 from peftplan.optimizers.base import Optimizer, Trained
 from peftplan.resolve import Case
-from peftplan.result import Flops, Interval, Time
+from peftplan.result import Communication, Flops, Interval, Time
 from peftplan.step.clock import (
     ACCURACY,
     OF_PEAK,
@@ -23,6 +24,7 @@ from peftplan.step.clock import (
     metered,
     peak_flops,
 )
+from peftplan.step.wire import Sent, exposed_seconds, sent
 from peftplan.step.work import Pass
 from peftplan.units import DType
 
@@ -35,6 +37,18 @@ class Paced:
     notes: tuple[Assumption, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Others:
+    """What other GPUs are to the step: `stretch` is how much longer it is than one GPU's own work, for the waits of a
+    pipeline; `messages` are what data parallelism sends."""
+
+    stretch: float = 1.0
+    messages: Sequence[Message] = ()
+
+
+ALONE = Others()
+
+
 def pace(
     case: Case,
     runs: Sequence[Pass],
@@ -43,16 +57,15 @@ def pace(
     *,
     trained: Sequence[Trained],
     state_bytes: int,
-    stretch: float = 1.0,
+    others: Others = ALONE,
 ) -> Paced:
     """Time of one optimizer step (`grad_accum` micro-batches and the optimizer), `runs` being what one GPU runs of it.
 
-    `stretch` is how much longer the step is than that GPU's own work, for the waits of a pipeline.
     `tokens_per_second` counts padded tokens of all replicas. `mfu` is the forward and backward FLOPs that the method
     needs, without recomputation, attention over the whole S × S matrix, over the dense peak of the compute dtype.
     In `breakdown`, `compute` holds the matrix products and the waits for the host's launches, `memory` all
     other traffic on the device, `offload` copies to the host and back, `exposed` waits for other GPUs; they sum to the
-    expected time.
+    expected time. `communication` is how long the links work, most of it behind the rest.
     """
     if gpu is None:
         return _open("no GPU named; give --gpu")
@@ -60,7 +73,10 @@ def pace(
     if isinstance(meter, Unknown):
         return _open(meter.why)
     found = meter.total(traffic(case.optimizer, trained, state_bytes), case.job.grad_accum)
-    return _paced(case, found, flops, gpu, stretch)
+    wires = sent(others.messages, gpu, case.layout, gpus_per_node=case.job.gpus)
+    if wires is None:
+        return _open(f"the bandwidth between {gpu.name} cards is unknown")
+    return _paced(case, found, flops, gpu, (others.stretch, wires))
 
 
 def metered_case(case: Case, runs: Sequence[Pass], gpu: Gpu) -> Meter | Unknown:
@@ -97,25 +113,40 @@ def traffic(optimizer: Optimizer, trained: Sequence[Trained], state_bytes: int) 
     )
 
 
-def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu, stretch: float) -> Paced:
+def _paced(case: Case, found: StepTime, flops: Flops, gpu: Gpu, others: tuple[float, Sequence[Sent]]) -> Paced:
+    stretch, wires = others
     times, compute, layout = case.job.grad_accum, _computed_in(case), case.layout
     peak = peak_flops(gpu, compute)
     useful = times * (flops.forward + flops.backward) * layout.dp / layout.world
-    speed = tokens_per_second(case.setup.batch, found, micro_batches=times) * layout.dp / stretch
-    expected = stretch * found.expected
+    overlaps = case.style.overlaps if case.style is not None else 0.0
+    waiting = exposed_seconds(wires, computing=found.expected, overlaps=overlaps) if wires else 0.0
+    expected = stretch * found.expected + waiting
+    tokens = times * case.setup.batch.size * case.setup.batch.seq
     time = Time(
-        step_seconds=Interval(low=found.low, expected=expected, high=stretch * found.high),
-        tokens_per_second=speed,
+        step_seconds=Interval(low=found.low, expected=expected, high=stretch * found.high + 2 * waiting),
+        tokens_per_second=tokens * layout.dp / expected,
         mfu=useful / expected / peak if peak is not None else None,
         breakdown={
             "compute": found.compute + found.launching,
             "memory": found.memory,
-            "communication": 0.0,
+            "communication": sum(one.seconds for one in wires),
             "offload": found.offload,
             "exposed": expected - found.expected,
         },
+        communication=tuple(_communication(one) for one in wires),
     )
     return Paced(time=time, notes=tuple(_notes(gpu, compute)))
+
+
+def _communication(one: Sent) -> Communication:
+    return Communication(
+        collective=one.collective,
+        link=one.link,
+        ranks=one.ranks,
+        calls=one.calls,
+        sent_bytes=one.bytes,
+        link_seconds=one.seconds,
+    )
 
 
 def _notes(gpu: Gpu, compute: DType) -> list[Assumption]:

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftplan.assemble import Trainees, as_run, build_graph, host_state_bytes, state_bytes, step_bytes, trainees
+from peftplan.assemble import (
+    Trainees,
+    as_run,
+    build_graph,
+    host_state_bytes,
+    state_bytes,
+    step_bytes,
+    trainees,
+    whole_graph,
+)
 from peftplan.cost import price
 from peftplan.errors import RequestError
 from peftplan.fit import fit_reasons, judge_fit
@@ -14,12 +23,12 @@ from peftplan.graph.core import ADAPTER, Graph
 from peftplan.graph.ops import Linear, PackedLinear
 from peftplan.hardware import Gpu, find_gpu
 from peftplan.hardware.gpus import usable_bytes
-from peftplan.hardware.overheads import cuda_context, workspace_bytes
+from peftplan.hardware.overheads import cuda_context, nccl_communicator, workspace_bytes
 from peftplan.job import Assumption, Job, make_job
 from peftplan.layouts.stages import stages
 from peftplan.layouts.units import Before
 from peftplan.optimizers.base import Trained
-from peftplan.pace import pace
+from peftplan.pace import Others, pace
 from peftplan.reserve import usage
 from peftplan.resolve import Case, resolve
 from peftplan.result import (
@@ -127,7 +136,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     train = rank.trainees if rank is not None else trainees(case, graph)
     static = _static(case, graph, train, rules, rank)
     before = rank.gradients_before(case.loop) if rank is not None else BEFORE[case.loop.grads_exist]
-    existing = _existing(graph, train, rules, rank, before)
+    existing = _existing(case, graph, train, rules, rank, before)
     step = run_step(
         as_run(case, graph),
         static_bytes=sum(static.values()),
@@ -145,7 +154,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     return Walked(
         case=case,
         graph=graph,
-        whole=graph,
+        whole=whole_graph(case, graph),
         trainees=train,
         rules=rules,
         static=static,
@@ -185,7 +194,7 @@ def _chunk(case: Case, cut: Graph, *, entry_requires_grad: bool) -> tuple[Walked
     if case.loop.grads_exist:
         fresh = replace(case, loop=replace(case.loop, grads_exist=False))
         first = _walk_graph(fresh, cut, entry_requires_grad=entry_requires_grad)
-    grads = _gradients(cut, later.trainees.weights, later.rules)
+    grads = _gradients(case, cut, later.trainees.weights, later.rules)
     inputs = sum(later.rules.size(t.nbytes) for t in cut.inputs)
     return later, Chunk(first=first.step, later=later.step, grad_bytes=grads, input_bytes=inputs, rules=later.rules)
 
@@ -239,12 +248,12 @@ def _check_reached(case: Case, step: StepMemory) -> None:
         )
 
 
-def _existing(graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
+def _existing(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Spread | None, before: Before) -> int:
     """Bytes of the gradients of micro-batches before."""
     if before == "none":
         return 0
     if rank is None:
-        return _gradients(graph, train.weights, rules)
+        return _gradients(case, graph, train.weights, rules)
     return sum(map(rules.size, rank.gradients(before)))
 
 
@@ -259,7 +268,7 @@ def read(job: Job) -> Reading:
     )
     flops = _flops(runs if walked.whole is graph else _whole_passes(case, walked))
     paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"],
-                 stretch=bubble(case.layout, case.job.grad_accum))  # fmt: skip
+                 others=_others(walked))  # fmt: skip
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -288,6 +297,13 @@ def _whole_passes(case: Case, walked: Walked) -> list[Pass]:
     return passes(parts, forwards=case.method.forwards)
 
 
+def _others(walked: Walked) -> Others:
+    """What other GPUs are to the time of a step."""
+    case, spread = walked.case, walked.spread
+    messages = spread.messages(micro_batches=case.job.grad_accum) if spread is not None else ()
+    return Others(stretch=bubble(case.layout, case.job.grad_accum), messages=messages)
+
+
 def _rules(case: Case) -> Rules:
     if case.job.backend == "cpu":
         return Rules(size=exact_size)
@@ -300,7 +316,7 @@ def _static(case: Case, graph: Graph, train: Trainees, rules: Rules, rank: Sprea
     kinds = {"weight": 0, "adapter": 0, "buffer": 0, "state": 0}
     if rank is None:
         for t, count in graph.params():
-            kinds["adapter" if t.kind == ADAPTER else "weight"] += size(t.nbytes) * count
+            kinds["adapter" if t.kind == ADAPTER else "weight"] += case.format.held_bytes(t, size) * count
     else:
         for one in rank.held:
             kinds[one.kind] += sum(map(size, one.sizes)) * one.times
@@ -328,8 +344,10 @@ def has_biased_linears(graph: Graph) -> bool:
     return any(isinstance(op, (Linear, PackedLinear)) for op in linears)
 
 
-def _gradients(graph: Graph, weights: list[Trained], rules: Rules) -> int:
+def _gradients(case: Case, graph: Graph, weights: list[Trained], rules: Rules) -> int:
     """Bytes of all gradients between micro-batches; one that is a view of a larger tensor's keeps that whole."""
+    if case.optimizer.holds_gradients:
+        return 0
     wholes = 0
     for region in graph.regions:
         for op in region.ops:
@@ -405,17 +423,21 @@ def _on_device(walked: Walked, memory: Memory, gpu: Gpu | None) -> tuple[Memory,
             why = f"how {gpu.vendor} devices hold memory is not modelled; the bytes of tensors are"
         return memory, (Assumption(what="memory.device_bytes", value=None, why=why),)
     context = cuda_context(gpu.capability if gpu is not None else None)
+    groups = [case.layout.shards, case.layout.replicates] if case.layout.shards > 1 else [case.layout.dp]
+    nccl = [nccl_communicator(ranks) for ranks in groups if ranks > 1]
+    beside = context.bytes + sum(figure.bytes for figure in nccl)
 
     def held() -> Held:
         card = usable_bytes(gpu).bytes if gpu is not None else None
-        limit = card - context.bytes if card is not None else None
+        limit = card - beside if card is not None else None
         graph, workspaces = walked.replayed or walked.graph, walked.static.get("workspace", 0)
         found = usage(case, graph, workspaces, capacity_bytes=limit, beside=walked.beside, rank=walked.spread)
         reserved = found.peak_reserved_bytes
-        return Held(reserved, reserved + context.bytes)
+        return Held(reserved, reserved + beside)
 
     notes = [Assumption(what="allocator", value="CUDA", why="ROCm's allocator and context are taken for CUDA's")]
     if gpu is None or gpu.vendor == "NVIDIA":
         notes.clear()
     note = Assumption(what="context_bytes", value=context.bytes, why=f"{context.standing}; errs {context.errs}")
+    notes += [Assumption(what="nccl_bytes", value=f.bytes, why=f"{f.standing}; errs {f.errs}") for f in nccl]
     return memory.holding(Late(held)), (note, *notes)

@@ -9,6 +9,7 @@ from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, Unsupported
 from peftplan.formats import Format
 from peftplan.graph.blocks.setup import WeightTypes
+from peftplan.hardware.find import find_gpu
 from peftplan.job import Job
 from peftplan.methods import Method
 from peftplan.notes import Notes
@@ -23,10 +24,16 @@ def precision_of(job: Job, arch: Arch, notes: Notes, method: Method) -> tuple[DT
     asked = (job.precision or "").lower().replace("_", "-")
     if asked in ("tf32", "fp32", "float32"):
         asked = "fp32"
+    if asked in ("fp8", "float8"):
+        dtype = _float8(job, method)
+        notes.add(
+            "precision", "fp8", "torchao's float8 layers, one scale a tensor, without torch.compile, which errs high"
+        )
+        return dtype, None, "fp8"
     base, mixed = asked.removesuffix("-mixed"), asked.endswith("-mixed")
     if asked and base not in ("bf16", "fp16", "fp32", "bfloat16", "float16"):
         raise Unsupported(
-            f"--precision {job.precision} is not modelled; use bf16, fp16, fp32, bf16-mixed or fp16-mixed"
+            f"--precision {job.precision} is not modelled; use bf16, fp16, fp32, fp8, bf16-mixed or fp16-mixed"
         )
     if mixed and base == "fp32":
         raise RequestError("--precision fp32-mixed: autocast needs a half precision; use bf16-mixed or fp16-mixed")
@@ -50,6 +57,23 @@ def precision_of(job: Job, arch: Arch, notes: Notes, method: Method) -> tuple[DT
         why = f"weights of their own dtype compute in it; autocast would be --precision {base}-mixed"
         notes.add("precision", _SHORT[dtype], why)
     return dtype, None, _SHORT[dtype]
+
+
+def _float8(job: Job, method: Method) -> DType:
+    """The dtype of the weights whose products are torchao's float8 ones. Raises where that is not modelled."""
+    _agree(job)
+    if method.trains != "base" or method.masters is not None:
+        raise Unsupported(f"--precision fp8 with {job.method} is not modelled; it is for methods that train the base")
+    stated = job.dtype or (job.format if job.format and canonical(job.format) in ("bf16", "fp16", "fp32") else "bf16")
+    if job.format is not None and formats.get(job.format)().packed:
+        raise RequestError(f"--precision fp8: the weights of --format {job.format} do not train; leave it out")
+    gpu = find_gpu(job.gpu) if job.gpu is not None else None
+    if gpu is not None and gpu.capability is not None and gpu.capability < (8, 9):
+        raise RequestError(f"--precision fp8 needs a GPU of compute capability 8.9 or newer, which {gpu.name} is not")
+    dtype = parse_dtype(stated)
+    if dtype is not DType.bfloat16:
+        raise Unsupported(f"--precision fp8 of {dtype.label} weights is not modelled; use --dtype bf16")
+    return dtype
 
 
 def _agree(job: Job) -> None:

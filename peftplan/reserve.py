@@ -97,7 +97,7 @@ def around(case: Case, graph: Graph, workspace_bytes: int, rank: Spread | None =
         before = rank.gradients_before(case.loop)
         own = [] if before == "none" else [*rank.gradients(before)]
     else:
-        own = each if case.loop.grads_exist else []
+        own = each if case.loop.grads_exist and not case.optimizer.holds_gradients else []
     return Around(
         load=loading(case, graph) if rank is None or not rank.style.shards_weights else rank.load(graph),
         buckets=rank.buffers if rank is not None else (),

@@ -32,6 +32,7 @@ from peftplan.plugins import canonical, configure
 from peftplan.precision import float_dtype, precision_of, weight_types
 from peftplan.process import allocator_knobs, load_knobs
 from peftplan.recompute import Recompute
+from peftplan.sharing import check_shared, looped, stepped
 from peftplan.step.segments import Loop
 from peftplan.training_loop import loop_of, optimizer_of, projection, usual_optimizer
 from peftplan.units import DType
@@ -112,6 +113,8 @@ def resolve(job: Job) -> Case:
     fmt = formats.make(format_name, {**format_knobs, **job.knobs("format")})
     if fmt.untrainable:
         raise RequestError(f"--format {format_name}: {fmt.untrainable}")
+    if fmt.note:
+        notes.add("format", format_name, fmt.note)
     dtype = fmt.dtype() or dtype
     optimizer = optimizer_of(job)
     optimizer_name = notes.default(job.optimizer, "optimizer", *usual_optimizer(job))
@@ -120,10 +123,13 @@ def resolve(job: Job) -> Case:
         rank, targets = optimizer.knob("rank"), optimizer.knob("optim_target_modules")
     seq_len, batching = _batch(job, arch, notes)
     gpus, layout, style = _layout(job, arch, seq_len, notes)
+    optimizer = stepped(optimizer, layout, notes, tied=arch.tied)
     recompute_name, recompute = _recompute(job, method_name, method, fmt, notes)
     capability = find_gpu(job.gpu).capability if job.gpu is not None else None
-    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability)
+    numerics = Numerics(autocast=autocast, backend=job.backend, capability=capability, float8=precision == "fp8")
     gathered = style.gathers_in(autocast) if style is not None else None
+    if style is not None and not style.autocasts:
+        gathered, autocast = gathered or (dtype if dtype.is_half else None), None
     compute = autocast or gathered or dtype
     setup = Setup(
         batch=method.seen(Batch.of(batching, size=job.micro_batch, seq=seq_len)),
@@ -136,6 +142,7 @@ def resolve(job: Job) -> Case:
         mesh=layout.mesh,
         kernels=_kernels(job, arch, method, method_name, fmt, autocast),
     )
+    check_shared(layout, arch, setup, fmt, method)
     host = Host(
         arch=arch,
         numerics=numerics,
@@ -143,11 +150,12 @@ def resolve(job: Job) -> Case:
         base_dtype=dtype,
         packs=partial(_packs, fmt, compute, numerics),
         recomputes=recompute.layers,
+        mesh=layout.mesh,
     )
     _note_new_dtype(host, method, notes)
-    held = HeldAs(setup, host)
+    held = HeldAs(replace(setup, attention="sdpa"), host)  # of which only the weights are looked at
     if style is not None and gathered is not None:
-        setup, host = _gathered(held, gathered, fmt, new=style.gathers_new)
+        setup, host = _gathered(HeldAs(setup, host), gathered, fmt, new=style.gathers_new)
     decided = {
         "config": arch.model_dump() if job.config is None else job.config,
         "rank": rank,
@@ -170,7 +178,7 @@ def resolve(job: Job) -> Case:
         arch=arch,
         layout=layout,
         style=style,
-        held=held if gathered is not None else None,
+        held=held if style is not None and style.autocasts and gathered is not None else None,
         upcasts=style is not None and style.upcasts(mixed=autocast is not None, packed=fmt.packed),
         setup=setup,
         host=host,
@@ -179,7 +187,7 @@ def resolve(job: Job) -> Case:
         compute=compute,
         optimizer=optimizer,
         recompute=recompute,
-        loop=loop_of(job, optimizer, method),
+        loop=looped(loop_of(job, optimizer, method), layout),
         assumptions=(*job.remarks, *notes.items),
     )
 
@@ -238,7 +246,8 @@ def _layout(job: Job, arch: Arch, seq_len: int, notes: Notes) -> tuple[int, Layo
     missing = unmodelled(layout)
     if missing is not None:
         raise Unsupported(f"--layout {job.layout or layout.style}: {missing} is not modelled yet; use --gpus 1")
-    return gpus, layout, style_of(layout.style, knobs)
+    style = None if layout.framework == "megatron" else style_of(layout.style, knobs)
+    return gpus, layout, style if layout.dp > 1 else None
 
 
 def _attention(job: Job, notes: Notes) -> str:

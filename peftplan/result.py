@@ -143,11 +143,24 @@ class Interval(_Frozen):
     high: float
 
 
+class Communication(_Frozen):
+    """What one rank sends over one kind of link in one kind of collective; `link_seconds` as if nothing else ran."""
+
+    collective: str
+    link: str
+    ranks: int
+    calls: int
+    sent_bytes: int
+    link_seconds: float
+
+
 class Time(_Frozen):
     step_seconds: Interval | None
     tokens_per_second: float | None
     mfu: float | None
     breakdown: dict[str, float] | None
+    communication: tuple[Communication, ...] = ()
+    """By collective and link, of one optimizer step."""
 
 
 class Cost(_Frozen):

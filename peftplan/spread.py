@@ -11,7 +11,7 @@ from peftplan.assemble import Trainees, build_graph, trainees
 from peftplan.errors import Unsupported
 from peftplan.graph.core import ADAPTER, Graph, Region, Tensor, is_global
 from peftplan.layouts import Layout
-from peftplan.layouts.units import Before, Piece, Style, Unit
+from peftplan.layouts.units import Before, Message, Piece, Style, Unit
 from peftplan.optimizers.base import Trained
 from peftplan.resolve import Case, held_case
 from peftplan.step.conductor import Place, Sharding
@@ -74,13 +74,17 @@ class Spread:
     def buffers(self) -> Sequence[int]:
         return self.style.buffers(self.counted, self.layout)
 
+    def messages(self, *, micro_batches: int) -> Sequence[Message]:
+        """What a rank sends and is sent in an optimizer step."""
+        backwards = any(p.trainable for unit, _ in self.counted for p in unit.pieces)
+        return self.style.messages(self.counted, self.layout, micro_batches=micro_batches, backwards=backwards)
+
     def sharding(self, before: Before) -> Sharding | None:
         """For walks of the step; None where it runs as on one GPU."""
-        style, root, layout = self.style, self.root, self.layout
-        if not style.shards_weights:
+        if not self.style.shards_weights:
             return None
-        schedule = partial(style.schedule, root, layout, adds=before == "shards")
-        return Sharding(schedule=schedule, units=self.units, root=root, accumulated=before == "whole")
+        schedule = partial(self.style.schedule, self.counted, self.layout, adds=before == "shards")
+        return Sharding(schedule=schedule, units=self.units, root=self.root, accumulated=before == "whole")
 
     def gradients_before(self, loop: Loop) -> Before:
         """What is there of gradients when the last micro-batch begins."""
@@ -90,9 +94,9 @@ class Spread:
         """Bytes of each gradient that a rank has: of whole parameters, or of its shards."""
         for unit, count in self.counted:
             for p in unit.pieces:
-                whole = p.numel * p.gathered.size
-                sizes = [whole] if before == "whole" else self.style.held_bytes(p, self.layout)
-                yield from [*sizes] * (count * p.trainable)
+                whole = before == "whole"
+                size = p.numel * p.gathered.size if whole else self.style.kept_bytes(p, self.layout)
+                yield from [size] * (count * p.trainable)
 
 
 def spread(case: Case, graph: Graph) -> Spread | None:
@@ -115,6 +119,9 @@ def _trainees(case: Case, held: Graph, style: Style) -> Trainees:
     weights = own(train.weights)
     stepped = weights if train.stepped is train.weights else own(train.stepped)
     known = weights if train.remembered is train.weights else own(train.remembered)
+    if style.masters is not None and any(w.dtype.is_half for w in weights):
+        weights = [Trained((sum(w.numel * w.copies for w in weights),), weights[0].dtype, name="flat")]
+        stepped = known = [w._replace(dtype=style.masters) for w in weights]
     return train._replace(weights=weights, stepped=stepped, remembered=known)
 
 

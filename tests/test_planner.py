@@ -302,7 +302,7 @@ def test_nothing_nearer_to_the_start_fits(micro_batch: int, gpu: str) -> None:
 def test_a_start_that_does_not_fit_gives_up_what_matters_least() -> None:
     answer = plan(**START, aim="smallest_change")
     assert answer.best is not None
-    assert [change.field for change in answer.best.changes] == ["kernels"]
+    assert {change.field for change in answer.best.changes} == {"micro_batch", "grad_accum"}
 
 
 def test_a_smallest_change_may_be_another_method() -> None:

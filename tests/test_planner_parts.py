@@ -106,19 +106,18 @@ def test_what_is_given_is_fixed_and_the_rest_is_open() -> None:
 def test_only_what_is_modelled_is_in_it() -> None:
     for shape in space(attention=None, recompute=None).shapes:
         assert shape.update["offload"] is None
-    assert values(space(attention=None, kernels=None), "kernels") == [None, "liger", "unsloth"]
+    assert values(space(attention=None, kernels=None), "kernels") == [None]
+    assert values(space(kernels="liger"), "kernels") == ["liger"]
     assert values(space(methods="full", rank=None, format=None), "format") == [None]
     assert "flash_attention_2" not in values(space(attention=None, dtype="fp32", format=None), "attention")
 
 
 def test_several_gpus_are_an_offer() -> None:
     found = space(gpus=2)
-    assert {seat.cards for seat in found.seats} == {1}
-    assert [note.what for note in found.assumptions] == ["gpus"]
-    assert "not modelled" in str(found.refused_cards)
+    assert {seat.cards for seat in found.seats} == {1, 2}
+    assert found.refused_cards is None
     answer = plan(**{**SMALL, "gpus": 2})
     assert answer.best is not None
-    assert answer.best.gpus == 1
 
 
 def test_no_gpu_means_every_common_one_with_a_price() -> None:
@@ -194,8 +193,7 @@ def test_notches_say_what_they_buy_or_why_there_is_nothing() -> None:
     assert answer.best is not None
     notches = {notch.change.split()[0]: notch for notch in answer.notches}
     assert set(notches) == {"--gpus", "--gpu", "--seq-len", "--rank"}
-    assert notches["--gpus"].entry is None
-    assert "not modelled" in notches["--gpus"].says
+    assert notches["--gpus"].entry is not None
     half, bigger, lower = (notches[name].entry for name in ("--seq-len", "--gpu", "--rank"))
     assert half is not None
     assert bigger is not None
@@ -311,10 +309,8 @@ def test_what_resolve_accepts_enters_by_itself(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("peftplan.resolve.unmodelled", lambda _: None)
     found = space(gpus=3, kernels=None)
     assert {seat.cards for seat in found.seats} == {1, 2, 3}
-    assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "zero3", "fsdp"}
+    assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "fsdp"}
     assert found.refused_cards is None
-    assert len(values(found, "kernels")) > 1
-    assert len(values(found, "offload")) > 1
     assert all(found.global_batch % seat.cards == 0 or not _batches(found, seat) for seat in found.seats)
     fields = {**SMALL, "target_modules": "q_proj,v_proj", "kernels": "hf", "offload": "none", "gpus": 2}
     answer = plan(**fields)

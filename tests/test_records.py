@@ -11,7 +11,7 @@ import pytest
 from peftplan.accuracy import compare, predicted_bytes, summarize
 from peftplan.errors import BadFile, RequestError, Unsupported
 from peftplan.job import Job
-from peftplan.records import MAX_LINE_BYTES, Measured, Record, load, parse, save
+from peftplan.records import MAX_LINE_BYTES, Measured, Record, add, load, parse, save
 from peftplan.report.accuracy_text import table
 from peftplan.result import Cost, Estimate, Flops, Held, Late, Memory, Parameters, Time
 from peftplan.units import GIB
@@ -109,6 +109,52 @@ def test_bad_lines_are_named_and_the_rest_loads(tmp_path: Path) -> None:
     assert "more than any record has" in reasons[6]
 
 
+def test_a_record_is_added_or_replaces_the_one_of_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "some.jsonl"
+    assert add(path, record("a")) == ()
+    assert add(path, record("b")) == ()
+    assert add(path, record("a", gpu="L4")) == ()
+    assert [(found.id, found.gpu) for found in load(tmp_path)] == [("a", "L4"), ("b", "T4")]
+    assert [found.name for found in path.parent.iterdir()] == ["some.jsonl"]
+
+
+def test_what_is_no_record_is_kept_aside_when_one_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    good = record("good").to_line()
+    newer = good.replace("peftplan.record/1", "peftplan.record/2")
+    path.write_bytes(b"\n".join([good.encode(), good[:50].encode(), newer.encode(), b"\xff\xfe", good.encode()]))
+    problems = add(path, record("more"))
+    reasons = ("cut off or corrupt", "newer than this peftplan reads", "cut off or corrupt", "was already taken")
+    assert len(problems) == len(reasons)
+    for line, (problem, reason) in zip((2, 3, 4, 5), zip(problems, reasons, strict=True), strict=True):
+        assert problem.startswith(f"{path}:{line}: ")
+        assert reason in problem
+    assert [found.id for found in load(tmp_path)] == ["good", "more"]
+    aside = (tmp_path / "some.jsonl.rejected").read_bytes().split(b"\n")
+    assert aside == [good[:50].encode(), newer.encode(), b"\xff\xfe", good.encode(), b""]
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadFile, match=r"Not a directory|File exists"):
+        add(tmp_path / "file" / "some.jsonl", record())
+
+
+def test_the_fields_of_a_later_version_are_refused_by_name() -> None:
+    """A field that this version does not know may change what the others mean."""
+    line = json.loads(record("a").to_line())
+    with pytest.raises(BadFile, match="record 'a': invented: extra inputs are not permitted"):
+        parse(json.dumps({**line, "invented": 1}))
+    with pytest.raises(BadFile, match=r"record 'a': measured\.0\.kind"):
+        parse(json.dumps({**line, "measured": [{"kind": "allocated_somehow", "bytes": 1}]}))
+
+
+def test_each_record_says_how_it_was_run_or_nothing() -> None:
+    assert '"run"' not in record().to_line(), "published records stay as they are"
+    ran = record(run={"warm_up_steps": 2, "step_seconds": [0.1, 0.2], "sm_clock_mhz": 1980})
+    assert parse(ran.to_line()) == ran
+
+
 def test_deep_nesting_is_a_problem_not_a_crash() -> None:
     with pytest.raises(BadFile, match="corrupt"):
         parse("[" * 100_000)
@@ -148,6 +194,7 @@ def test_each_kind_of_memory_meets_its_own_prediction() -> None:
         "allocated_peak_forward": 8,
         "allocated_peak_backward": 9,
         "allocated_peak_optimizer": 5,
+        "allocated_peak_loss": 8,
     }
     for kind, gib in expected.items():
         value = Measured.model_validate({"kind": kind, "bytes": 1})

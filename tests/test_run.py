@@ -19,6 +19,7 @@ from peftplan.cli import main  # noqa: E402
 from peftplan.errors import BadFile, OutsideError, RequestError, Unsupported  # noqa: E402
 from peftplan.instruments import cuda, gpu, history  # noqa: E402
 from peftplan.instruments.gauge import CudaGauge  # noqa: E402
+from peftplan.instruments.loop import repeated_heads  # noqa: E402
 from peftplan.instruments.request import Settings  # noqa: E402
 from peftplan.instruments.run import lacks_memory, measure  # noqa: E402
 from peftplan.job import Job, make_job  # noqa: E402
@@ -52,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"method": "vera"},
     "adalora": {"method": "adalora", "set": {"method.total_step": 100, "method.trains_ranknum": False}},
     "prompt_tuning": {"method": "prompt_tuning", "set": {"method.num_virtual_tokens": 5}},
+    "clipped": {"method": "lora", "set": {"loop.max_grad_norm": 1.0}},
     "nf4": {"method": "lora", "format": "nf4"},
     "int8": {"method": "lora", "format": "int8"},
 }
@@ -88,8 +90,8 @@ def test_a_record_holds_the_whole_job_and_how_it_went() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "more than one GPU": {"layout": "zero2", "gpus": 2},
-    "--kernels liger": {"kernels": "liger"},
+    "--layout pp=3: a run is one process": {"layout": "pp=3", "gpus": 3, "micro_batch": 4, "grad_accum": 2},
+    "loop.ema": {"set": {"loop.ema": "trained"}},
     "load.threads": {"format": "nf4", "set": {"load.threads": 2}},
     "sdpa_efficient": {"attention": "sdpa_efficient"},
 }
@@ -180,6 +182,16 @@ def test_the_gauge_reads_each_phases_peak(monkeypatch: pytest.MonkeyPatch) -> No
     assert gauge.peaks == {"load": 30 * MIB, "forward": 80 * MIB, "backward": 40 * MIB}
     assert gauge.reserved == {"load": 30 * MIB, "forward": 80 * MIB, "backward": 80 * MIB}
     assert gauge.began["backward"] == 30 * MIB
+
+
+def test_the_kernel_without_groups_gets_repeated_heads() -> None:
+    from transformers.integrations import sdpa_attention
+
+    keys = torch.zeros(1, 2, 4, 8)
+    assert sdpa_attention.use_gqa_in_sdpa(None, keys, keys)
+    with repeated_heads():
+        assert not sdpa_attention.use_gqa_in_sdpa(None, keys, keys)
+    assert sdpa_attention.use_gqa_in_sdpa(None, keys, keys)
 
 
 def test_nvidia_smi_is_read_where_it_says_something() -> None:

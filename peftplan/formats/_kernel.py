@@ -34,7 +34,7 @@ def packed_linear(
     The bias is added within the node to a new tensor (`inside`) or in place, or by an operator `after` it.
     """
     x, given = module.x, biases(module)
-    name = b.name("packed")
+    name = b.name("base_packed")
     out = module.out._replace(name=name, dtype=dtype or x.dtype)
     forward, backward = unpacking
     summed = out.nbytes if given and bias == "inside" else 0
@@ -51,5 +51,5 @@ def packed_linear(
         )
     )
     for one in given if bias == "after" else ():
-        out = b.add(out, one, label="biased")
+        out = b.add(out, one, label="base_biased")
     return out

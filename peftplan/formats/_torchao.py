@@ -4,7 +4,9 @@ Mirrors torchao 0.18.0, quantization/quant_api.py (the configs that transformers
 quantize_/workflows: the module stays a torch.nn.Linear whose weight is a tensor of torchao's class, so PEFT puts its
 plain layers on it (lora/torchao.py, TorchaoLoraLinear, is one of them). F.linear is not one autograd node but the
 operators it is written in, so autograd keeps what these read: the dequantized weight, once per layer.
-`prepare` turns gradient checkpointing on and casts nothing (peft/utils/other.py, prepare_model_for_kbit_training).
+What it hands on is a view; the copy that a sum in place on it costs the backward (C3A, X-LoRA) is not modelled and
+errs low by one input. `prepare` turns gradient checkpointing on and casts nothing (peft/utils/other.py,
+prepare_model_for_kbit_training).
 """
 
 from __future__ import annotations
@@ -99,12 +101,12 @@ class TorchAo8(Format, ABC):
     def dynamic(self, b: Builder, module: Module, weight: Tensor) -> Tensor:
         """Quantizing is written without a gradient, so none goes through the layer and nothing is kept for one."""
         x, (rows, columns) = module.x, weight.shape
-        name = b.name("product")
+        name = b.name("base_product")
         work = self.dynamic_bytes(x.numel // columns, rows, columns, b)
         out = Tensor(name, (*x.shape[:-1], rows), x.dtype)
         b.ops.append(
             DetachedLinear(name=name, ins=(x, weight), out=out, site=module.site, temporary_bytes=max(0, work))
         )
         for bias in biases(module):
-            out = b.add(out, bias, label="biased")
+            out = b.add(out, bias, label="base_biased")
         return out

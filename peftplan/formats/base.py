@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -22,6 +23,8 @@ class Piece(NamedTuple):
 class Format(ABC):
     """A storage of frozen weights."""
 
+    note: ClassVar[str] = ""
+    """What an answer should say of it."""
     untrainable: ClassVar[str] = ""
     """Why its library lets nothing be trained on it, where that is so; what to use instead after a semicolon."""
 
@@ -43,6 +46,11 @@ class Format(ABC):
     def prepares(self) -> bool:
         """Whether peft's prepare_model_for_kbit_training has turned gradient checkpointing on."""
         return self.upcasts_rest
+
+    @property
+    def arrives_packed(self) -> bool:
+        """Whether a checkpoint holds the packed tensors themselves: loading makes its `pieces`, and nothing else."""
+        return False
 
     @property
     def cuts(self) -> bool:
@@ -67,6 +75,14 @@ class Format(ABC):
     def pieces(self, weight: Tensor) -> tuple[Piece, ...]:
         """What packing a weight on the device allocates, in order."""
         return (Piece(weight.nbytes),)
+
+    def held_bytes(self, weight: Tensor, size: Callable[[int], int]) -> int:
+        """What a weight takes between steps, where a request of n bytes takes `size(n)`: packed ones are several."""
+        if weight.stored_bytes:
+            found = [piece.bytes for piece in self.pieces(weight) if piece.stays]
+            if sum(found) == weight.stored_bytes:
+                return sum(map(size, found))
+        return size(weight.nbytes)
 
     def storage(self, compute: DType) -> DType | None:
         """The element type that packed weights are stored as, where a framework can shard them; None where not."""

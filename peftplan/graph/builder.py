@@ -8,6 +8,7 @@ from math import prod
 from typing import final
 
 from peftplan.graph.core import ACTIVATION, ADAPTER, BUFFER, Grad, Op, Tensor
+from peftplan.graph.mesh import ONE, Mesh
 from peftplan.graph.ops import (
     Activate,
     Add,
@@ -58,6 +59,9 @@ class Numerics:
     capability: tuple[int, int] | None = None
     """The GPU's CUDA compute capability, where one is given."""
 
+    float8: bool = False
+    """Whether the layers' products are torchao's float8 ones."""
+
     @property
     def mask_dtype_is_input(self) -> bool:
         return self.backend == "cpu"
@@ -83,8 +87,9 @@ class _Restored:
 class Builder:
     """Collects ops; every method appends one and returns its output. Names are unique under the open scopes."""
 
-    def __init__(self, numerics: Numerics, prefix: str = "") -> None:
+    def __init__(self, numerics: Numerics, prefix: str = "", mesh: Mesh = ONE) -> None:
         self.numerics = numerics
+        self.mesh = mesh
         self.ops: list[Op] = []
         self._prefix = prefix
         self._names: dict[str, int] = {}

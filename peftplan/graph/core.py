@@ -44,6 +44,10 @@ MODULE_SITES = frozenset(
     }
 )
 """Sites of the projections that formats pack and methods adapt; `router` and `experts` are sites of neither."""
+COMM = "comm"
+"""The part of what ranks tell each other."""
+OWN_PARTS = frozenset({"base", COMM})
+"""The parts that a projection has of its own."""
 PENALTY = "penalty"
 """Names regions that are what the loss adds for the weights of others, and the sum that they hand on."""
 
@@ -128,6 +132,8 @@ class Op(ABC):
     """Whether the gradients of its inputs are parts of the incoming one, seen as views: each keeps the whole alive."""
     multiplies_back: ClassVar[bool] = False
     """Whether its backward has matrix products although its forward runs nothing."""
+    saves_late: ClassVar[bool] = False
+    """Whether it is a Python function, which saves when it has run."""
 
     @property
     def also(self) -> tuple[Tensor, ...]:
@@ -242,12 +248,12 @@ class Region:
 
     @cached_property
     def projections(self) -> tuple[tuple[int, int], ...]:
-        """(start, end) of every projection: consecutive base ops of one site."""
+        """(start, end) of every projection: consecutive base ops of one site, with what ranks tell each other."""
         end, found = 0, []
-        marks = (op.site if op.part == "base" and op.site in MODULE_SITES else None for op in self.ops)
+        marks = (op.site if op.part in OWN_PARTS and op.site in MODULE_SITES else None for op in self.ops)
         for site, run in groupby(marks):
             start, end = end, end + len(list(run))
-            if site is not None:
+            if site is not None and any(op.part == "base" for op in self.ops[start:end]):
                 found.append((start, end))
         return tuple(found)
 

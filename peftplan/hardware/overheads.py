@@ -88,6 +88,25 @@ _CONTEXT_OTHER = Figure(
 )
 
 
+_NCCL = {
+    ranks: Figure(
+        name="NCCL communicator",
+        bytes=size * MIB,
+        standing="measured",
+        source="github.com/NVIDIA/nccl issue 964: nvidia-smi around groups of 4 A100 with NVLink, one all-reduce; "
+        f"{size} MB with {'2' if ranks == 2 else 'more than 2'} ranks",
+        date="2023-08",
+        errs="either way: grows with the channels that links ask for (less over PCIe, more on H100)",
+    )
+    for ranks, size in ((2, 544), (3, 688))
+}
+
+
+def nccl_communicator(ranks: int) -> Figure:
+    """What NCCL holds outside torch's allocator for one group of `ranks`, from its first collective on."""
+    return _NCCL[min(ranks, 3)]
+
+
 def cublas_workspace(capability: Capability | None) -> Figure:
     """torch's workspace of one cuBLAS handle; an unknown GPU gets the one that all but Hopper have."""
     return _CUBLAS_SM90 if capability == (9, 0) else _CUBLAS

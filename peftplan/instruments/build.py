@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tempfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ import torch
 
 from peftplan import formats, methods
 from peftplan.errors import RequestError, UnknownName, Unsupported
-from peftplan.instruments import adapterhub, packers, placing, quantize, recompute
+from peftplan.instruments import adapterhub, float8, packers, placing, prequantized, quantize, ranks, recompute
+from peftplan.instruments.casting import cast_adapter
 from peftplan.instruments.clusters import dealt
 from peftplan.job import Job
+from peftplan.layouts import Layout
 from peftplan.process import load_knobs
 
 Mode = Literal["fake", "real"]
@@ -30,15 +31,12 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-QUANTIZED = ("nf4", "fp4", "int8", *packers.PACKERS)
+QUANTIZED = ("nf4", "fp4", "int8", *prequantized.FORMATS, *packers.PACKERS)
 UNWRAPPED = ("full", "freeze", "bitfit")
 """Methods that leave the model as it is, without PEFT."""
 WITH_VALUES = ("shira", "cpt", "frod")
 """Methods that no fake tensor stands in for: SHiRA's indices are read, and its sparse tensors have no fake parts; the
 shapes of CPT's loss and of FRoD's sparse factors depend on values."""
-UNRAISED = ("_psoft_A_cache", "_psoft_B_cache", "frod_U", "frod_V")
-"""Buffers that PEFT does not leave in float32 where it raises half precision: PSOFT makes its own after that, in
-float32 already; FRoD's model gives them the base's dtype again (frod/model.py, _cast_adapter_dtype)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +55,7 @@ class Choices:
     padded: bool
     recompute: bool
     attention: str
+    layout: Layout
     outputs_until: str
     """When the loop lets go of the model's outputs: at the `loss`, after the `step`, at the `next` step's."""
 
@@ -83,8 +82,8 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
     """The choices of `job`; RequestError for what cannot be traced, or run with these implementations of attention."""
     method, job = _variant(job, job.method.replace("-", "_").lower())
     precision = (job.precision or "bf16").lower()
-    pure = precision.removesuffix("-mixed")
-    weights = job.dtype or ("fp32" if precision != pure else pure)
+    pure = precision.removesuffix("-mixed").replace("fp8", "bf16")
+    weights = job.dtype or ("fp32" if precision.endswith("-mixed") else pure)
     until = str(job.knobs("loop").get("outputs_until", "step"))
     fmt = formats.canonical(job.format or ("nf4" if job.method.lower() == "qlora" else "none"))
     return Choices(
@@ -92,12 +91,13 @@ def decide(job: Job, attention: tuple[str, ...] = CPU_ATTENTION) -> Choices:
         method=method,
         format=_one_of("format", fmt, (*QUANTIZED, *DTYPES, "none")),
         dtype=_dtype("--dtype", fmt if fmt in DTYPES and job.dtype is None else weights),
-        autocast=_dtype("--precision", pure) if precision != pure else None,
+        autocast=_dtype("--precision", pure) if precision.endswith("-mixed") else None,
         adapter_dtype=None if job.adapter_dtype == "auto" else _dtype("--adapter-dtype", job.adapter_dtype),
         seq_len=job.seq_len or 512,
         padded=_batching(job) == "padded",
         recompute=recompute.of(job).layers,
         attention=_one_of("attention", job.attention or "sdpa", attention),
+        layout=ranks.layout_of_job(job),
         outputs_until=_one_of("set loop.outputs_until", until, ("loss", "step", "next")),
     )
 
@@ -155,6 +155,8 @@ def base_model(choices: Choices, mode: Mode, place: torch.device | None = None) 
     """The causal language model, on `meta` (fake) or with random weights (real), in training mode; `place` is where
     real weights are put one after another as loading puts them there, packed ones packed on arrival."""
     model = plain_model(choices, mode, place)
+    if choices.job.precision == "fp8":
+        float8.convert(model)
     if choices.quantized:
         _quantize(model, choices, place)
     elif place is not None:
@@ -170,34 +172,33 @@ def plain_model(choices: Choices, mode: Mode, place: torch.device | None = None)
     from transformers import AutoModelForCausalLM
 
     attention = choices.attention.partition("_")[0] if choices.attention.startswith("sdpa") else choices.attention
-    with torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced():
+    home = torch.device("meta" if mode == "fake" else "cpu") if place is None else placing.unplaced()
+    with home, ranks.untied(choices.layout):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
             config_of(choices), attn_implementation=attention, dtype=choices.dtype
         )
+    model = ranks.spread(model, choices.layout)
     model.tie_weights()
     return model
 
 
 def _quantize(model: torch.nn.Module, choices: Choices, place: torch.device | None) -> None:
-    if choices.format in packers.PACKERS:
-        if place is not None:
-            placing.fill(model, place, by_name=False)
-        packers.pack(model, choices.format, choices.job, choices.dtype)
-        if packers.prepares(choices.format, choices.job):
-            _prepare(model)
-        return
     knobs = choices.job.knobs("format")
-    double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
-    compute = _dtype("format.compute_dtype", str(knobs.get("compute_dtype", "auto")), choices.autocast or choices.dtype)
-    quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
-    if knobs.get("prepare", True):
-        _prepare(model)
+    if choices.format in prequantized.FORMATS:
+        prequantized.replace_linears(model, choices.format, knobs)
+        return
+    prepares = knobs.get("prepare", True)
+    if choices.format in packers.PACKERS:
+        prepares = packers.pack(model, choices.format, choices.job, choices.dtype, place)
+    else:
+        double = bool(knobs.get("double_quant", choices.job.method.lower() == "qlora"))
+        named = str(knobs.get("compute_dtype", "auto"))
+        compute = _dtype("format.compute_dtype", named, choices.autocast or choices.dtype)
+        quantize.quantize(model, fmt=choices.format, compute=compute, double=double, job=choices.job, place=place)
+    if prepares:
+        from peft import prepare_model_for_kbit_training
 
-
-def _prepare(model: torch.nn.Module) -> None:
-    from peft import prepare_model_for_kbit_training
-
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def apply_method(model: torch.nn.Module, choices: Choices) -> torch.nn.Module:
@@ -361,47 +362,6 @@ def peft_config(choices: Choices) -> Any:
 def _as_peft_has_it(value: Any) -> Any:
     """PEFT asks for lists where a Job holds tuples."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def cast_adapter(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
-    """Give the adapter the dtype it has after loading on a real device.
-
-    PEFT skips its casts for adapters on `meta`: to the base weight's dtype, then half precision up to float32
-    (`peft.tuners.tuners_utils.cast_adapter_dtype`). None does the second; a dtype asks for that one.
-    """
-
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        half = tensor.dtype in (torch.float16, torch.bfloat16)
-        return tensor.to(dtype or torch.float32) if half or (dtype and tensor.is_floating_point()) else tensor
-
-    for param in _adapter_parameters(model):
-        param.data = cast(param.data)
-    for part in _adapter_buffers(model):
-        part.update({key: cast(tensor) for key, tensor in part.items()})
-
-
-def _adapter_buffers(model: torch.nn.Module) -> Iterator[Any]:
-    """What layers keep beside their parameters goes with them (`_move_adapter_to_device_of_base_layer`)."""
-    from peft.tuners._buffer_dict import BufferDict
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            for name in module.other_param_names:
-                part = getattr(module, name, None)
-                if isinstance(part, BufferDict) and name not in UNRAISED:
-                    yield part
-
-
-def _adapter_parameters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            for name in (*module.adapter_layer_names, *module.other_param_names):
-                part = getattr(module, name, None)
-                if isinstance(part, torch.nn.Module):
-                    yield from part.parameters()
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from peftplan.instruments import quantize
+from peftplan.instruments import quantize, ranks
 from peftplan.instruments.placing import loose_tensors
 
 
@@ -36,6 +36,9 @@ def to_fake(model: torch.nn.Module) -> None:
 
 
 def _fake(tensor: torch.Tensor, memo: dict[int, torch.Tensor], flat: dict[int, torch.Tensor]) -> torch.Tensor:
+    if id(tensor) not in memo and ranks.local(tensor) is not tensor:
+        part = ranks.respread(tensor, _fake(ranks.local(tensor), memo, flat))
+        memo[id(tensor)] = _parameter(part, tensor) if isinstance(tensor, torch.nn.Parameter) else part
     if id(tensor) not in memo:
         storage = tensor.untyped_storage()
         if storage._cdata not in flat:

@@ -13,16 +13,16 @@ _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 
 
-def _grouped(a: torch.Tensor, b: torch.Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any) -> int:
-    """Rows of `a` times the matrix of their group, or columns times rows of one group: each row once."""
-    del out_val
-    return 2 * int(a.numel()) * int(b.shape[-1])
-
-
 def _transposed_product(a: Any, b: Any, *_: Any, out_val: Any) -> int:
     """(n, k) times (m, k)."""
     del out_val
     return 2 * int(a.shape[0]) * int(a.shape[1]) * int(b.shape[0])
+
+
+def _grouped(a: torch.Tensor, b: torch.Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any) -> int:
+    """Rows of `a` times the matrix of their group, or columns times rows of one group: each row once."""
+    del out_val
+    return 2 * int(a.numel()) * int(b.shape[-1])
 
 
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
@@ -31,13 +31,12 @@ FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _aten._scaled_dot_product_flash_attention_backward
     ],
-    _aten._grouped_mm: _grouped,
     _aten._int_mm: flop_registry[_aten.mm],
     _aten._weight_int8pack_mm: _transposed_product,
+    _aten._grouped_mm: _grouped,
 }
-"""torch leaves out the CPU's flash attention, which counts like the GPU's: 2 products forward, 5 back, uncut; the
-product in groups, which counts as the products that it stands for; and those of whole numbers, which count like
-others."""
+"""torch leaves out the CPU's flash attention, which counts like the GPU's: 2 products forward, 5 back, uncut; products
+of whole numbers, which count like others; and the product in groups, as the products that it stands for."""
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:

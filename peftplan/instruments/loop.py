@@ -25,6 +25,25 @@ _TASKS = ("multitask_prompt_tuning", "poly")
 """Methods whose batch says which task each sequence is of."""
 
 
+@contextmanager
+def _pinned(kernel: Any) -> Iterator[None]:
+    with sdpa_kernel(kernel), repeated_heads() if kernel is SDPBackend.EFFICIENT_ATTENTION else nullcontext():
+        yield
+
+
+@contextmanager
+def repeated_heads() -> Iterator[None]:
+    """Inside, transformers repeats keys and values for grouped queries: the memory-efficient kernel takes no groups."""
+    from transformers.integrations import sdpa_attention
+
+    original = sdpa_attention.use_gqa_in_sdpa
+    sdpa_attention.use_gqa_in_sdpa = lambda *_args, **_kwargs: False
+    try:
+        yield
+    finally:
+        sdpa_attention.use_gqa_in_sdpa = original
+
+
 class Loop:
     """Model, optimizer and batch of one job on `device`, in training mode. Subclasses watch."""
 
@@ -55,11 +74,18 @@ class Loop:
         """One micro-batch and the optimizer's step."""
         kept = self._micro_step()
         self.phase("optimizer")
+        self._clip()
         self.optimizer.step()
         if self._allocates:
             self.model.base_model.update_and_allocate(0)  # a step before ranks are cut
         self.optimizer.zero_grad()
         del kept
+
+    def _clip(self) -> None:
+        """All gradients together to the job's norm, where it has one."""
+        norm = self.job.knobs("loop").get("max_grad_norm", 0)
+        if norm:
+            torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], norm)
 
     def _micro_step(self) -> tuple[Any, ...]:
         """Forward and backward; returns what a loop's variables keep alive: batch, loss, outputs."""
@@ -103,8 +129,7 @@ class Loop:
         pinned = _PINNED.get(self.choices.attention)
         if pinned is None or (self.device.type == "cpu" and pinned is not SDPBackend.MATH):
             return nullcontext()
-        kernels: AbstractContextManager[None] = sdpa_kernel(pinned)
-        return kernels
+        return _pinned(pinned)
 
     @contextmanager
     def _losses(self) -> Iterator[None]:

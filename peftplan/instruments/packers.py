@@ -13,21 +13,22 @@ from typing import Any
 import torch
 
 from peftplan import formats
-from peftplan.errors import RequestError, Unsupported
+from peftplan.errors import Unsupported
 from peftplan.formats.base import Format
 from peftplan.job import Job
 
 Packer = Callable[[torch.nn.Module, Any, torch.dtype], None]
 
 
-def pack(model: torch.nn.Module, name: str, job: Job, dtype: torch.dtype) -> None:
-    """Pack the linear layers of `model` in format `name` with the job's settings."""
-    PACKERS[name](model, formats.make(name, job.knobs("format")), dtype)
+def pack(model: torch.nn.Module, name: str, job: Job, dtype: torch.dtype, place: torch.device | None = None) -> bool:
+    """Pack the linear layers of `model` in format `name` with the job's settings; whether it is to be prepared then.
 
-
-def prepares(name: str, job: Job) -> bool:
-    """Whether peft.prepare_model_for_kbit_training runs."""
+    Raises Unsupported for a place other than the CPU.
+    """
+    if place is not None:
+        raise Unsupported(f"--format {name}: the trace packs it on the CPU only; use nf4, fp4 or int8")
     fmt: Format = formats.make(name, job.knobs("format"))
+    PACKERS[name](model, fmt, dtype)
     return fmt.prepares or fmt.upcasts_rest
 
 
@@ -165,11 +166,3 @@ def _quanto_product(x: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor
     direct = x.dtype is torch.bfloat16 and weights.dtype is torch.int8 and x.shape[-1] % 4 == 0
     product: torch.Tensor = (qbytes_int8pack_mm if direct else qbytes_mm)(x, weights, scales)
     return product
-
-
-def known(name: str) -> str:
-    """The format's own name. Raises RequestError where the trace cannot pack it."""
-    own = formats.canonical(name)
-    if own in formats.names() and formats.get(own)().packed and own not in PACKERS:
-        raise RequestError(f"--format {name}: the trace cannot pack it; it can: {', '.join(PACKERS)}, nf4, fp4, int8")
-    return own

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import (
     is_traceable_wrapper_subclass,
 )
 
+from peftplan.instruments import ranks
 from peftplan.instruments.engine import adds_bias, filling_in_place, sums_in_place
 from peftplan.instruments.fakes import grouped_product
 from peftplan.instruments.flops import flops_of, looks_heavy
@@ -110,16 +111,12 @@ class Place(NamedTuple):
 
 def parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors that have a storage: of a sparse one its indices and values, of one of a library's own class those
-    it is made of, else itself."""
+    it is made of, of one spread over ranks this rank's, else itself."""
+    tensor = ranks.local(tensor)
     if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not is_traceable_wrapper_subclass(tensor):
         return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
     names, _ = tensor.__tensor_flatten__()
     return tuple(part for name in names for part in parts(getattr(tensor, name)))
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """A rank's own part of a tensor that several share; any other as it is."""
-    return tensor._local_tensor if type(tensor).__name__ == "DTensor" else tensor
 
 
 def _storages(value: Any) -> Iterator[torch.Tensor]:
@@ -201,11 +198,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def add(self, tensor: torch.Tensor, kind: str, name: str) -> int:
         """Record a storage that exists already (or return its id, if it is known)."""
-        return [self._see(part, Place(name, ""), kind) for part in parts(local(tensor))][-1]
+        return [self._see(part, Place(name, ""), kind) for part in parts(tensor)][-1]
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a living storage, None where the recorder never saw it."""
-        return self._ids.get(local(tensor).untyped_storage()._cdata)
+        return self._ids.get(ranks.local(tensor).untyped_storage()._cdata)
 
     def relabel(self, tensor: torch.Tensor, kind: str, name: str) -> None:
         """Say what a recorded storage turned out to be (a gradient)."""
@@ -331,9 +328,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if any(cls.__name__ == "DTensor" for cls in types):
+        if ranks.unwraps(types):
             return NotImplemented  # it comes back with a rank's own tensors
+        kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         opened = self._opened.get(str(func))
@@ -357,10 +354,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return _aten.alias.default(args[0].add_(args[1]))
         if self.phase in ("forward", "loss") or self.recomputing:
             self._note_node(self._op)
+        if ranks.waits(func):  # has no result of its own but on fake tensors
+            return args[0]
         out = self._run(func, args, kwargs)
         self._count(func, args, kwargs, out)
         for tensor in _storages(out):
-            self._see(tensor, None, "activation")
+            if not tensor.is_meta:
+                self._see(tensor, None, "activation")
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -124,6 +124,8 @@ def _resolved(job: Job, device: str) -> Job:
             raise Unsupported(f"--{name} {value}: a run is one process with transformers' own kernels; leave it out")
     if resolved.gpus * resolved.nodes > 1:
         raise Unsupported("--gpus: a run is one process on one device")
+    if resolved.knobs("loop").get("ema", "none") != "none":
+        raise Unsupported("loop.ema: a run keeps no average of weights; leave it out")
     if load_knobs(resolved).threads:
         raise Unsupported("load.threads: a run loads its weights one after another")
     return resolved
@@ -137,6 +139,7 @@ def _ready(job: Job, settings: Settings) -> Finding:
     before = gpu.read()
     if not torch.cuda.is_available():
         raise NoDevice("--device cuda: torch sees no GPU here; --device meta needs none")
+    torch.cuda.init()
     if allocator_conf(knobs):
         torch.cuda.memory._set_allocator_settings(allocator_conf(knobs))
     if settings.limit_bytes is not None:

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from peftplan.errors import Unsupported
+from peftplan.instruments.ranks import layout_of_job
 from peftplan.instruments.recorder import GATHERED, Recorder
 from peftplan.job import Job
-from peftplan.layouts import Layout, knobs_of, layout_of
+from peftplan.layouts import Layout, knobs_of
 from peftplan.layouts.fsdp2 import Fsdp2
 from peftplan.layouts.styles import style_of
 from peftplan.units import parse_dtype
@@ -21,9 +22,11 @@ from peftplan.units import parse_dtype
 
 def layout_traced(job: Job) -> Layout:
     """The job's layout. Raises Unsupported for what no wrapper here makes."""
-    layout = layout_of(job.layout, gpus=job.gpus, nodes=job.nodes)
-    if not layout.alone and layout.style != "fsdp2":
-        raise Unsupported(f"--layout {job.layout or layout.style}: the trace cannot run it; it can: fsdp")
+    layout = layout_of_job(job)
+    mesh = layout.mesh
+    runs = layout.style == "fsdp2" if mesh.tp == 1 else layout.dp == 1 and mesh.plan == "transformers"
+    if not layout.alone and (not runs or layout.pp > 1 or mesh.cp > 1 or mesh.ep > 1):
+        raise Unsupported(f"--layout {job.layout or layout.style}: the trace cannot run it; it can: fsdp, or tp=N")
     return layout
 
 
@@ -53,7 +56,7 @@ def _found_again(module: Any) -> None:
 
 def wrap(model: Any, job: Job, layout: Layout, layers: list[Any]) -> Any:
     """The model as the layout's framework wraps it, decoder layer by decoder layer."""
-    if layout.alone:
+    if layout.alone or layout.mesh.tp > 1:
         return model
     style = style_of(layout.style, knobs_of(job.knobs("layout"))[1])
     assert isinstance(style, Fsdp2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from peftplan.instruments import host, placing, quantize, recompute, spread
+from peftplan.instruments import host, placing, prequantized, quantize, recompute, spread
 from peftplan.instruments.answer import Trace, alive_at_peak, by_kind, ordered, phase_peaks
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.hooks import as_if_real, checkpoint_hooks, module_hooks, node_names
@@ -70,7 +70,7 @@ class Step(Loop):
                 add(param.grad, "gradient", name)
         for name, gradient in spread.whole_gradients(self.model):
             add(gradient, "gradient", name)
-        for name, constant in quantize.state_tensors(self.model):
+        for name, constant in (*quantize.state_tensors(self.model), *prequantized.state_tensors(self.model)):
             add(constant, "quantization", name)
         self._register_buffers()
         self._register_optimizer()

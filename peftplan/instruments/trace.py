@@ -18,7 +18,7 @@ import torch
 
 from peftplan.arch.core import Arch
 from peftplan.errors import BadFile, OutsideError, PeftplanError, RequestError, Unsupported
-from peftplan.instruments import adapterhub, build, fakes, placing, quantize, recompute, spread
+from peftplan.instruments import adapterhub, build, fakes, placing, prequantized, quantize, ranks, recompute, spread
 from peftplan.instruments.answer import Trace
 from peftplan.instruments.build import Choices, Mode
 from peftplan.instruments.engine import sole_owner
@@ -57,7 +57,7 @@ def trace(job: Job, arch: Arch | None = None, *, mode: Mode = "fake") -> Trace:
 def parameters(job: Job) -> dict[str, int]:
     """How many parameters the real adapted model has: `total`, and `trainable` as the libraries count them."""
     choices = build.decide(job)
-    with quiet():
+    with quiet(), spread.group(choices.layout):
         return _count(assembled(choices, _mode(choices, "fake")))
 
 
@@ -79,6 +79,7 @@ def assembled(choices: Choices, mode: Mode, place: torch.device | None = None) -
     torch.manual_seed(0)
     try:
         model = build.apply_method(build.base_model(choices, mode, place), choices)
+        ranks.mend(model)
         if place is not None:
             placing.bring(model, place)
         if choices.recompute:
@@ -110,7 +111,8 @@ def _count(model: torch.nn.Module) -> dict[str, int]:
     packed = dict(numel(model))
     found = [(packed.get(id(param)), param) for param in model.parameters()]
     sizes = [(quantize.numel(param) if own is None else own, param.requires_grad) for own, param in found]
-    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, trains in sizes if trains)}
+    total = sum(n for n, _ in sizes) + sum(map(prequantized.numel, model.modules()))
+    return {"total": total, "trainable": sum(n for n, trains in sizes if trains)}
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from operator import is_
 from typing import NamedTuple
 
 from peftplan.graph.core import ADAPTER, PARAMS, WEIGHT, Grad, Graph, Op, Region, Tensor
-from peftplan.graph.ops import Dropout, Further, Fused, PackedLinear, internal
+from peftplan.graph.ops import BITSANDBYTES, Dropout, Further, Fused, PackedLinear, internal
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -44,6 +44,9 @@ class Adapted(NamedTuple):
     up: Tensor
     packed: bool
     dropped: bool
+    bnb: bool
+    """Whether it is bitsandbytes' layer. On GPTQ's (fused_ops/unsloth_lora/gptq/fast_lora.py) all weights of a function
+    are dequantized before anything is multiplied, and the input's gradient is a new tensor."""
 
     @property
     def rows(self) -> int:
@@ -124,6 +127,7 @@ def adapted(ops: Iterable[Op], site: str) -> Adapted | None:
     return Adapted(
         x=x, out=_last(mine), weight=weight, a=added[0], up=added[1], packed=isinstance(base, PackedLinear),
         dropped=any(isinstance(op, Dropout) for op in mine),
+        bnb=not isinstance(base, PackedLinear) or base.layer == BITSANDBYTES,
     )  # fmt: skip
 
 
@@ -148,18 +152,20 @@ def _in_place_of(ops: tuple[Op, ...], sites: tuple[str, ...], found: list[Adapte
 def _qkv(found: list[Adapted], style: Style) -> Iterator[Op]:
     """LoRA_QKV: three outputs."""
     *firsts, last = found
-    x = last.x
+    x, x_over = last.x, all(one.bnb for one in found)
     ins = (x, *(t for one in found for t in (one.weight, one.a, one.up)))
     yield from (Further(name=one.out.name, ins=ins, out=one.out, site="q", part="extra") for one in firsts)
     dropped = _dropped(found, style)
     scratch = max(one.input_bytes(style) for one in found)
     highest = _stages(found, [t.nbytes for t in dropped], style)
+    if not x_over:
+        highest += sum(one.whole_bytes for one in found) - max(one.whole_bytes for one in found)
     yield Fused(
         name=last.out.name,
         ins=ins,
         out=last.out,
         keeps=(x, *dropped),
-        grads=(*(g for one in found for g in one.adapter_grads()), Grad(x, x.nbytes, scratch, x)),
+        grads=(*(g for one in found for g in one.adapter_grads()), Grad(x, x.nbytes, scratch, x if x_over else None)),
         also=tuple(one.out for one in firsts),
         temporary_bytes=highest,
         forward_flops=sum(one.forward_flops for one in found),

@@ -3,7 +3,7 @@
 Trains: LoRA on a quantized base through fused functions; anything else with the kernels alone.
 Keeps for backward: of adapted projections their input, and it once more for each one as dropout left it; a norm its
 input and one fp32 number a row; the fast loss the scores, over which it writes their gradient.
-Not modelled: the same functions on GPTQ weights, whose kernels dequantize as they multiply; mixtures of experts.
+Not modelled: mixtures of experts; GPTQ layers other than those of auto_gptq (triton_v2).
 
 foundation-model-stack/fms-acceleration at 876e2ed (2026-01-30), read: plugins/fused-ops-and-kernels. Settings are those
 of `fused_ops_and_kernels`, here all on. Norms' weights get no gradient from the fast norm, trained or not.
@@ -22,6 +22,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import Graph, Tensor
 from peftplan.kernels import _lora, _triton
 from peftplan.kernels._fused_linear import fused_loss
+from peftplan.plugins import canonical
 from peftplan.units import DType
 
 MODELS = ("gpt_bigcode", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "llama", "mistral", "mixtral")
@@ -41,6 +42,11 @@ class Foak(Kernels):
     def check(self, asked: Asked) -> None:
         if asked.arch.family not in MODELS:
             raise RequestError(f"fms-acceleration has no fused operations for {asked.arch.family}; use --kernels hf")
+        if self.fused_lora and asked.packed and canonical(asked.format) not in ("", "nf4", "gptq"):
+            raise RequestError(
+                f"fms-acceleration's fused LoRA takes bitsandbytes' NF4 or AutoGPTQ, not {asked.format}; "
+                "set kernels.fused_lora=false"
+            )
         if asked.packed and asked.autocast is None:
             raise RequestError(
                 "fms-acceleration requires mixed precision on a quantized model; use --precision bf16-mixed"

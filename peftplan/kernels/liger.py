@@ -54,6 +54,11 @@ class Liger(Kernels):
                 "kernels.cross_entropy and kernels.fused_linear_cross_entropy cannot both be true (Liger); "
                 "set one of them false"
             )
+        if asked.arch.family == "granite" and self.fused_linear_cross_entropy:
+            raise RequestError(
+                "LigerFusedLinearCrossEntropy is not available for Granite models (Liger); set "
+                "kernels.fused_linear_cross_entropy=false, and kernels.cross_entropy=true as Liger does"
+            )
         if asked.arch.family not in PATCHED:
             raise RequestError(f"Liger has no kernels for {asked.arch.family} and leaves it as it is; use --kernels hf")
 

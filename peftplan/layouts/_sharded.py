@@ -26,6 +26,7 @@ class Sharded(Style, ABC):
     """Whether micro-batches before the last keep whole gradients and reduce nothing (accelerate's default)."""
 
     shards_weights = True
+    overlaps = 0.9
 
     @abstractmethod
     def shard(self, piece: Piece, layout: Layout) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from peftplan.graph.mesh import ONE, Mesh
 DataParallel = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
 """Who holds what of a replica's weights, gradients and optimizer states: `none` is one replica only."""
 DATA_PARALLEL: tuple[DataParallel, ...] = get_args(DataParallel)
-MODELLED: tuple[DataParallel, ...] = ("none", "ddp", "fsdp1", "fsdp2")
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
 """Order of micro-batches in a pipeline: all forwards first (Huang 2019, arXiv:1811.06965); one forward, one backward
 (Narayanan 2019, PipeDream-flush); the same with several chunks of layers a rank (Narayanan 2021, arXiv:2104.04473);
@@ -63,12 +62,13 @@ SINGLE = Layout()
 
 def unmodelled(layout: Layout) -> str | None:
     """What of a layout no figure is known for yet, or None."""
-    mesh = layout.mesh
+    mesh, megatron = layout.mesh, layout.framework == "megatron"
+    shards = layout.dp > 1 and layout.style not in ("none", "ddp")
     missing = {
-        f"data parallelism ({layout.style})": layout.style not in MODELLED,
-        f"{layout.style} under a pipeline": layout.pp > 1 and layout.dp > 1 and layout.style not in ("none", "ddp"),
-        "tensor parallelism": mesh.tp > 1,
-        "context parallelism": mesh.cp > 1,
+        f"{layout.style} under a pipeline": shards and layout.pp > 1 and not megatron,
+        f"{layout.style} with tensor parallelism": shards and mesh.tp > 1 and not megatron,
+        "sequence parallelism": mesh.sequence and not megatron,
+        "context parallelism": mesh.cp > 1 and not megatron,
         "expert parallelism": mesh.ep > 1,
     }
     return next((what for what, used in missing.items() if used), None)
@@ -79,7 +79,7 @@ def check(layout: Layout, arch: Arch, micro_batches: int, seq_len: int) -> None:
     mesh = layout.mesh
     for attention in {layer.attention for layer, _ in arch.layers}:
         _check_heads(mesh, attention)
-    for size in {layer.mlp.size for layer, _ in arch.layers}:
+    for size in {layer.mlp.size for layer, _ in arch.layers} if layout.framework == "megatron" else ():
         _divides("tp", mesh.tp, size, "the feed-forward width")
     _divides("cp", mesh.cp * (mesh.tp if mesh.sequence else 1), seq_len, "--seq-len")
     stages = layout.pp * layout.chunks

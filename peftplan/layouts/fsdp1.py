@@ -31,7 +31,8 @@ from peftplan.layouts.base import Layout
 from peftplan.layouts.units import Ledger, Piece, Schedule, Unit, Whole
 from peftplan.units import ceil_div
 
-_CAST, _FLAT, _REDUCED, _PADDED, _PART = "@@cast", "@@flat gradient", "@@reduced", "@@padded", "@@part"
+_CAST, _FLAT = "@@gather/cast", "@@flat gradient"
+_REDUCED, _PADDED, _PART = "@@reduce/cast", "@@reduce/padded", "@@reduce/part"
 _ALIGNED_BYTES = 16
 """_flat_param.py, _get_aligned_numel."""
 
@@ -57,8 +58,8 @@ class Fsdp1(Sharded):
     def shard(self, piece: Piece, layout: Layout) -> tuple[int, ...]:
         return (ceil_div(piece.numel, layout.shards),)
 
-    def schedule(self, root: Unit, layout: Layout, *, adds: bool) -> Schedule:
-        return _Run(self, root, layout, adds=adds)
+    def schedule(self, units: Sequence[tuple[Unit, int]], layout: Layout, *, adds: bool) -> Schedule:
+        return _Run(self, units[-1][0], layout, adds=adds)
 
 
 def _flat(name: str, pieces: Sequence[Piece]) -> Piece:
@@ -182,4 +183,4 @@ class _Run(Schedule):
 
 
 def _weights(unit: Unit) -> str:
-    return f"@@{unit.name} weights"
+    return f"@@gather/{unit.name} weights"

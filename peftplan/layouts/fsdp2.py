@@ -21,6 +21,7 @@ Not modelled: explicit prefetching, mixed-precision casts of inputs between unit
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -29,7 +30,7 @@ from peftplan.layouts.base import Layout
 from peftplan.layouts.units import Ledger, Piece, Schedule, Unit, Whole
 from peftplan.units import ceil_div
 
-_BUFFER, _CAST, _REDUCED, _PART = "@@all_gather", "@@cast", "@@reduce_scatter", "@@reduced"
+_BUFFER, _CAST, _REDUCED, _PART = "@@gather/buffer", "@@gather/cast", "@@reduce_scatter", "@@reduce/part"
 
 
 @final
@@ -42,8 +43,8 @@ class Fsdp2(Sharded):
         rows, *rest = piece.shape
         return (ceil_div(rows, layout.shards), *rest)
 
-    def schedule(self, root: Unit, layout: Layout, *, adds: bool) -> Schedule:
-        return _Run(self, root, layout, adds=adds)
+    def schedule(self, units: Sequence[tuple[Unit, int]], layout: Layout, *, adds: bool) -> Schedule:
+        return _Run(self, units[-1][0], layout, adds=adds)
 
 
 class _Run(Schedule):

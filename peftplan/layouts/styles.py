@@ -11,9 +11,17 @@ from peftplan.layouts.ddp import Ddp
 from peftplan.layouts.fsdp1 import Fsdp1
 from peftplan.layouts.fsdp2 import Fsdp2
 from peftplan.layouts.units import Style
+from peftplan.layouts.zero import Zero1, Zero2, Zero3
 from peftplan.plugins import configure
 
-STYLES: Mapping[DataParallel, type[Style]] = {"ddp": Ddp, "fsdp1": Fsdp1, "fsdp2": Fsdp2}
+STYLES: Mapping[DataParallel, type[Style]] = {
+    "ddp": Ddp,
+    "fsdp1": Fsdp1,
+    "fsdp2": Fsdp2,
+    "zero1": Zero1,
+    "zero2": Zero2,
+    "zero3": Zero3,
+}
 
 
 def style_of(name: DataParallel, knobs: Mapping[str, Any]) -> Style | None:

@@ -56,7 +56,8 @@ Whole = Sequence[tuple[int, str]]
 
 
 class Ledger(Protocol):
-    """Where a schedule writes what it allocates and frees; keys that begin with `@@` are freed first in, first out."""
+    """Where a schedule writes what it allocates and frees. Keys begin with `@@` and are freed first in, first out; what
+    is allocated on a stream of its own, and so in segments of its own, says which: `@@gather/whole parameters`."""
 
     def alloc(self, size: int, where: str, key: str) -> None: ...
 
@@ -125,6 +126,10 @@ class Style(ABC):
     gathers_new: ClassVar[bool] = True
     """Whether a method's own weights are seen in the dtype they are gathered in by the code around them."""
 
+    def kept_bytes(self, piece: Piece, layout: Layout) -> int:
+        """Of one parameter's gradient, what a rank has between micro-batches and before the optimizer's step."""
+        return sum(self.held_bytes(piece, layout))
+
     def regrouped(self, unit: Unit) -> Unit:
         """The unit by the tensors that the framework makes of its parameters."""
         return unit
@@ -143,6 +148,14 @@ class Style(ABC):
         del units, layout
         return ()
 
+    overlaps: ClassVar[float] = 0.6
+    """The share of a step's own work behind which collectives can hide: backward's two thirds, but for its start."""
+    autocasts: ClassVar[bool] = True
+    """Whether mixed precision is torch's autocast."""
+    masters: ClassVar[DType | None] = None
+    """The dtype of the one flat copy of half-precision weights that the optimizer steps over; None where there is none.
+    """
+
     def gathers_in(self, autocast: DType | None) -> DType | None:
         """The dtype that operations read every weight in, where the framework casts them."""
         del autocast
@@ -157,10 +170,10 @@ class Style(ABC):
         """What is there of gradients when the last micro-batch begins, where there are others before."""
         return "whole" if accumulates else "none"
 
-    def schedule(self, root: Unit, layout: Layout, *, adds: bool) -> Schedule:
+    def schedule(self, units: Sequence[tuple[Unit, int]], layout: Layout, *, adds: bool) -> Schedule:
         """What a step allocates beside the model's own operations, where weights are sharded; `adds` where a rank's
-        gradients exist and new ones are added to them."""
-        del root, layout, adds
+        gradients exist and new ones are added to them. The last of the units is the root."""
+        del units, layout, adds
         return Schedule()
 
     @abstractmethod

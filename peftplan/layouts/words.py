@@ -118,6 +118,7 @@ def layout_of(text: str | None, *, gpus: int, nodes: int, settings: Pipeline | N
             cp=degrees.get("cp", 1),
             context="ulysses" if "ulysses" in degrees else settings.context,
             ep=degrees.get("ep", 1),
+            plan="megatron" if settings.framework == "megatron" else "transformers",
         ),
         pp=degrees.get("pp", 1),
         schedule=settings.schedule or ("interleaved" if chunks > 1 else "1f1b"),

@@ -229,7 +229,7 @@ def by_pattern(path: str, default: int, patterns: Mapping[str, int]) -> int:
 
 def builder(module: Module, host: Host) -> tuple[Builder, Tensor]:
     """A builder with the module's names, and the value that its base layer now writes."""
-    b = Builder(host.numerics, f"{module.path}.")
+    b = Builder(host.numerics, f"{module.path}.", host.mesh)
     return b, module.out._replace(name=f"{module.out.name}.base")
 
 

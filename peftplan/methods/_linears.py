@@ -10,7 +10,7 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import Module, Rewriter, rewrite, split_runs, train, writing
-from peftplan.graph.ops import BITSANDBYTES, PLAIN, Cast, Hold, Make, PackedLinear
+from peftplan.graph.ops import BITSANDBYTES, PLAIN, Cast, Hold, Make, PackedLinear, Unpack
 from peftplan.methods.base import Host
 from peftplan.methods.targets import Targets, chosen_paths, full_path
 from peftplan.units import DType
@@ -85,7 +85,7 @@ def check_all_linear(graph: Graph, wanted: object) -> None:
     (tuners_utils.py, _maybe_include_all_linear_layers)."""
     if wanted != "all-linear":
         return
-    kernels = (op.layer for region in graph.regions for op in region.ops if isinstance(op, PackedLinear))
+    kernels = (op.layer for region in graph.regions for op in region.ops if isinstance(op, (PackedLinear, Unpack)))
     other = next((layer for layer in kernels if layer not in (BITSANDBYTES, PLAIN)), None)
     if other is not None:
         raise RequestError(
@@ -95,11 +95,11 @@ def check_all_linear(graph: Graph, wanted: object) -> None:
 
 
 def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
-    kernel = packed(module)
-    if kernel is not None and kernel.layer != BITSANDBYTES and kernel.layer not in layers:
+    layer = layer_of(module)
+    if layer not in ("", BITSANDBYTES, *layers):
         known = ", ".join((BITSANDBYTES, *sorted(layers)))
         raise RequestError(
-            f"PEFT has no {name} for the layers of {kernel.layer} ({module.path}), only for torch.nn.Linear and those "
+            f"PEFT has no {name} for the layers of {layer} ({module.path}), only for torch.nn.Linear and those "
             f"of {known}; use lora, or an unquantized --format"
         )
 
@@ -107,13 +107,25 @@ def _check_layer(module: Module, name: str, layers: frozenset[str]) -> None:
 def _only_unpacked(ops: tuple[Op, ...], module: Module, name: str) -> tuple[Op, ...]:
     """The ops themselves. Raises Unsupported where one reads the packed weight of a torch.nn.Linear as if it was none:
     what a library's tensor class makes of that is its own."""
-    if module.weight.stored_bytes is None or packed(module) is not None:
+    if module.weight.stored_bytes is None or layer_of(module):
         return ops
     own = {op.name for op in module.ops}
     for op in ops:
         if op.name not in own and not isinstance(op, Make) and any(t.name == module.weight.name for t in op.ins):
             check_plain(module, name)
     return ops
+
+
+def layer_of(module: Module) -> str:
+    """Whose packed layer stands in for the linear one, "" if none does (`PackedLinear.layer`)."""
+    found = (op.layer for op in module.ops if isinstance(op, (PackedLinear, Unpack)) and op.layer != PLAIN)
+    return next(found, "")
+
+
+def lacks_bias(module: Module) -> bool:
+    """Whether the weight is of one of torchao's own classes, which lora/torchao.py has a layer for: those are computed
+    with by the operators that they are written in, so there is no kernel."""
+    return module.weight.stored_bytes is not None and not any(isinstance(op, PackedLinear) for op in module.ops)
 
 
 def check_plain(module: Module, name: str) -> None:

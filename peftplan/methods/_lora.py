@@ -15,6 +15,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Tensor
 from peftplan.graph.edit import Module
 from peftplan.graph.ops import Embedding, PackedLinear
+from peftplan.graph.spread import between
 from peftplan.units import DType
 
 UNSET = Tensor("", (), DType.boolean)
@@ -50,6 +51,7 @@ def change(b: Builder, branch: Branch, *, scaled: bool = True) -> Tensor:
     """scaling B(A(dropout(x))), or that before it is `scaled`."""
     with b.marked(branch.module.site, "down"):
         down = b.linear(b.dropout(branch.x, branch.dropout), branch.a, label="lora_A")
+    down = between(b, down, branch.module.site)
     with b.marked(branch.module.site, "up"):
         up = b.linear(down, branch.up, branch.bias, label="lora_B")
         return b.scale(up) if scaled else up
@@ -60,6 +62,55 @@ def plain(b: Builder, branch: Branch) -> Tensor:
     delta = change(b, branch)
     with b.marked(branch.module.site, "extra"):
         return b.add(branch.base, delta, label="sum")
+
+
+CONVERTED = ("awq", "aqlm")
+"""Libraries on whose layers PEFT casts what B returns to the layer's dtype before it scales it (lora/awq.py, aqlm.py);
+on GPTQ's it does as on a plain layer (lora/gptq.py)."""
+
+
+def pooled(b: Builder, branch: Branch) -> Tensor:
+    """QA-LoRA (QALoraLinearVariant.forward): A reads the means of groups of inputs, as many as A is wide."""
+    groups, wide = branch.a.shape[1], branch.module.in_features
+    with b.marked(branch.module.site, "down"):
+        x = b.dropout(branch.x, branch.dropout)
+        mean = b.mean_last(x.view(x.numel // wide, groups, wide // groups))
+        given = b.scale(mean.view(*branch.x.shape[:-1], groups), label="pooled")
+        down = b.linear(given, b.alias(branch.a), label="lora_A")
+    with b.marked(branch.module.site, "up"):
+        delta = b.scale(b.linear(down, b.alias(branch.up), label="lora_B"))
+    with b.marked(branch.module.site, "extra"):
+        total = b.add(branch.base, delta, label="sum")
+        b.hold(x, mean, given, delta)
+    return total
+
+
+_FROM_WEIGHTS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
+_FROM_SHAPES = ("orthogonal",)
+"""Initialisations that ask for a layer's weight, for its values or for its dtype; GPTQ's say the latter."""
+
+
+def check_start(start: bool | str, layer: str) -> None:
+    """Raises RequestError for an initialisation that PEFT cannot make on the layers of a library."""
+    asks = _FROM_WEIGHTS if layer == "gptq" else (*_FROM_WEIGHTS, *_FROM_SHAPES)
+    if isinstance(start, str) and start.lower().startswith(asks):
+        raise RequestError(
+            f"method.init_lora_weights={start}: PEFT starts it from a layer's weight, which the layers of {layer} do "
+            "not have; leave it out"
+        )
+
+
+def cast_first(b: Builder, branch: Branch, layer: str, *, casts: bool) -> Tensor:
+    """LoRA as PEFT adds it to those layers' outputs, in place to AQLM's."""
+    with b.marked(branch.module.site, "down"):
+        down = b.linear(b.dropout(branch.x, branch.dropout), branch.a, label="lora_A")
+    with b.marked(branch.module.site, "up"):
+        delta = b.linear(down, branch.up, branch.bias, label="lora_B")
+    with b.marked(branch.module.site, "extra"):
+        delta = b.scale(b.cast(delta, branch.base.dtype, label="delta") if casts else delta)
+        total = (b.add_into if layer == "aqlm" else b.add)(branch.base, delta, label="sum")
+        b.hold(delta)
+        return total
 
 
 def embedded(b: Builder, branch: Branch, scale: Tensor | None) -> Tensor:

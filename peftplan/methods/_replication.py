@@ -13,7 +13,7 @@ from typing import NamedTuple
 from peftplan.arch.core import Arch
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.core import Graph, Region
-from peftplan.graph.ops import PackedLinear
+from peftplan.graph.ops import PackedLinear, Unpack
 
 Spans = Sequence[tuple[int, int]]
 """From (including) and to (excluding) which layer, in the order they are stacked."""
@@ -31,7 +31,7 @@ class _Place(NamedTuple):
 
 def check_stacking(graph: Graph, *, bias: str, adapters: int) -> None:
     """Raises RequestError for what goes not with layers stacked anew."""
-    if any(isinstance(op, PackedLinear) for r in graph.regions for op in r.ops):
+    if any(isinstance(op, (PackedLinear, Unpack)) for r in graph.regions for op in r.ops):
         raise Unsupported(
             "method.layer_replication on packed weights, whose constants PEFT copies, is not modelled; use an "
             "unquantized --format"

@@ -23,7 +23,7 @@ from peftplan.graph.core import ADAPTER, BUFFER, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods._branches import Chosen, OnLinears, builder, check_rank, check_share
-from peftplan.methods._linears import COMMON, ended, packed, sees_autocast
+from peftplan.methods._linears import COMMON, ended, layer_of, packed, sees_autocast
 from peftplan.methods._orthogonal import penalised
 from peftplan.methods.base import Host
 from peftplan.methods.targets import DEFAULTS
@@ -56,6 +56,7 @@ class Adalora(OnLinears):
     """Whether what the result is divided by trains: false for PEFT before 0.21.0."""
     loop_knobs: ClassVar[frozenset[str]] = frozenset({"update_and_allocate", "trains_ranknum"})
     title: ClassVar[str] = "AdaLoRA"
+    layers: ClassVar[frozenset[str]] = frozenset({"gptq"})
     packs: ClassVar[bool] = True
     on_packed: ClassVar[bool] = True
     defaults: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -99,6 +100,8 @@ class Adalora(OnLinears):
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
+        if layer_of(module) == "gptq":
+            raise Unsupported("AdaLoRA on GPTQ's layers, whose output PEFT adds to in place, is not modelled; use lora")
         b, base = builder(module, host)
         dtype, r = host.new_dtype, self.init_r
         a = b.weight("lora_A", r, module.in_features, dtype=dtype, kind=ADAPTER)

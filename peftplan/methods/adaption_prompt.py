@@ -20,7 +20,7 @@ from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, Graph, Op, Region, Tensor
 from peftplan.graph.edit import after, modules, split_runs
 from peftplan.methods import _again
-from peftplan.methods._linears import COMMON, packed
+from peftplan.methods._linears import BACKENDS, COMMON, layer_of, packed
 from peftplan.methods.base import Family, Host, Method, Trains
 from peftplan.units import DType
 
@@ -93,10 +93,13 @@ class _Adapted:
         self.tokens = tokens
         self.attention = _attention(host.arch)
         self.projections = {m.site: m for _, _, m in modules(region)}
-        kernel = packed(self.projections["q"])
-        if kernel is not None and kernel.layer == "hqq":
-            raise RequestError("PEFT's adaption prompts read q_proj.weight, which hqq's layers lack; use lora")
         self.b = Builder(host.numerics, "self_attn.adaption_")
+        layer = layer_of(self.projections["q"])
+        if layer in BACKENDS:
+            raise RequestError(
+                f"PEFT's adaption prompts read q_proj.weight, which {layer}'s layers lack; use lora, or an unquantized "
+                "--format"
+            )
 
     def region(self) -> Region:
         return after(self.layer, "self_attn", self.projections["o"].out, self._forward)

@@ -12,6 +12,7 @@ from peftplan.graph.blocks.modeling import TRANSFORMERS_5, Modeling
 from peftplan.graph.blocks.setup import Batch
 from peftplan.graph.builder import Numerics
 from peftplan.graph.core import Graph, Op
+from peftplan.graph.mesh import ONE, Mesh
 from peftplan.units import DType
 
 Family = Literal["selective", "additive", "soft prompt", "reparameterized", "hybrid", "memory-frugal"]
@@ -35,6 +36,8 @@ class Host:
     """What the base's format makes of a linear layer's ops: for methods that run one of them on another input."""
     recomputes: bool = False
     """Whether layers are checkpointed."""
+    mesh: Mesh = ONE
+    """Over how many ranks its operations are spread."""
 
     @property
     def new_dtype(self) -> DType:
@@ -95,6 +98,8 @@ class Method(ABC):
         del family
         return None
 
+    splits: ClassVar[bool] = False
+    """Whether its library runs it on linear layers of which a rank holds a part."""
     forwards: ClassVar[int] = 1
     """How often a step runs the model forward."""
     backward: ClassVar[bool] = True

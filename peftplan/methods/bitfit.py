@@ -21,6 +21,7 @@ from peftplan.methods.base import Family, Host, Method, Trains
 class BitFit(Method):
     train: tuple[str, ...] | None = None
     """Names of the modules whose bias trains (`q_proj`); None: all."""
+    splits: ClassVar[bool] = True
     family: ClassVar[Family] = "selective"
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
     trains: ClassVar[Trains] = "base"

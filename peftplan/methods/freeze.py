@@ -23,6 +23,7 @@ class Freeze(Method):
     """How many decoder layers train, counted from the top."""
     train: tuple[str, ...] = ()
     """Modules outside the layers that train too: model.norm, lm_head, model.embed_tokens."""
+    splits: ClassVar[bool] = True
     family: ClassVar[Family] = "selective"
     libraries: ClassVar[tuple[str, ...]] = ("LLaMA-Factory",)
     trains: ClassVar[Trains] = "base"

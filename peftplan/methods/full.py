@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS}
 @final
 @dataclass(frozen=True)
 class Full(Method):
+    splits: ClassVar[bool] = True
     family: ClassVar[Family] = "selective"
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
     trains: ClassVar[Trains] = "base"

@@ -29,6 +29,7 @@ States = Literal["active", "all"]
 @final
 @dataclass(frozen=True)
 class Lisa(Method):
+    splits: ClassVar[bool] = True
     family: ClassVar[Family] = "memory-frugal"
     libraries: ClassVar[tuple[str, ...]] = ("ms-swift", "Axolotl")
     trains: ClassVar[Trains] = "base"

@@ -35,6 +35,7 @@ class LnTuning(Method):
     target_modules: Names = None
     exclude_modules: Names = None
     modules_to_save: tuple[str, ...] | None = None
+    splits: ClassVar[bool] = True
     family: ClassVar[Family] = "selective"
     trains: ClassVar[Trains] = "like base"
 

@@ -6,7 +6,7 @@ copies of `modules_to_save` and rows of `trainable_token_indices`. With `adapter
 Keeps for backward: the input of A per module (its own fp32 copy where the adapter is fp32 on a half-precision base;
 with `velora_config` a number per group of its features), the output of A (but where B is frozen), and a mask where
 there is dropout; for `target_parameters` the module's input and the changed weight.
-Not modelled: aLoRA, QA-LoRA (PEFT has it on GPTQ alone), Monte-CLoRA, Arrow, DoRA on embeddings, VeLoRA under autocast.
+Not modelled: aLoRA, Monte-CLoRA, Arrow, DoRA on embeddings, VeLoRA under autocast.
 Mirrors peft/tuners/lora/layer.py Linear.forward and peft/tuners/lora/bnb.py Linear4bit.forward, peft 0.21.2; variants
 in `_dora`, `_lora` and `_velora`.
 """
@@ -21,13 +21,27 @@ from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import BUFFER, Graph, Op, Tensor
 from peftplan.graph.edit import Module, writing
+from peftplan.graph.mesh import Mesh
 from peftplan.graph.ops import PackedLinear
 from peftplan.methods._adapters import Counts
 from peftplan.methods._branches import Chosen, OnLinears, builder, by_pattern, check_rank, check_share
 from peftplan.methods._dora import dora
 from peftplan.methods._expert_targets import converted, converts, read_choice
-from peftplan.methods._linears import BACKENDS, packed, sees_autocast
-from peftplan.methods._lora import BdLora, Branch, Variant, block_diagonal, change, embedded, kasa, plain
+from peftplan.methods._linears import BACKENDS, lacks_bias, layer_of, packed, sees_autocast
+from peftplan.methods._lora import (
+    CONVERTED,
+    BdLora,
+    Branch,
+    Variant,
+    block_diagonal,
+    cast_first,
+    change,
+    check_start,
+    embedded,
+    kasa,
+    plain,
+    pooled,
+)
 from peftplan.methods._parameters import OnWeights, adapt_weights
 from peftplan.methods._replication import check_stacking, replicate
 from peftplan.methods._saved import save_modules
@@ -59,7 +73,7 @@ HARMLESS = frozenset(
         "lora_alpha", "alpha_pattern", "use_rslora", "task_type", "inference_mode", "peft_type",
         "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "fan_in_fan_out",
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
-        "megatron_core", "qalora_group_size",
+        "megatron_core",
     }
 )  # fmt: skip
 _UNMODELLED = {
@@ -93,6 +107,8 @@ class Lora(OnLinears):
     velora_config: Velora | None = None
     """With A's input compressed; see `_velora`."""
     use_qalora: bool = False
+    """With its input pooled by groups, on GPTQ's layers alone."""
+    qalora_group_size: int = 16
     monteclora_config: Any = None
     arrow_config: Any = None
     layer_replication: tuple[tuple[int, int], ...] | None = None
@@ -113,6 +129,7 @@ class Lora(OnLinears):
     title: ClassVar[str] = "LoRA"
     layers: ClassVar[frozenset[str]] = BACKENDS | {"eetq"}
     on_packed: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     @property
     def _counts(self) -> Counts:
@@ -120,6 +137,8 @@ class Lora(OnLinears):
         return Counts(loaded=self.adapters, active=self.active_adapters, trained=trained)
 
     def apply(self, graph: Graph, host: Host) -> Graph:
+        if host.mesh.tp > 1:
+            self._check_split()
         if converts(host.arch.family):
             return self._converted(graph, host.arch.family)._put_on(graph, host)
         return self._put_on(graph, host)
@@ -199,11 +218,13 @@ class Lora(OnLinears):
         asked = list(self._variants())
         if len(asked) > 1:
             raise RequestError(f"PEFT does not combine {' and '.join(asked)} in one LoRA; leave one out")
-        if self.use_qalora:
-            raise RequestError(
-                "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
-                "it out"
-            )
+
+    def _check_split(self) -> None:
+        """What PEFT cannot put on split layers: their copies and variants mix whole tensors and parts."""
+        asked = [name for name in self._variants() if name != MICA]
+        asked += [n for n in ("modules_to_save", "target_parameters", "trainable_token_indices") if getattr(self, n)]
+        if asked:
+            raise RequestError(f"method.{asked[0]}: PEFT has none on split layers; leave it out, or use --layout fsdp")
 
     def _check_on_weights(self) -> None:
         asked = [*self._variants(), *(name for name in ("lora_bias", "lora_dropout") if getattr(self, name))]
@@ -228,16 +249,24 @@ class Lora(OnLinears):
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         """The base and its low-rank side branches, ending in the module's own output."""
-        kernel = packed(module)
-        self._check_module(module, size, kernel)
+        layer = layer_of(module)
+        if self.use_qalora:
+            self._check_pooling(module, layer)
+        kernel = packed(module) if layer not in ("gptq", *CONVERTED) else None
+        if host.mesh.split(module.site) != "whole" and module.site == "head":
+            raise RequestError("PEFT adapts no lm_head that ranks share; leave it out of --target-modules")
+        self._check_module(module, size, layer, kernel, host.mesh)
         b, base = builder(module, host)
-        casts = kernel is None or not sees_autocast(host)
+        casts = (kernel is None and layer not in CONVERTED) or not sees_autocast(host)
         with b.marked(module.site, "down"):
             result = b.copy(base, label="clone") if kernel is not None and kernel.adapters_clone else base
             x = b.cast(module.x, host.new_dtype, label="lora_x") if casts else module.x
         for number in range(self.active_adapters):
             branch = self._sides(b, module, size, host, number)._replace(base=result, x=x, kernel=kernel)
-            result = self._changed(b, branch, casts=casts)
+            if layer in CONVERTED:
+                result = cast_first(b, branch, layer, casts=casts)
+            else:
+                result = self._changed(b, branch, casts=casts)
         with b.marked(module.site, "extra"):
             out = b.cast(result, base.dtype, label="out") if casts else result
             b.hold(x, module.x)
@@ -275,6 +304,8 @@ class Lora(OnLinears):
         return total
 
     def _variant(self) -> Variant:
+        if self.use_qalora:
+            return pooled
         if self.use_dora:
             return dora
         if self.velora_config is not None:
@@ -289,7 +320,7 @@ class Lora(OnLinears):
         wide, out = module.weight.shape if embeds else reversed(module.weight.shape)
         tied = module.site == "head" and self.ensure_weight_tying and host.arch.tied
         rank = self.size(EMBEDDING) if tied else rank
-        a_shape, up_shape = (rank, wide), (out, rank)
+        a_shape, up_shape = (rank, wide // self.qalora_group_size if self.use_qalora else wide), (out, rank)
         if self.use_bdlora is not None:
             a_shape = self.use_bdlora.shape(module.path, "a", *a_shape)
             up_shape = self.use_bdlora.shape(module.path, "b", *up_shape)
@@ -306,14 +337,38 @@ class Lora(OnLinears):
             bias=blank.weight(b, "lora_B.bias", up_shape[0], dtype=host.new_dtype) if self.lora_bias else None,
         )
 
-    def _check_module(self, module: Module, rank: int, kernel: PackedLinear | None) -> None:
-        small = min(module.in_features, module.out_features)
-        if rank > small and module.site != "shared_gate":  # which has one output, and PEFT's all-linear adapts it
+    def _check_pooling(self, module: Module, layer: str) -> None:
+        if layer != "gptq":
             raise RequestError(
-                f"--rank {rank} is larger than the smaller side of {module.path} "
-                f"({module.out_features}x{module.in_features}); use at most {small}"
+                "method.use_qalora=true: PEFT has QA-LoRA on GPTQ weights only and is silent about it elsewhere; leave "
+                "it out"
             )
+        if module.in_features % self.qalora_group_size:
+            raise RequestError(
+                f"method.qalora_group_size={self.qalora_group_size} does not divide the {module.in_features} inputs of "
+                f"{module.path}; use a divisor"
+            )
+
+    def _check_module(self, module: Module, rank: int, layer: str, kernel: PackedLinear | None, mesh: Mesh) -> None:
+        out, wide = mesh.whole(module.site, module.out_features, module.in_features)
+        if rank > min(out, wide) and module.site != "shared_gate":
+            # The shared expert's gate has one output, and PEFT's all-linear adapts it.
+            raise RequestError(
+                f"--rank {rank} is larger than the smaller side of {module.path} ({out}x{wide}); use at most "
+                f"{min(out, wide)}"
+            )
+        variants = [name for name in self._variants() if name != MICA]
+        if variants and layer in ("gptq", *CONVERTED):
+            raise RequestError(f"PEFT has no LoRA with {variants[0]} on the layers of {layer}; leave it out")
+        if layer in ("gptq", *CONVERTED):
+            check_start(self.init_lora_weights, layer)
         asked = [name for name in self._variants() if name != "use_dora"]
+        if kernel is not None and kernel.layer == "eetq" and self.use_dora:
+            raise RequestError("PEFT has no DoRA for EETQ's layers (lora/eetq.py); use an unquantized --format")
+        if self.lora_bias and (lacks_bias(module) if kernel is None else kernel.layer == "hqq"):
+            raise RequestError(
+                "method.lora_bias=true: PEFT has no such bias on hqq's and torchao's layers; leave it out"
+            )
         if asked and kernel is not None:
             raise RequestError(f"PEFT has no LoRA with {asked[0]} on packed weights; use an unquantized --format")
 

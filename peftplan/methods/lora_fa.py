@@ -10,7 +10,7 @@ Mirrors peft/optimizers/lorafa.py create_lorafa_optimizer, peft 0.21.2, which fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from peftplan.graph.core import Graph, Region, Tensor
 from peftplan.graph.edit import train
@@ -25,6 +25,8 @@ HARMLESS = lora.HARMLESS
 @dataclass(frozen=True)
 class LoraFa(LoraKnobs):
     """The settings of PEFT's LoraConfig that go with LoraFAOptimizer."""
+
+    splits: ClassVar[bool] = True
 
     def apply(self, graph: Graph, host: Host) -> Graph:
         return train(self.plain().apply(graph, host), _trains)

@@ -18,9 +18,9 @@ from typing import ClassVar, final
 from peftplan.errors import RequestError, Unsupported
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import ADAPTER, BUFFER, Grad, Op, Tensor
-from peftplan.graph.edit import Module
+from peftplan.graph.edit import Module, writing
 from peftplan.methods._branches import Chosen, OnLinears, bias_of, builder, check_rank
-from peftplan.methods._linears import COMMON, ended, packed, unpacked
+from peftplan.methods._linears import COMMON, ended, layer_of, packed, unpacked
 from peftplan.methods.base import Family, Host
 from peftplan.units import DType
 
@@ -35,6 +35,7 @@ class Shira(OnLinears):
     r: int = 32
     family: ClassVar[Family] = "selective"
     title: ClassVar[str] = "SHiRA"
+    layers: ClassVar[frozenset[str]] = frozenset({"gptq"})
     lacks: ClassVar[tuple[str, ...]] = ("exclude_modules", "layers_to_transform")
 
     def check(self) -> None:
@@ -54,22 +55,33 @@ class Shira(OnLinears):
 
     def branch(self, module: Module, size: int, host: Host) -> tuple[Op, ...]:
         del size
-        b, _ = builder(module, host)
+        b, base = builder(module, host)
+        apart = layer_of(module) == "gptq"
         count = self._count(module)
         values = b.weight("shira_weight", count, dtype=host.new_dtype, kind=ADAPTER)
         with b.marked(module.site, "down"):
-            weight = module.weight if packed(module) is None else _unpacked(b, module)
-            new = b.copy(weight, label="new_weight")
+            new = _zeros(b, module, base) if apart else _copied(b, module)
             scaled = b.scale(values, label="scaled")
             places = b.plain("places", 2, count, dtype=DType.int64)
-            sparse = Tensor("", weight.shape, scaled.dtype, base=scaled.storage)
+            sparse = Tensor("", module.weight.shape, scaled.dtype, base=scaled.storage)
             grads = (Grad(scaled, scaled.logical_bytes, places.nbytes),)
             change = b.formula("sparse", sparse, scaled, keeps=(scaled, places), grads=grads)
             new = b.add_into(new, change, label="added")
-            out = b.linear(module.x, new, bias_of(module), label="shira")
+            out = b.linear(module.x, new, None if apart else bias_of(module), label="shira")
         with b.marked(module.site, "extra"):
+            out = b.add(base, out, label="sum") if apart else out
             b.hold(new, module.x)
-        return ended(b, out, module, name=self.title)
+        own = writing(module.ops, module.out, base) if apart else ()
+        return (*own, *ended(b, out, module, name=self.title))
+
+
+def _copied(b: Builder, module: Module) -> Tensor:
+    return b.copy(module.weight if packed(module) is None else _unpacked(b, module), label="new_weight")
+
+
+def _zeros(b: Builder, module: Module, base: Tensor) -> Tensor:
+    """Where PEFT cannot read the weight, it adds the product with the changes alone."""
+    return b.cast(b.plain("zeros", *module.weight.shape, dtype=DType.float32), base.dtype, label="new_weight")
 
 
 def _unpacked(b: Builder, module: Module) -> Tensor:

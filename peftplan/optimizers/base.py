@@ -107,6 +107,8 @@ class Optimizer(ABC):
         """The value of one of its settings."""
         return getattr(self, name)
 
+    holds_gradients: ClassVar[bool] = False
+    """Whether gradients are parts of buffers that are always there, and counted with its states."""
     late: ClassVar[bool] = False
     """In backward, a gradient is used when the next one arrives; every micro-batch is a step."""
 

@@ -12,7 +12,7 @@ from peftplan.hardware.common import common_gpus
 from peftplan.job import Assumption, Job
 from peftplan.resolve import resolve
 
-LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+LAYOUTS = ("ddp", "fsdp")
 """Asked for, one by one, where the job names none."""
 Cards = tuple[int, int, str | None]
 """GPUs of a node, nodes, layout."""

@@ -30,8 +30,10 @@ FORMATS = ("int8", "nf4")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 RECOMPUTE = ("none", "full")
 ATTENTION = ("sdpa", "flash_attention_2")
-KERNELS = ("liger", "unsloth")
-OFFLOAD = ("optimizer", "parameters", "activations")
+KERNELS: tuple[str, ...] = ()
+"""None is offered: whose kernels run is a trainer's to say, and not all can say all. What a job names is kept."""
+OFFLOAD = ("activations",)
+"""The host's memory is for jobs that do not fit: only a smallest change tries it."""
 GLOBAL_BATCH = 8
 """The Trainer's default micro-batch, where the job says nothing about batches."""
 MOST_SEQUENCES = 64
@@ -149,6 +151,10 @@ class _Choosing:
     def values(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:
         return (getattr(self.job, name),) if _given(self.job, name) else tuple(known)
 
+    def spare(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:
+        del known
+        return (getattr(self.job, name),)
+
     def targets(self) -> tuple[Any, ...]:
         return self.values("target_modules", TARGETS)
 
@@ -188,6 +194,9 @@ class _Changing:
         mine = getattr(self.job, name)
         return tuple(known) if mine is None else _from(mine, (value for value in known if value is not None))
 
+    def spare(self, name: str, known: Sequence[Any]) -> tuple[Any, ...]:
+        return self.values(name, (None, *known))
+
     def targets(self) -> tuple[Any, ...]:
         return (self.job.target_modules,)
 
@@ -221,8 +230,8 @@ def _shapes(base: Job, method: Choice, free: _Choosing | _Changing) -> Iterator[
         _axis("format", free.formats(resolved)),
         _axis("recompute", free.values("recompute", _from(resolved.recompute, RECOMPUTE))),
         _axis("attention", free.values("attention", ATTENTION)),
-        _axis("kernels", free.values("kernels", (None, *KERNELS))),
-        _axis("offload", free.values("offload", (None, *OFFLOAD))),
+        _axis("kernels", free.spare("kernels", KERNELS)),
+        _axis("offload", free.spare("offload", OFFLOAD)),
         _axis("model.use_cache", free.caches()),
     )
     axes = (

@@ -5,7 +5,7 @@ create_selective_checkpoint_contexts).
 log-sum-exp. `every_second_mm`: of a layer's `mm`, every second is recomputed after all. The defaults are torchtitan's
 (distributed/activation_checkpoint.py, SelectiveAC, 2026-08); Axolotl's `selective_checkpointing` saves `attention`.
 All that a kept operator returns stays, whether or not backward needs it. The collectives of torchtitan's list do not
-run on one GPU, and its `max` only for fp8.
+run on one GPU, and its `max`, one number for each tensor cast to float8, is left out.
 Not modelled: operators inside a method's own formulas, which count as recomputed; torchtitan's `early_stop=False`,
 which runs each layer to its end a second time (FLOPs err low by a down projection at most).
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from peftplan.graph.core import Op, Region
-from peftplan.graph.ops import DetachedLinear, FusedAttention, Linear, MatMul, PackedLinear
+from peftplan.graph.ops import DetachedLinear, Float8Linear, FusedAttention, Linear, MatMul, PackedLinear
 from peftplan.recompute.base import Checkpoint, Recompute
 
 OPERATORS = ("mm", "addmm", "bmm", "attention")
@@ -52,10 +52,11 @@ class Selective(Recompute):
 
 
 def operator(op: Op) -> str:
-    """The aten operator that an op runs; of packed weights, the product with the unpacked copy."""
+    """The aten operator that an op runs; of packed weights, the product with the unpacked copy; of float8 ones, the
+    one that torch sees: the product of the subclass that wraps them."""
     if isinstance(op, (Linear, PackedLinear)):
         return "addmm" if len(op.ins) > 2 else "mm"
-    if isinstance(op, DetachedLinear):
+    if isinstance(op, (DetachedLinear, Float8Linear)):
         return "mm"
     if isinstance(op, MatMul):
         return "bmm"

@@ -13,7 +13,7 @@ from peftplan.step.walk import Account
 
 Place = tuple[str, int | None]
 """A region's name and the index of its first layer."""
-KEPT, ACCUMULATED = "@@kept gradients", "@@accumulated gradients"
+KEPT, ACCUMULATED = "@@reduce/kept gradients", "@@accumulated gradients"
 T = TypeVar("T")
 
 

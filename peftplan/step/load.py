@@ -67,6 +67,8 @@ class Load:
             yield ("warm-up",), -total
         for index, arrives in arrivals([w.arrives_bytes for w in self.weights], self.threads):
             if arrives:
+                if self.weights[index].arrives_bytes == 0:
+                    continue  # its pieces are what arrives
                 yield ("weight", index), self.weights[index].arrives_bytes
             else:
                 yield from _packed(index, self.weights[index])
@@ -93,7 +95,8 @@ def _packed(index: int, weight: Weight) -> Iterator[Event]:
     for key, piece in keyed:
         if not piece.stays:
             yield key, -piece.bytes
-    yield ("weight", index), -weight.arrives_bytes
+    if weight.arrives_bytes:
+        yield ("weight", index), -weight.arrives_bytes
 
 
 def arrivals(sizes: Sequence[int], threads: int) -> Iterable[tuple[int, bool]]:

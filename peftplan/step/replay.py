@@ -93,7 +93,7 @@ def replay(
     needs one before it, because the first makes the optimizer's states in segments that activations leave
     behind."""
     recorded = {id(g): _record(g, recompute, loop, sharding, entry_requires_grad=entry_requires_grad) for g in graphs}
-    player = _Player(CachingAllocator(settings), loop, recompute)
+    player = _Player(settings, loop, recompute)
     player.load(around.load)
     player.hold("bucket", around.buckets)
     player.hold("accumulated", around.gradients)
@@ -103,7 +103,7 @@ def replay(
             player.allocator.empty_cache()
         player.allocator.reset_peaks()
         player.step(graph, recorded[id(graph)], around, first=number == 0)
-    return player.allocator.usage()
+    return player.usage()
 
 
 def _record(
@@ -162,8 +162,10 @@ def _record(
 class _Player:
     """Turns recorded events into allocations: every tensor of every layer under a key of its own."""
 
-    def __init__(self, allocator: CachingAllocator, loop: Loop, recompute: Recompute) -> None:
-        self.allocator = allocator
+    def __init__(self, settings: AllocatorSettings | None, loop: Loop, recompute: Recompute) -> None:
+        self.allocator = CachingAllocator(settings)
+        self._settings = settings
+        self._streams: dict[str, CachingAllocator] = {}
         self._loop, self._recompute = loop, recompute
         self._tracks: list[_Track] = []
         self._turns: dict[str, Events] = {}
@@ -202,9 +204,26 @@ class _Player:
         elif size > 0:
             self._count += 1
             self._queues.setdefault(name, deque()).append(self._count)
-            self.allocator.alloc(self._count, size)
+            self._stream(name).alloc(self._count, size)
         elif self._queues.get(name):
-            self.allocator.free(self._queues[name].popleft())
+            self._stream(name).free(self._queues[name].popleft())
+
+    def _stream(self, name: str) -> CachingAllocator:
+        """Streams share no blocks."""
+        stream, apart, _ = name.partition("/")
+        if not apart:
+            return self.allocator
+        return self._streams.setdefault(stream, CachingAllocator(self._settings))
+
+    def usage(self) -> Usage:
+        """Of all streams: each keeps what it has reserved, so their peaks add up."""
+        each = [self.allocator.usage(), *(stream.usage() for stream in self._streams.values())]
+        return Usage(
+            allocated_bytes=sum(one.allocated_bytes for one in each),
+            reserved_bytes=sum(one.reserved_bytes for one in each),
+            peak_allocated_bytes=sum(one.peak_allocated_bytes for one in each),
+            peak_reserved_bytes=sum(one.peak_reserved_bytes for one in each),
+        )
 
     def _turn(self, name: str) -> None:
         for key, size in self._turns.get(name, ()):

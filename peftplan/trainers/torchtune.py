@@ -7,8 +7,7 @@ torchtune has no builder for. The number of GPUs is not in the file but in the c
 Defaults: no checkpointing of activations, LoRA of rank 8 with alpha 16 (0.6.1: recipes/*.py, models/*/_model_builders).
 Does: holds adapters in the model's dtype; pads without a mask, so that attention stays causal; quantizes with torchao's
 NF4, double quantization included, and leaves embeddings, norms and head in the model's dtype.
-torchtune has its own models and losses. Priced are transformers' and PEFT's: the loss over chunks of the logits is
-priced as one over all of them, which errs high.
+torchtune has its own models. Priced are transformers' and PEFT's, with torchtune's loss over chunks of the logits.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import yaml
 
 from peftplan import optimizers
 from peftplan.errors import RequestError
+from peftplan.graph.chunked_loss import PIECES
 from peftplan.job import Job
 from peftplan.trainers import _torchtune
 from peftplan.trainers.base import Folder, Run, Trainer
@@ -64,7 +64,6 @@ _ARGUMENTS = ("momentum", "nesterov", "centered")
 """Of torch's optimizers, what moves memory (weight decay is not passed on)."""
 _OTHER_OPTIMIZER = StandIn(value="adamw", errs="either way", because="AdamW holds two states of a weight's size")
 _CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
-_CHUNKS = StandIn(errs="high", because="only an eighth of the logits is held in fp32 at a time")
 _WHOLE = StandIn(errs="either way", because="the fp32 logits are not kept beside those of the model's dtype")
 _DISTRIBUTED = (
     "fsdp_cpu_offload", "fsdp.cpu_offload", "fsdp_reshard_after_forward", "custom_sharded_layers",
@@ -235,10 +234,17 @@ def _tensor_parallel(config: Config) -> Mapping[str, str]:
     return {"tensor_parallel_dim": StandIn(value="fsdp", errs="either way").why("layout")}
 
 
-def _lost_chunks(config: Config) -> Mapping[str, str]:
-    word = config.get("loss._component_", _CHUNKED)
-    why = _CHUNKS if word == _CHUNKED else _WHOLE
-    return {"loss._component_": why.why().replace("as if it were off", "as transformers' loss over all logits")}
+def _in_pieces(config: Config) -> Fields:
+    return {"loss.style": "chunked"} if config.get("loss._component_", _CHUNKED) == _CHUNKED else {}
+
+
+def _other_loss(config: Config) -> Mapping[str, str]:
+    if not _in_pieces(config):
+        instead = "as transformers' loss over all logits"
+        return {"loss._component_": _WHOLE.why().replace("as if it were off", instead)}
+    if config.get("loss.num_output_chunks", PIECES) == PIECES:
+        return {}
+    return {"loss.num_output_chunks": f"priced as {PIECES} pieces; fewer hold more of the logits in fp32 at a time"}
 
 
 def _is_quantized(config: Config) -> bool:
@@ -315,8 +321,8 @@ class Torchtune(Trainer):
             read=_read_optimizer, write=_write_optimizer, stand_ins=_other_optimizer,
         ),
         custom(
-            ("loss._component_", "loss.num_output_chunks"), (), read=lambda _: {},
-            write=lambda _: {"loss._component_": _CHUNKED}, stand_ins=_lost_chunks,
+            ("loss._component_", "loss.num_output_chunks"), ("loss.style",), read=lambda _: {},
+            write=lambda _: {"loss._component_": _CHUNKED}, defaults=_in_pieces, stand_ins=_other_loss,
         ),
         unpriced("compile", StandIn(errs="high", because="compiled graphs keep and make fewer tensors"), writes=False),
         custom(_DISTRIBUTED, ("layout", "offload"), read=_read_layout, write=_write_layout, stand_ins=_tensor_parallel),

@@ -6,8 +6,7 @@ packing with a choice of strategy, attention implementations. Several GPUs: the 
 Defaults: NF4 with double quantization, rank 64 on every projection, 2,048 tokens, batches of 2 accumulated 4 times,
 Unsloth's own checkpointing (2026.10.9: unsloth_cli/config.py).
 Does: bf16 autocast over a bf16 base, float32 adapters, 8-bit AdamW (studio/backend/core/training/trainer.py), no
-prepare_model_for_kbit_training; fused kernels of its own for the loss, LoRA, norms and rotary embeddings.
-Priced are transformers' and PEFT's modules, and checkpointing that keeps its inputs on the GPU: both err high.
+prepare_model_for_kbit_training; its kernels (`--kernels unsloth`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ _METHOD_KEYS = ("training.training_type", "lora.lora_r", "lora.lora_alpha", "lor
 _METHOD_FIELDS = (
     "method", "rank", "target_modules", "method.bias", "method.lora_alpha", "method.lora_dropout", *_FLAGS.values(),
 )  # fmt: skip
-_KERNELS = "priced as transformers' and PEFT's own modules, which errs high: Unsloth's kernels keep less"
 
 
 def _read_method(config: Config) -> Fields:
@@ -158,15 +156,15 @@ class Unsloth(Trainer):
             ("training.optim",), ("optimizer", "optimizer.*"),
             read=lambda _: {"optimizer": "adamw_8bit"}, write=_write_optimizer,
         ),
-        custom((), (), read=lambda _: {}, write=lambda _: {}, stand_ins=lambda _: {"kernels": _KERNELS}),
+        does("kernels", "unsloth", when=lambda _: True),
         does("attention", "sdpa", when=lambda _: True),
         always("loop.outputs_until", "loss"),
         always("model.use_cache", False),
     )  # fmt: skip
 
     def settled(self, full: Job, *, asked: Job) -> Job:
-        """`full`, with Unsloth's own optimizer and precision where the job leaves them open."""
-        update: dict[str, Any] = {}
+        """`full`, with Unsloth's own optimizer, precision and kernels where the job leaves them open."""
+        update: dict[str, Any] = {"kernels": "unsloth"} if asked.kernels is None else {}
         if asked.optimizer is None and full.optimizer == "adamw":
             update["optimizer"] = "adamw_8bit"
         if asked.precision is None and asked.dtype is None:

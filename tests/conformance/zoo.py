@@ -26,6 +26,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "mlp_bias": True,
     },
+    "round": {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+    },
     "window": {"model_type": "mistral", "sliding_window": 9, "head_dim": 16},
     "normed heads": {"model_type": "qwen3", "head_dim": 16},
     "scaled embedding": {"model_type": "gemma", "head_dim": 16},

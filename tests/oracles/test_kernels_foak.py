@@ -90,6 +90,7 @@ def _single(layer: Any, x: torch.Tensor) -> Any:
     [
         ({"model": "qwen2.5-7b"}, "no fused operations for qwen2"),
         ({"method": "qlora"}, "requires mixed precision"),
+        ({"method": "lora", "format": "int8", "precision": "bf16-mixed"}, "takes bitsandbytes' NF4 or AutoGPTQ"),
         ({"set": {"kernels.fast_loss": "fused_ce_liger", "loss.style": "shifted_logits"}}, "the loss is that of"),
     ],
 )

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peftplan.errors import RequestError
-from peftplan.instruments.build import cast_adapter
+from peftplan.instruments.casting import cast_adapter
 from peftplan.job import make_job
 from peftplan.pipeline import estimate
 from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, name

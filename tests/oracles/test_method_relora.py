@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from peftplan.errors import RequestError
-from peftplan.instruments.build import cast_adapter
+from peftplan.instruments.casting import cast_adapter
 from peftplan.job import make_job
 from peftplan.pipeline import estimate, read
 from tests.oracles.equal import AGAIN, MIXED, PLAIN, WIDE, Row, name

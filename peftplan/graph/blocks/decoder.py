@@ -52,7 +52,7 @@ def decoder(arch: Arch, setup: Setup) -> Graph:
 
 def _layer(arch: Arch, layer: Layer, setup: Setup, shared: Shared, dtype: DType, index: int, count: int) -> Region:
     """LlamaDecoderLayer.forward."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     h = rms_norm(b, arch, setup, x, "input_layernorm")
     with b.scope("self_attn"):

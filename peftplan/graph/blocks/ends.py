@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from peftplan.arch.core import Arch, Experts
 from peftplan.errors import Unsupported
-from peftplan.graph.blocks.kernels import Loss, only_transformers
+from peftplan.graph.blocks.kernels import Loss
 from peftplan.graph.blocks.loss import causal_lm_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Region, Tensor
-from peftplan.graph.ops import Embedding
+from peftplan.graph.spread import embedded
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -18,11 +18,10 @@ FP32 = DType.float32
 
 def entrance(arch: Arch, setup: Setup, ids: Tensor) -> tuple[Region, Shared]:
     """LlamaModel.forward up to the first layer: embedding, positions, mask, rotary tables."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     types, batch = setup.types, setup.batch
     weight = Tensor("@embed_tokens.weight", (arch.vocab, arch.hidden), types.embedding, "weight")
-    out = Tensor("embed_tokens", (batch.size, batch.seq, arch.hidden), types.embedding)
-    b.ops.append(Embedding(name="embed_tokens", ins=(ids, weight), out=out, site="embed"))
+    out = embedded(b, ids, weight, tied=arch.tied)
     with b.marked("embed"):  # part of the embedding's module
         hidden = b.scale(out, label="embed_scale") if arch.embed_scale else out
     if arch.multiplies:
@@ -107,7 +106,7 @@ def _idle(arch: Arch, *masks: Tensor | None) -> tuple[str, ...]:
 
 def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
     """The last norm of the backbone."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     x = Tensor("hidden", (setup.batch.size, setup.batch.seq, arch.hidden), dtype)
     out = rms_norm(b, arch, setup, x, "norm")
     b.hold(x)
@@ -116,7 +115,7 @@ def final_norm(arch: Arch, setup: Setup, dtype: DType) -> Region:
 
 def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
     """lm_head and the loss."""
-    b = Builder(setup.numerics)
+    b = Builder(setup.numerics, mesh=setup.mesh)
     types = setup.types
     name = "@embed_tokens.weight" if arch.tied else "@lm_head.weight"
     weight = Tensor(name, (arch.vocab, arch.hidden), types.head, "weight")
@@ -129,11 +128,10 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
 
 def _scaled_loss(b: Builder, arch: Arch, setup: Setup, h: Tensor, weight: Tensor, labels: Tensor) -> Loss:
     """GraniteForCausalLM.forward: the logits are divided by a number before the loss."""
-    only_transformers(setup.kernels, f"{arch.family}, which scales its logits,")
-    if setup.loss == "fused_head":
+    if setup.loss in ("fused_head", "chunked", "split") or setup.kernels.owns_loss:
         raise Unsupported(f"a loss fused with the head on {arch.family}, which scales its logits, is not modelled")
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")
     logits = b.scale(logits, label="logits_scaled")
-    criterion = setup.kernels.cross_entropy_of
-    return causal_lm_loss(b, logits, labels, h, setup.loss, criterion=criterion), (returned_logits(setup.loss, logits),)
+    loss = causal_lm_loss(b, logits, labels, h, setup.loss, criterion=setup.kernels.cross_entropy_of)
+    return loss, (returned_logits(setup.loss, logits),)

@@ -14,7 +14,9 @@ from peftplan.arch.core import Arch, Attention
 from peftplan.errors import Unsupported
 from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, cross_entropy, fused_head_loss, returned_logits
 from peftplan.graph.builder import Builder
+from peftplan.graph.chunked_loss import chunked_loss, split_loss
 from peftplan.graph.core import Graph, Tensor
+from peftplan.graph.spread import entering, gathered, rows_of
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -102,8 +104,12 @@ class Kernels:
         """lm_head and the loss of (B, S, H) hidden states: the loss, and names of what the model returns besides."""
         if style == "fused_head":
             return fused_head_loss(b, hidden, head, labels), ()
+        if style in ("chunked", "split"):
+            own = chunked_loss if style == "chunked" else split_loss
+            return own(b, hidden, head, labels), ()
         with b.marked("head"):
-            logits = b.linear(hidden, head, label="lm_head")
+            logits = b.linear(entering(b, hidden, "head"), rows_of(b, head), label="lm_head")
+            logits = gathered(b, logits, head.shape[0], "head")
         loss = causal_lm_loss(b, logits, labels, hidden, style, criterion=self.cross_entropy_of)
         return loss, (returned_logits(style, logits),)
 

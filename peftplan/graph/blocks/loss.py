@@ -11,6 +11,8 @@ What differs is who holds fp32 logits, and whether logits or labels are shifted:
 - `fused_head`: TRL since 1.x replaces head and loss by one function that keeps no logits (`graph/fused_head.py`).
   Every token but each row's first is taken for a target: errs high where prompts are masked out.
 
+- `chunked`, `split`: torchtune and LitGPT compute the head and the loss piece by piece (`graph/chunked_loss.py`).
+
 The byte counts of the others are those of the peaks measured by foundation-model-stack/fms-acceleration (A100,
 transformers 4.48.1 and 4.45, 2024-05 to 2025-02) and fitcheck-llm 0.3.1 (T4, transformers 5.0.0 and 5.17.0, 2026-09).
 """
@@ -27,7 +29,7 @@ from peftplan.graph.fused_head import FusedHead, PickRows
 from peftplan.graph.ops import LogSoftmax, NllLoss, internal
 from peftplan.units import DType
 
-LossStyle = Literal["shifted_labels", "shifted_logits", "shifted_fp32_logits", "fused_head"]
+LossStyle = Literal["shifted_labels", "shifted_logits", "shifted_fp32_logits", "fused_head", "chunked", "split"]
 STYLES: tuple[LossStyle, ...] = get_args(LossStyle)
 FP32 = DType.float32
 

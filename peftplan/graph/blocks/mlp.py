@@ -11,7 +11,7 @@ from peftplan.graph.core import Tensor
 
 def gated(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
     """LlamaMLP.forward: down(act(gate(x)) * up(x)); Phi3MLP.forward with one fused projection."""
-    types, batch = setup.types, setup.batch
+    types, batch, size = setup.types, setup.batch, setup.mesh.part(m.size)
     hidden = h.shape[-1]
     if m.fused_gate_up:
         both = project(b, h, 2 * m.size, label="gate_up_proj", site="gate_up", types=types)
@@ -22,7 +22,7 @@ def gated(b: Builder, m: Mlp, setup: Setup, h: Tensor) -> Tensor:
         return d
     product = setup.kernels.glu(
         b,
-        lambda: project(b, h, m.size, label="gate_proj", site="gate", types=types, biased=m.bias),
-        lambda: project(b, h, m.size, label="up_proj", site="up", types=types, biased=m.bias),
+        lambda: project(b, h, size, label="gate_proj", site="gate", types=types, biased=m.bias),
+        lambda: project(b, h, size, label="up_proj", site="up", types=types, biased=m.bias),
     )
     return project(b, product, hidden, label="down_proj", site="down", types=types, biased=m.bias)

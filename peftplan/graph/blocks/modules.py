@@ -6,6 +6,7 @@ from peftplan.arch.core import Arch
 from peftplan.graph.blocks.setup import Setup, WeightTypes
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
+from peftplan.graph.spread import entering, summed
 
 
 def rms_norm(b: Builder, arch: Arch, setup: Setup, x: Tensor, label: str) -> Tensor:
@@ -22,6 +23,7 @@ def project(
     weight = b.weight(f"{label}.weight", width, x.shape[-1], dtype=types.linear)
     bias = b.weight(f"{label}.bias", width, dtype=types.bias) if biased else None
     with b.marked(site):
-        y = b.linear(x, weight, bias, label=label, autocast=not types.opaque)
+        y = b.linear(entering(b, x, site), weight, bias, label=label, autocast=not types.opaque)
+        y = summed(b, y, site)
         wide = weight.name.removesuffix(".weight") in types.widened
         return b.cast(y, x.dtype, label=f"{label}_widened") if wide else y

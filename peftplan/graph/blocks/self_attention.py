@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from peftplan.arch.core import Arch, Attention
 from peftplan.graph.blocks.attention import Site, attend
 from peftplan.graph.blocks.modules import project, rms_norm
 from peftplan.graph.blocks.setup import Batch, Setup, Shared
 from peftplan.graph.builder import Builder
 from peftplan.graph.core import Tensor
+from peftplan.graph.mesh import Mesh
 from peftplan.units import DType
 
 FP32 = DType.float32
@@ -21,6 +24,7 @@ def self_attention(
     Returns the output and, from eager attention, the attention weights: a local of the layer until it returns.
     """
     types, batch = setup.types, setup.batch
+    a = of_rank(a, setup.mesh)
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
     eager = setup.attention == "eager"  # its products give gradients head by head
 
@@ -74,6 +78,13 @@ def self_attention(
     rebound = () if setup.caches else (k, v)  # the cache hands back keys and values of its own
     b.hold(*fused, q, *rebound, out)
     return y, weights
+
+
+def of_rank(a: Attention, mesh: Mesh) -> Attention:
+    """The heads that one rank has."""
+    if mesh.tp == 1:
+        return a
+    return replace(a, heads=a.heads // mesh.tp, kv_heads=a.kv_heads // mesh.tp)
 
 
 def _repeats(a: Attention, setup: Setup, mask: Tensor | None) -> bool:

@@ -8,6 +8,7 @@ that require a gradient.
 from __future__ import annotations
 
 from peftplan.graph.ops.attention import FusedAttention, Softmax
+from peftplan.graph.ops.collective import Collective, Whole
 from peftplan.graph.ops.elementwise import (
     Activate,
     Add,
@@ -23,10 +24,12 @@ from peftplan.graph.ops.elementwise import (
 )
 from peftplan.graph.ops.ends import Embedding, LogSoftmax, NllLoss
 from peftplan.graph.ops.experts import GatedHalves, GroupedLinear
+from peftplan.graph.ops.float8 import Float8Linear
 from peftplan.graph.ops.formula import Formula, Hooked
 from peftplan.graph.ops.fused import Further, Fused
 from peftplan.graph.ops.layout import Cast, Concat, Copy, Flattened, Part, RotateHalf, Slice, View, WeightCast
-from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve
+from peftplan.graph.ops.linear import BITSANDBYTES, PLAIN, DetachedLinear, Linear, MatMul, PackedLinear, Solve, Unpack
+from peftplan.graph.ops.megatron import MainGradLinear
 from peftplan.graph.ops.names import Hold, Keep, Make, internal
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "Add",
     "AddConst",
     "Cast",
+    "Collective",
     "Concat",
     "Copy",
     "DetachedLinear",
@@ -43,6 +47,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flattened",
+    "Float8Linear",
     "Formula",
     "Further",
     "Fused",
@@ -54,6 +59,7 @@ __all__ = [
     "Keep",
     "Linear",
     "LogSoftmax",
+    "MainGradLinear",
     "Make",
     "MatMul",
     "MeanLast",
@@ -69,7 +75,9 @@ __all__ = [
     "Solve",
     "Square",
     "Squash",
+    "Unpack",
     "View",
     "WeightCast",
+    "Whole",
     "internal",
 ]

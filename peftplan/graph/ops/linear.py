@@ -117,6 +117,19 @@ class PackedLinear(Op):
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Unpack(Detached):
+    """A packed weight as an ordinary one, made by operators of torch: ins = (packed,). A product that reads the result
+    keeps it, as autograd keeps any operand. `layer`: as in PackedLinear."""
+
+    layer: str
+    temporary_bytes: int = 0
+
+    def scratch_bytes(self) -> int:
+        return self.temporary_bytes
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DetachedLinear(Detached):
     """y = x W^T that is only read detached: its node dies before backward, so it keeps nothing and has no gradient."""
 

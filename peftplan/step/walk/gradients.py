@@ -105,7 +105,7 @@ class Gradients:
                 others[over.name].refs += 1
                 made.append((to, others[over.name]))
                 continue
-            if over is not None:
+            if over is not None and all(over is not t for t in gone):  # else it is written over a copy of its own
                 self.kept.release((over,))
                 saves = tuple(t for t in saves if t is not over)
             if not raw_bytes:

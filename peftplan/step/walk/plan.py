@@ -88,5 +88,5 @@ def stopping_point(ops: Sequence[Op], saves: Sequence[tuple[Tensor, ...]]) -> tu
     for i in range(len(ops) - 1, -1, -1):
         if saves[i]:
             inputs = {t.name for t in ops[i].ins}
-            return i, any(t.name not in inputs for t in saves[i])
+            return i, ops[i].saves_late or any(t.name not in inputs for t in saves[i])
     return 0, False
