@@ -73,6 +73,11 @@ def pace(
     if isinstance(meter, Unknown):
         return _open(meter.why)
     found = meter.total(traffic(case.optimizer, trained, state_bytes), case.job.grad_accum)
+    return pace_of(case, found, flops, gpu, others)
+
+
+def pace_of(case: Case, found: StepTime, flops: Flops, gpu: Gpu, others: Others) -> Paced:
+    """The same of a GPU's own work, `found`."""
     wires = sent(others.messages, gpu, case.layout, gpus_per_node=case.job.gpus)
     if wires is None:
         return _open(f"the bandwidth between {gpu.name} cards is unknown")

@@ -255,7 +255,7 @@ def read(job: Job) -> Reading:
     )
     flops = _flops(runs if walked.whole is graph else _whole_passes(case, walked))
     paced = pace(case, runs, flops, gpu, trained=walked.trainees.weights, state_bytes=static["state"],
-                 others=_others(walked))  # fmt: skip
+                 others=among(walked))  # fmt: skip
     priced = price(case.job, paced.time, gpu)
     answer = Estimate(
         version=VERSION,
@@ -284,7 +284,7 @@ def _whole_passes(case: Case, walked: Walked) -> list[Pass]:
     return passes(parts, forwards=case.method.forwards)
 
 
-def _others(walked: Walked) -> Others:
+def among(walked: Walked) -> Others:
     """What other GPUs are to the time of a step."""
     case, spread = walked.case, walked.spread
     messages = spread.messages(micro_batches=case.job.grad_accum) if spread is not None else ()

@@ -189,7 +189,7 @@ class _Maker:
     def _packed(self, name: str, t: Tensor) -> Piece:
         """Packed weights are a column of their storage's elements; their constants lie beside them."""
         storage = self.case.format.storage(self.case.compute)
-        packed = self.case.format.expected_bytes(t.numel)
+        packed = self.case.format.sharded_bytes(t)
         assert t.stored_bytes is not None
         if self.style.shards_weights and storage is None:
             raise Unsupported(

@@ -96,7 +96,13 @@ class JobOptions:
     ] = None
     recompute: Annotated[
         Text,
-        _option("--recompute", TRAINING, "NAME", "Activation checkpointing: none or full.", complete.recomputes),
+        _option(
+            "--recompute",
+            TRAINING,
+            "NAME",
+            "Activation checkpointing: none, full, every_n, selective, unsloth.",
+            complete.recomputes,
+        ),
     ] = None
     tokens: Annotated[
         Text, _option("--tokens", TRAINING, "N", "Tokens to train on, for the cost of the whole run.")
@@ -108,7 +114,7 @@ class JobOptions:
     layout: Annotated[Text, _option("--layout", MACHINE, "LAYOUT", "Parallel layout: zero3, fsdp, tp=2,dp=4, ...")] = (
         None
     )
-    offload: Annotated[Text, _option("--offload", MACHINE, "NAME", "What is kept in host memory.")] = None
+    offload: Annotated[Text, _option("--offload", MACHINE, "NAME", "What is kept in host memory: activations.")] = None
     backend: Annotated[
         Text,
         _option("--backend", MACHINE, "NAME", "Whose kernel rules apply: cuda or cpu.", complete.backends),

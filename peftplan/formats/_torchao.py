@@ -80,7 +80,7 @@ class TorchAo8(Format, ABC):
 
         def stand_in(module: Module) -> tuple[Op, ...]:
             weight = module.weight._replace(stored_bytes=self.stored_bytes(*module.weight.shape), trainable=False)
-            b = Builder(numerics, f"{module.path}.")
+            b = Builder(numerics, f"{module.path}.base_")  # apart from what a method names
             with b.marked(module.site):
                 out = self.dynamic(b, module, weight) if self.cuts else self.weight_only(b, module, weight)
             return writing(b.ops, out, module.out)
@@ -101,12 +101,12 @@ class TorchAo8(Format, ABC):
     def dynamic(self, b: Builder, module: Module, weight: Tensor) -> Tensor:
         """Quantizing is written without a gradient, so none goes through the layer and nothing is kept for one."""
         x, (rows, columns) = module.x, weight.shape
-        name = b.name("base_product")
+        name = b.name("product")
         work = self.dynamic_bytes(x.numel // columns, rows, columns, b)
         out = Tensor(name, (*x.shape[:-1], rows), x.dtype)
         b.ops.append(
             DetachedLinear(name=name, ins=(x, weight), out=out, site=module.site, temporary_bytes=max(0, work))
         )
         for bias in biases(module):
-            out = b.add(out, bias, label="base_biased")
+            out = b.add(out, bias, label="biased")
         return out

@@ -89,6 +89,10 @@ class Format(ABC):
         del compute
         return None
 
+    def sharded_bytes(self, weight: Tensor) -> int:
+        """What of a packed weight is elements of `storage`; the rest lies beside it on every rank."""
+        return self.expected_bytes(weight.numel)
+
     def expected_bytes(self, numel: int) -> int:
         """What transformers reserves for a packed weight before it loads the model (param_element_size)."""
         return numel

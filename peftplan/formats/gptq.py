@@ -64,6 +64,16 @@ class Gptq(Prequantized):
         zeros, scales = 4 * groups * ceil_div(rows * self.bits, 32), 2 * groups * rows
         return tuple(map(Piece, (order, codes, zeros, scales, *self._shifts())))
 
+    def storage(self, compute: DType) -> DType | None:
+        """fms-acceleration (fms_acceleration_peft, autogptq_utils.py) makes parameters of `qweight` and `qzeros`, seen
+        as fp16, for FSDP to shard; gptqmodel's stay buffers, which it does not."""
+        del compute
+        return DType.float16 if self.kernel == "triton_v2" else None
+
+    def sharded_bytes(self, weight: Tensor) -> int:
+        _, codes, zeros, *_ = self.pieces(weight)
+        return codes.bytes + zeros.bytes
+
     def file_bytes(self, weight: Tensor) -> int:
         """What a checkpoint holds of a weight."""
         return sum(piece.bytes for piece in self.pieces(weight)[:4])

@@ -39,14 +39,14 @@ class TorchaoFloat8(TorchAo8):
             )
 
     def weight_only(self, b: Builder, module: Module, weight: Tensor) -> Tensor:
-        wide = b.plain("base_widened", *weight.shape, dtype=DType.float32, ins=(weight,))
-        whole = b.plain("base_dequantized", *weight.shape, dtype=DType.float32, ins=(wide, weight))
+        wide = b.plain("widened", *weight.shape, dtype=DType.float32, ins=(weight,))
+        whole = b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(wide, weight))
         if weight.dtype is not DType.float32:
-            whole = b.plain("base_dequantized_cast", *weight.shape, dtype=weight.dtype, ins=(whole,))
+            whole = b.plain("dequantized_cast", *weight.shape, dtype=weight.dtype, ins=(whole,))
         b.hold(wide)
-        out = b.linear(module.x, whole, label="base_product")
+        out = b.linear(module.x, whole, label="product")
         for bias in biases(module):
-            out = b.add(out, bias, label="base_biased")
+            out = b.add(out, bias, label="biased")
         return out
 
     def dynamic_bytes(self, tokens: int, rows: int, columns: int, b: Builder) -> int:

@@ -32,14 +32,14 @@ class TorchaoInt8(TorchAo8):
     def weight_only(self, b: Builder, module: Module, weight: Tensor) -> Tensor:
         x = module.x
         if self.group_size is not None and self.group_size < weight.shape[1]:
-            out = b.linear(x, _grouped(b, weight, x.dtype), label="base_product")
+            out = b.linear(x, _grouped(b, weight, x.dtype), label="product")
         else:
-            wide = b.plain("base_widened", *weight.shape, dtype=x.dtype, ins=(weight,))
-            product = b.linear(x, wide, label="base_product")
-            out = b.mul(product, self._scales(b, weight, product.dtype), label="base_scaled")
+            wide = b.plain("widened", *weight.shape, dtype=x.dtype, ins=(weight,))
+            product = b.linear(x, wide, label="product")
+            out = b.mul(product, self._scales(b, weight, product.dtype), label="scaled")
         for bias in biases(module):
             out = _add_bias(b, out, bias)
-        return b.cast(out, x.dtype, label="base_out")
+        return b.cast(out, x.dtype, label="out")
 
     def dynamic_bytes(self, tokens: int, rows: int, columns: int, b: Builder) -> int:
         """Activations are scaled and rounded in fp32, two copies at a time. Their int32 product is scaled in fp32 and
@@ -58,17 +58,17 @@ class TorchaoInt8(TorchAo8):
         count = self.constants(*weight.shape)
         if dtype is DType.float32:
             return b.alias(weight).view(count)
-        return b.plain("base_scales", count, dtype=dtype, ins=(weight,))
+        return b.plain("scales", count, dtype=dtype, ins=(weight,))
 
 
 def _grouped(b: Builder, weight: Tensor, dtype: DType) -> Tensor:
     """dequantize_affine: cast, less the zero point, times the scale in fp32, and cast."""
-    cast = b.plain("base_widened", *weight.shape, dtype=weight.dtype, ins=(weight,))
-    centred = b.plain("base_centred", *weight.shape, dtype=weight.dtype, ins=(weight, cast))
-    whole = b.plain("base_dequantized", *weight.shape, dtype=DType.float32, ins=(weight, centred))
+    cast = b.plain("widened", *weight.shape, dtype=weight.dtype, ins=(weight,))
+    centred = b.plain("centred", *weight.shape, dtype=weight.dtype, ins=(weight, cast))
+    whole = b.plain("dequantized", *weight.shape, dtype=DType.float32, ins=(weight, centred))
     for target in (weight.dtype, dtype):
         if target is not whole.dtype:
-            whole = b.plain("base_dequantized_cast", *weight.shape, dtype=target, ins=(whole,))
+            whole = b.plain("dequantized_cast", *weight.shape, dtype=target, ins=(whole,))
     return whole
 
 
@@ -76,8 +76,8 @@ def _add_bias(b: Builder, out: Tensor, bias: Tensor) -> Tensor:
     """`y += bias` on a view of the scaled product: autograd copies the gradient for the view, twice for the sum, and
     sums it for the bias, whoever needs that (CopySlices; as_strided_backward)."""
     grads = (Grad(bias, bias.logical_bytes), Grad(out, out.logical_bytes, out.logical_bytes + bias.logical_bytes))
-    total = b.formula("base_biased", out._replace(base=out.storage), out, bias, grads=grads)
-    return b.view(total, label="base_biased_view", grad_copied=True)
+    total = b.formula("biased", out._replace(base=out.storage), out, bias, grads=grads)
+    return b.view(total, label="biased_view", grad_copied=True)
 
 
 FORMAT = TorchaoInt8

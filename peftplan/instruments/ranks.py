@@ -7,7 +7,8 @@ Collectives of a fake group give tensors of the right shapes and never talk to a
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,9 +65,35 @@ def spread(model: Any, layout: Layout) -> Any:
     from transformers.distributed.configuration_utils import DistributedConfig
     from transformers.distributed.utils import TransformersDeviceMesh
 
-    mesh = init_device_mesh("cpu", (1, 1, 1, tp), mesh_dim_names=("pp", "dp_replicate", "fsdp", "tp"))
+    shape = (1, layout.replicates, layout.shards, tp)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("pp", "dp_replicate", "fsdp", "tp"))
     config = DistributedConfig(tp_size=tp)
     return type(model).maybe_distribute_model(model, config, TransformersDeviceMesh(mesh, mesh))
+
+
+def mesh_of(model: Any, layout: Layout) -> Any:
+    """The ranks that share the shards of a model that others share the matrices of."""
+    base = model.get_base_model() if "peft_config" in vars(model) else model
+    return base._mesh_manager.get_mesh(("dp_replicate", "fsdp") if layout.replicates > 1 else "fsdp")
+
+
+@contextmanager
+def real_meshes() -> Iterator[None]:
+    """Meshes are looked at by value, also where tensors are fake."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
+
+    joined = DeviceMesh._concatenate
+
+    def apart(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():
+            return joined(*args, **kwargs)
+
+    DeviceMesh._concatenate = staticmethod(apart)
+    try:
+        yield
+    finally:
+        DeviceMesh._concatenate = staticmethod(joined)
 
 
 def respread(tensor: Any, part: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from peftplan.errors import Unsupported
-from peftplan.instruments.ranks import layout_of_job
+from peftplan.instruments.ranks import layout_of_job, mesh_of, real_meshes
 from peftplan.instruments.recorder import GATHERED, Recorder
 from peftplan.job import Job
 from peftplan.layouts import Layout, knobs_of
@@ -24,8 +24,8 @@ def layout_traced(job: Job) -> Layout:
     """The job's layout. Raises Unsupported for what no wrapper here makes."""
     layout = layout_of_job(job)
     mesh = layout.mesh
-    runs = layout.style == "fsdp2" if mesh.tp == 1 else layout.dp == 1 and mesh.plan == "transformers"
-    if not layout.alone and (not runs or layout.pp > 1 or mesh.cp > 1 or mesh.ep > 1):
+    runs = layout.style == "fsdp2" or (layout.dp == 1 and mesh.tp > 1)
+    if not layout.alone and (not runs or layout.pp > 1 or mesh.cp * mesh.ep > 1 or mesh.plan != "transformers"):
         raise Unsupported(f"--layout {job.layout or layout.style}: the trace cannot run it; it can: fsdp, or tp=N")
     return layout
 
@@ -56,7 +56,7 @@ def _found_again(module: Any) -> None:
 
 def wrap(model: Any, job: Job, layout: Layout, layers: list[Any]) -> Any:
     """The model as the layout's framework wraps it, decoder layer by decoder layer."""
-    if layout.alone or layout.mesh.tp > 1:
+    if layout.alone or layout.style != "fsdp2":
         return model
     style = style_of(layout.style, knobs_of(job.knobs("layout"))[1])
     assert isinstance(style, Fsdp2)
@@ -108,17 +108,21 @@ def _fully_shard(model: Any, style: Fsdp2, layout: Layout, layers: list[Any], *,
             if p.requires_grad and p.dtype is not torch.float32:
                 p.data = p.data.to(torch.float32)
     shape = (layout.replicates, layout.shards) if layout.replicates > 1 else (layout.shards,)
-    with unset_fake_temporarily():
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    if layout.mesh.tp > 1:
+        mesh = mesh_of(model, layout)
+    else:
+        with unset_fake_temporarily():
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     ignored = {p for p in model.parameters() if _packed(p) and not p.is_floating_point()}
     given = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=reduced),
         "ignored_params": ignored,
     }
-    for layer in layers:
-        fully_shard(layer, reshard_after_forward=style.reshard_after_forward, **given)
-    fully_shard(model, **given)
+    with real_meshes():
+        for layer in layers:
+            fully_shard(layer, reshard_after_forward=style.reshard_after_forward, **given)
+        fully_shard(model, **given)
     return model
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftplan import plugins
+from peftplan.errors import UnknownName
 from peftplan.graph.blocks.kernels import Asked, Kernels
 
 __all__ = ["Asked", "Kernels", "canonical", "get", "make", "names"]
@@ -24,7 +25,10 @@ def canonical(name: str) -> str:
 
 
 def get(name: str) -> type[Kernels]:
-    cls: type[Kernels] = plugins.load(__name__, "kernel", canonical(name), known=tuple(_SPELLINGS)).KERNELS
+    key = canonical(name)
+    if key not in names():
+        raise UnknownName("kernels", name, names())
+    cls: type[Kernels] = plugins.load(__name__, "kernels", key).KERNELS
     return cls
 
 

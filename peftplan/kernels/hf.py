@@ -8,6 +8,7 @@ Not modelled: `use_kernels=True`, which loads compiled kernels from the Hub.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from peftplan.graph.blocks.kernels import Kernels
 
@@ -15,6 +16,8 @@ from peftplan.graph.blocks.kernels import Kernels
 @dataclass(frozen=True, kw_only=True)
 class Transformers(Kernels):
     """Everything as `graph/blocks/kernels.py` states it."""
+
+    replaces: ClassVar[bool] = False
 
 
 KERNELS = Transformers

@@ -66,7 +66,7 @@ def unmodelled(layout: Layout) -> str | None:
     shards = layout.dp > 1 and layout.style not in ("none", "ddp")
     missing = {
         f"{layout.style} under a pipeline": shards and layout.pp > 1 and not megatron,
-        f"{layout.style} with tensor parallelism": shards and mesh.tp > 1 and not megatron,
+        f"{layout.style} with tensor parallelism": shards and mesh.tp > 1 and layout.style != "fsdp2" and not megatron,
         "sequence parallelism": mesh.sequence and not megatron,
         "context parallelism": mesh.cp > 1 and not megatron,
         "expert parallelism": mesh.ep > 1,

@@ -29,13 +29,13 @@ from peftplan.hardware import Gpu, usable_bytes
 from peftplan.hardware.overheads import cuda_context, workspace_bytes
 from peftplan.job import Job
 from peftplan.optimizers.base import Optimizer
-from peftplan.pace import metered_case, tokens_per_second, traffic
-from peftplan.pipeline import Walked, read, walk
+from peftplan.pace import metered_case, pace_of, tokens_per_second, traffic
+from peftplan.pipeline import Walked, among, read, walk
 from peftplan.planner.quality import Evidence, evidence
 from peftplan.planner.seats import Seat
 from peftplan.planner.space import Choice, Space, changed
 from peftplan.resolve import resolve
-from peftplan.result import Time
+from peftplan.result import Flops, Time
 from peftplan.standing import has_biased_linears
 from peftplan.step.clock import Meter, OptimizerTraffic
 from peftplan.step.work import Pass, passes
@@ -105,12 +105,12 @@ def least_bytes(peak_bytes: int, gpu: Gpu) -> int:
 
 
 def _alike(space: Space, shape: Choice) -> Iterator[list[int]]:
-    """The places of seats that see the same graph: single cards of one kernel class; several cards are each alone."""
+    """The places of seats that see the same graph: equal numbers of cards of one kernel class in one layout."""
     attention = str(shape.update.get("attention"))
 
-    def kind(place: int) -> tuple[int, tuple[bool, bool]]:
+    def kind(place: int) -> tuple[int, int, str, tuple[bool, bool]]:
         seat = space.seats[place]
-        return (seat.cards > 1) * (place + 1), kernel_class(seat.gpu.capability, attention)
+        return seat.gpus, seat.nodes, seat.layout or "", kernel_class(seat.gpu.capability, attention)
 
     possible = (i for i, seat in enumerate(space.seats) if space.grad_accum(shape, seat) is not None)
     for _, same in groupby(sorted(possible, key=kind), key=kind):
@@ -134,8 +134,8 @@ class _Desk:
         """The candidates of one shape on seats that are alike; RequestError where they are not modelled."""
         made = self._space.shapes[shape]
         choices = self._space.optimizers[:1] if "optimizer" in made.update else self._space.optimizers
-        alone = self._space.seats[seats[0]].cards == 1 and not self._in_backward(made)
-        known = (self._shared if alone else self._whole)(made, [self._space.seats[i] for i in seats], choices)
+        apart = self._in_backward(made)
+        known = (self._whole if apart else self._shared)(made, [self._space.seats[i] for i in seats], choices)
         places = ((shape, seat, choice) for seat in seats for choice in range(len(choices)))
         return [self._candidate(place, *one) for place, one in zip(places, known, strict=True)]
 
@@ -171,7 +171,9 @@ class _Desk:
         one = _OneCard(walk(case), own)
         qualities = [evidence(case, optimizer) for optimizer in own]
         for seat in seats:
-            known = one.figures(seat.gpu, self._usable[seat.gpu.name], self._hourly[seat.gpu.name])
+            hourly = self._hourly[seat.gpu.name]
+            every = None if hourly is None else seat.cards * hourly
+            known = one.figures(seat.gpu, self._usable[seat.gpu.name], every)
             yield from zip(known, qualities, strict=True)
 
     def _whole(
@@ -186,7 +188,7 @@ class _Desk:
 
 
 class _OneCard:
-    """A walked step, ready for any optimizer and any single card that sees the same graph."""
+    """A walked step, ready for any optimizer and any card that sees the same graph."""
 
     def __init__(self, walked: Walked, optimizers: Sequence[Optimizer]) -> None:
         self._walked = walked
@@ -204,7 +206,7 @@ class _OneCard:
         meter = metered_case(self._walked.case, self._runs, gpu) if fitting else None
         for peak, optimizer in zip(peaks, self._optimizers, strict=True):
             if isinstance(meter, Meter) and _may_fit(peak, gpu, usable):
-                yield Figures(peak, self._speed(meter, optimizer), usd_per_hour)
+                yield Figures(peak, self._speed(meter, optimizer, gpu), usd_per_hour)
             else:
                 yield Figures(peak, None, usd_per_hour)
 
@@ -220,10 +222,12 @@ class _OneCard:
         between = self._between_bytes + workspace + optimizer.state_bytes
         return between + max(self._step_bytes, self._end_bytes + optimizer.step_bytes)
 
-    def _speed(self, meter: Meter, optimizer: _Optimizer) -> float:
+    def _speed(self, meter: Meter, optimizer: _Optimizer, gpu: Gpu) -> float | None:
         case = self._walked.case
-        step = meter.total(optimizer.traffic, case.job.grad_accum)
-        return tokens_per_second(case.setup.batch, step, micro_batches=case.job.grad_accum)
+        found = meter.total(optimizer.traffic, case.job.grad_accum)
+        if case.layout.alone:
+            return tokens_per_second(case.setup.batch, found, micro_batches=case.job.grad_accum)
+        return pace_of(case, found, NO_FLOPS, gpu, among(self._walked)).time.tokens_per_second
 
 
 class _Optimizer(NamedTuple):
@@ -257,4 +261,5 @@ def _usd_per_hour(job: Job, gpu: Gpu) -> float | None:
     return price(alone, NO_TIME, gpu).cost.usd_per_hour
 
 
+NO_FLOPS = Flops(forward=0, backward=0, recompute=0, optimizer=0, total=0)
 NO_TIME = Time(step_seconds=None, tokens_per_second=None, mfu=None, breakdown=None)

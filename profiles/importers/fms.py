@@ -141,6 +141,8 @@ def _prepared(row: Row) -> Row:
 
 def _gaps(row: Row) -> tuple[str, ...]:
     found = []
+    if "fused LoRA" in (row.get("kernels") or "") and row["parallel"].get("world_size", 1) > 1:
+        found.append("fused LoRA under FSDP, which leaves its adapters whole and reduces them apart")
     if "santacoder" in row["model"]:
         found.append("gpt_bigcode architecture")
     if "PowerLM" in row["model"]:

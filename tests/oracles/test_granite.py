@@ -38,3 +38,9 @@ def test_multipliers_are_as_transformers_has_them(job: str) -> None:
 def test_a_fused_head_on_scaled_logits_is_not_modelled() -> None:
     with pytest.raises(Unsupported, match="on granite, which scales its logits"):
         read(tiny_job("granite", {**JOBS["lora"], "set": {"loss.style": "fused_head"}}))
+
+
+@pytest.mark.parametrize("family", ["granite", "mixtral", "deepseek_v3"])
+def test_libraries_kernels_are_not_modelled_on_them(family: str) -> None:
+    with pytest.raises(Unsupported, match="a library's kernels on"):
+        read(tiny_job(family, {"method": "full", **PLAIN, "backend": "cuda", "kernels": "liger"}))

@@ -70,6 +70,14 @@ def test_layers_of_awq_hold_the_bytes_predicted(group: int) -> None:
         assert_held("awq", {"group_size": group}, shape)
 
 
+def test_codes_and_zeros_of_gptq_are_what_fsdp_shards() -> None:
+    layer = prequantized.FORMATS["gptq"](torch.nn.Linear(96, 64, bias=False, device="meta"), {})
+    fmt, weight = formats.make("gptq", {"kernel": "triton_v2"}), Tensor("w", (64, 96), DType.float16)
+    assert fmt.storage(DType.float16) is DType.float16
+    assert fmt.sharded_bytes(weight) == layer._buffers["qweight"].nbytes + layer._buffers["qzeros"].nbytes
+    assert formats.make("gptq", {}).storage(DType.float16) is None
+
+
 @pytest.mark.parametrize("fmt", OWN)
 @pytest.mark.parametrize("family", ["llama", "llama_biased", "qwen2"])
 @pytest.mark.parametrize(

@@ -123,3 +123,26 @@ def test_what_the_libraries_refuse_is_refused(case: str) -> None:
 def test_the_libraries_do_refuse_it(fields: dict[str, Any]) -> None:
     with pytest.raises((OutsideError, RequestError)):
         trace(_job("llama", {}, fields))
+
+
+BOTH: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "full": ("llama", {}, {"layout": "fsdp=2,tp=2"}),
+    "full, tied": ("llama", TIED, {"layout": "fsdp=4,tp=2"}),
+    "full on 3 x 2": ("qwen2", {}, {"layout": "fsdp=3,tp=2"}),
+    "full, recomputed": ("llama", {}, {"layout": "fsdp=2,tp=2", "recompute": "full", "batching": "padded"}),
+    "lora": ("llama", {}, {**LORA, "layout": "fsdp=2,tp=2"}),
+    "lora on 8 x 4": ("qwen2", WIDE, {**EVERYWHERE, "layout": "fsdp=8,tp=4"}),
+    "lora, recomputed": ("llama", {}, {**EVERYWHERE, "layout": "fsdp=2,tp=2", "recompute": "full"}),
+    "lora in groups that hold copies": ("llama", {}, {**ROWS, "layout": "dp_replicate=2,dp_shard=2,fsdp,tp=2"}),
+}
+
+
+@pytest.mark.parametrize("case", BOTH, ids=name)
+def test_split_weights_are_sharded_too(case: str) -> None:
+    """fully_shard on the ranks that share nothing: what is held, and the peak within a fiftieth."""
+    job = _job(*BOTH[case])
+    found, real = read(job), trace(job)
+    guess, seen = _predicted(found), _traced(real)
+    held = ("total", "trainable", "weights", "states", "saved", "forward", "backward")
+    assert {what: guess[what] for what in held} == {what: seen[what] for what in held}
+    assert found.estimate.memory.peak_bytes == pytest.approx(real.peak_bytes, rel=0.02)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peftplan.arch.core import Arch, Experts
 from peftplan.errors import Unsupported
-from peftplan.graph.blocks.kernels import Loss
+from peftplan.graph.blocks.kernels import Loss, only_transformers
 from peftplan.graph.blocks.loss import causal_lm_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
@@ -128,7 +128,8 @@ def head(arch: Arch, setup: Setup, labels: Tensor, h: Tensor) -> Region:
 
 def _scaled_loss(b: Builder, arch: Arch, setup: Setup, h: Tensor, weight: Tensor, labels: Tensor) -> Loss:
     """GraniteForCausalLM.forward: the logits are divided by a number before the loss."""
-    if setup.loss in ("fused_head", "chunked", "split") or setup.kernels.owns_loss:
+    only_transformers(setup.kernels, f"{arch.family}, which scales its logits,")
+    if setup.loss in ("fused_head", "chunked", "split"):
         raise Unsupported(f"a loss fused with the head on {arch.family}, which scales its logits, is not modelled")
     with b.marked("head"):
         logits = b.linear(h, weight, label="lm_head")

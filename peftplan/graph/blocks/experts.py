@@ -9,6 +9,7 @@ a few integers for each row; too little is said).
 from __future__ import annotations
 
 from peftplan.arch.core import Experts, Groups, Mlp
+from peftplan.graph.blocks.kernels import only_transformers
 from peftplan.graph.blocks.mlp import gated
 from peftplan.graph.blocks.modules import project
 from peftplan.graph.blocks.setup import Setup
@@ -22,6 +23,7 @@ FP32, INT64, INT32 = DType.float32, DType.int64, DType.int32
 
 def sparse(b: Builder, e: Experts, setup: Setup, h: Tensor) -> Tensor:
     """MixtralSparseMoeBlock.forward and its siblings: (B, S, H) -> (B, S, H)."""
+    only_transformers(setup.kernels, "experts")
     tokens, hidden = setup.batch.size * setup.batch.seq, h.shape[-1]
     flat = h.view(tokens, hidden)
     after = e.router == "sigmoid_groups"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from peftplan.arch.core import Arch, Attention
+from peftplan.errors import Unsupported
 from peftplan.graph.blocks.loss import LossStyle, causal_lm_loss, cross_entropy, fused_head_loss, returned_logits
 from peftplan.graph.builder import Builder
 from peftplan.graph.chunked_loss import chunked_loss, split_loss
@@ -45,6 +46,9 @@ class Asked:
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """transformers' own implementations."""
+
+    replaces: ClassVar[bool] = True
+    """Whether a subclass has functions of a library's own."""
 
     repeat_kv: bool = False
     """Whether flash attention is given keys and values once for every query head, as Mistral's was until transformers
@@ -119,6 +123,12 @@ class Kernels:
 
 
 TRANSFORMERS = Kernels()
+
+
+def only_transformers(kernels: Kernels, what: str) -> None:
+    """Raises Unsupported where a library's functions would run on `what`, which is modelled without them alone."""
+    if kernels is not TRANSFORMERS and kernels.replaces:
+        raise Unsupported(f"a library's kernels on {what} are not modelled; use --kernels hf")
 
 
 def _rotary(b: Builder, x: Tensor, a: Attention, table: Pair, label: str) -> Tensor:

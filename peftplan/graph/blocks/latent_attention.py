@@ -10,6 +10,7 @@ from __future__ import annotations
 from peftplan.arch.core import Arch, Attention, Latent
 from peftplan.errors import Unsupported
 from peftplan.graph.blocks.attention import Site, attend
+from peftplan.graph.blocks.kernels import only_transformers
 from peftplan.graph.blocks.modules import project, rms_norm
 from peftplan.graph.blocks.setup import Batch, Setup, Shared
 from peftplan.graph.builder import Builder
@@ -22,6 +23,7 @@ def latent_attention(
     """The output, and eager attention's weights."""
     m, batch = a.latent, setup.batch
     assert m is not None
+    only_transformers(setup.kernels, "latent attention")
     if batch.past or batch.prefix or batch.groups > 1:
         raise Unsupported(f"{arch.family}: a cache or prefix before the tokens is not modelled with latent attention")
     plain, rows = a.head_dim - m.rope_dim, (batch.size, a.heads, batch.seq)

@@ -96,7 +96,7 @@ class Gradients:
         (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         where = op.name
         gone = self.kept.away(op, saves)
-        reloaded = [self.make(t.nbytes, where) for t in reversed(gone)]
+        reloaded = {t.name: self.make(t.nbytes, where) for t in reversed(gone)}
         saves = tuple(t for t in saves if t not in gone) if gone else saves
         made: list[tuple[Tensor, Gradient]] = []
         others = self._others(op) if op.also else {}
@@ -105,7 +105,9 @@ class Gradients:
                 others[over.name].refs += 1
                 made.append((to, others[over.name]))
                 continue
-            if over is not None and all(over is not t for t in gone):  # else it is written over a copy of its own
+            if over is not None and over.name in reloaded:
+                self._release(reloaded.pop(over.name))
+            elif over is not None:
                 self.kept.release((over,))
                 saves = tuple(t for t in saves if t is not over)
             if not raw_bytes:
@@ -117,7 +119,7 @@ class Gradients:
                 made.append((to, self.make(raw_bytes, where)))
                 if scratch_bytes:
                     self.account.touch(scratch_bytes, where)
-        for copy in reloaded:
+        for copy in reloaded.values():
             self._release(copy)
         if recomputed and saves:
             self.kept.release(saves)
