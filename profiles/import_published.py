@@ -14,12 +14,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from importers import fitcheck, fms, metamathqa, others, quality, simumax
+from importers import fitcheck, fms, metamathqa, others, quality, sharded, simumax
 from importers.common import read_rows
 
 from peftplan.records import Record, save
 
-FAMILIES = {"fitcheck": fitcheck, "fms": fms, "others": others, "simumax": simumax}
+FAMILIES = {"fitcheck": fitcheck, "fms": fms, "others": others, "sharded": sharded, "simumax": simumax}
 
 
 def mark_repeats(records: Iterable[Record]) -> list[Record]:

@@ -46,7 +46,7 @@ _KEPT = (
 )
 _AHEAD = (
     "0.7 to 1.8 GB less than predicted, of the 2.9 GB of a layer of Mixtral that is gathered while the one after it "
-    "runs backward; which of a layer's moments have the other layer beside them is not known to less"
+    "runs backward; at which of a layer's moments both are there is not known to less"
 )
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
