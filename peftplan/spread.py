@@ -84,7 +84,13 @@ class Spread:
         if not self.style.shards_weights:
             return None
         schedule = partial(self.style.schedule, self.counted, self.layout, adds=before == "shards")
-        return Sharding(schedule=schedule, units=self.units, root=self.root, accumulated=before == "whole")
+        return Sharding(
+            schedule=schedule,
+            units=self.units,
+            root=self.root,
+            accumulated=before == "whole",
+            holds_inputs=self.style.holds_inputs,
+        )
 
     def gradients_before(self, loop: Loop) -> Before:
         """What is there of gradients when the last micro-batch begins."""

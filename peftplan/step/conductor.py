@@ -14,6 +14,7 @@ from peftplan.step.walk import Account
 Place = tuple[str, int | None]
 """A region's name and the index of its first layer."""
 KEPT, ACCUMULATED = "@@reduce/kept gradients", "@@accumulated gradients"
+HELD = "input and its gradient"
 T = TypeVar("T")
 
 
@@ -26,6 +27,9 @@ class Sharding:
     units: Mapping[Place, Unit]
     root: Unit
     accumulated: bool = False
+    holds_inputs: bool = False
+    """Whether a unit with frozen weights holds the input of a layer that runs again, with its gradient, to the end of
+    backward, where that input is a leaf."""
 
     def unit_of(self, region: Region) -> Unit | None:
         return self.units.get((region.name, region.first_index))
@@ -63,6 +67,7 @@ class Conductor:
         self._schedule = sharding.schedule()
         self._root_gradient_bytes = sum(size(p.numel * p.gathered.size) for p in sharding.root.pieces if p.trainable)
         self._root_gradient_bytes *= sharding.accumulated
+        self._held_bytes = 0
 
     def around_forward(self, part: Segment, run: Callable[[], T]) -> T:
         unit = self._sharding.unit_of(part.region)
@@ -94,7 +99,18 @@ class Conductor:
             if late and whole:
                 whole = [(sum(size for size, _ in whole), UNSHARDED_GRADIENTS)]
             self._schedule.leave_backward(unit, whole, book, late=late)
+            self._hold_input(part, unit)
         return done
+
+    def _hold_input(self, part: Segment, unit: Unit) -> None:
+        entry = part.region.entry
+        frozen = any(not p.trainable for p in unit.pieces)
+        if not (self._sharding.holds_inputs and frozen and part.checkpointed and part.walk.reentrant):
+            return
+        if entry is not None and entry.name in part.walk.need:
+            size = 2 * self._size(entry.nbytes)
+            part.walk.account.alloc(size, part.region.name, HELD)
+            self._held_bytes += size * part.count
 
     def _accumulated(self, unit: Unit) -> Whole:
         return [(self._size(p.numel * p.gathered.size), ACCUMULATED) for p in unit.pieces if p.trainable]
@@ -114,3 +130,4 @@ class Conductor:
         self._schedule.times = 1
         whole = [(self._root_gradient_bytes, UNSHARDED_GRADIENTS)] if self._root_gradient_bytes else []
         self._schedule.end_backward(whole, Book(account, self._size))
+        account.free(self._held_bytes, HELD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peftplan.arch.core import Arch, Experts
 from peftplan.errors import Unsupported
-from peftplan.graph.blocks.kernels import Loss
+from peftplan.graph.blocks.kernels import Loss, only_transformers
 from peftplan.graph.blocks.loss import causal_lm_loss, returned_logits
 from peftplan.graph.blocks.modules import rms_norm
 from peftplan.graph.blocks.setup import Setup, Shared
