@@ -89,7 +89,7 @@ class Spread:
             units=self.units,
             root=self.root,
             accumulated=before == "whole",
-            holds_inputs=self.style.holds_inputs,
+            hooks_reruns=self.style.hooks_reruns,
         )
 
     def gradients_before(self, loop: Loop) -> Before:

@@ -15,11 +15,12 @@ is when it runs: errs high by a layer's adapters. PEFT's layers look at an adapt
 so they cast to the one it is held in, and the leaf casts back. Everything in one flat tensor has one dtype, so packed
 weights need a floating `format.quant_storage`, the compute dtype.
 
-A unit of frozen weights is let go by a hook on the gradients of its inputs (_register_post_backward_reshard_only_hook),
-which holds the nodes that accumulate them, and is removed when all of backward is done (_finalize_params). Where a
-reentrant checkpoint runs a layer again its input is a leaf, so that input and its gradient stay to the end of backward:
-two hidden states a layer (seen in torch 2.13 and in the peaks of foundation-model-stack/fms-acceleration's fused losses
-under FSDP, torch 2.4).
+Hooks are made where gradients are on (_register_pre_backward_hooks, _register_post_backward_reshard_only_hook): under
+reentrant checkpoints only when a layer runs again in backward. So nothing is gathered ahead for such a layer, which has
+not asked for it yet (_needs_pre_backward_unshard). And a unit of frozen weights is let go by a hook on the gradients of
+its inputs, which holds the nodes that accumulate them and is removed when all of backward is done (_finalize_params):
+an input is a leaf then, so it and its gradient stay to the end of backward, two hidden states a layer (seen in torch
+2.13, and in peaks of foundation-model-stack/fms-acceleration, torch 2.4).
 
 Not modelled: forward prefetching, `limit_all_gathers` (which bounds what the allocator reserves, not what is
 allocated), CPU offload.
@@ -47,7 +48,7 @@ _ALIGNED_BYTES = 16
 @dataclass(frozen=True)
 class Fsdp1(Sharded):
     gathers_new = False
-    holds_inputs = True
+    hooks_reruns = True
 
     backward_prefetch: Literal["BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH"] = "BACKWARD_PRE"
 

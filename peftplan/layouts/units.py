@@ -127,8 +127,9 @@ class Style(ABC):
     shards_weights: ClassVar[bool] = False
     gathers_new: ClassVar[bool] = True
     """Whether a method's own weights are seen in the dtype they are gathered in by the code around them."""
-    holds_inputs: ClassVar[bool] = False
-    """Whether it holds the inputs of layers that run again in backward, with their gradients, to the end of it."""
+    hooks_reruns: ClassVar[bool] = False
+    """Whether it hooks onto inputs and outputs of a layer when that runs with gradients: where a reentrant checkpoint
+    runs it, in backward only. Then nothing is gathered ahead for it, and frozen weights' hooks hold what it took in."""
 
     def kept_bytes(self, piece: Piece, layout: Layout) -> int:
         """Of one parameter's gradient, what a rank has between micro-batches and before the optimizer's step."""

@@ -27,9 +27,8 @@ class Sharding:
     units: Mapping[Place, Unit]
     root: Unit
     accumulated: bool = False
-    holds_inputs: bool = False
-    """Whether a unit with frozen weights holds the input of a layer that runs again, with its gradient, to the end of
-    backward, where that input is a leaf."""
+    hooks_reruns: bool = False
+    """Whether layers that a reentrant checkpoint runs again are hooked onto only then (see the style of that name)."""
 
     def unit_of(self, region: Region) -> Unit | None:
         return self.units.get((region.name, region.first_index))
@@ -79,17 +78,20 @@ class Conductor:
         self._schedule.leave(unit, book)
         return done
 
-    def around_backward(self, part: Segment, before: Segment | None, run: Callable[[], T]) -> T:
+    def around_backward(self, part: Segment, before: Segment | None, *, root: bool) -> None:
+        """A region's backward; `root` as in RegionWalk.backward."""
         walk, unit = part.walk, self._sharding.unit_of(part.region)
         if part.region.exit.name not in walk.need:
-            return run()
+            walk.backward(root=root)
+            return
         book = Book(walk.account, self._size)
         self._schedule.times = part.count
         if unit is not None:
             previous = part if part.count > 1 else before
-            ahead = self._sharding.unit_of(previous.region) if previous is not None else None
+            ahead = None if previous is None or self._rerun(previous) else self._sharding.unit_of(previous.region)
             self._schedule.enter_backward(unit, ahead, book)
-        done = run()
+        holds = unit is not None and self._holds_input(part, unit)
+        walk.backward(root=root or holds)
         own = [g for g in walk.gradients.of_params if g not in walk.gradients.of_model] if unit is not None else []
         self._root_gradient_bytes += sum(g.bytes for g in walk.gradients.of_params if g not in own)
         if unit is not None:
@@ -99,18 +101,18 @@ class Conductor:
             if late and whole:
                 whole = [(sum(size for size, _ in whole), UNSHARDED_GRADIENTS)]
             self._schedule.leave_backward(unit, whole, book, late=late)
-            self._hold_input(part, unit)
-        return done
+        if holds:
+            size = self._size(part.region.exit.nbytes)
+            walk.account.alloc(size, part.region.name, HELD)
+            self._held_bytes += 2 * size * part.count
 
-    def _hold_input(self, part: Segment, unit: Unit) -> None:
-        entry = part.region.entry
-        frozen = any(not p.trainable for p in unit.pieces)
-        if not (self._sharding.holds_inputs and frozen and part.checkpointed and part.walk.reentrant):
-            return
-        if entry is not None and entry.name in part.walk.need:
-            size = 2 * self._size(entry.nbytes)
-            part.walk.account.alloc(size, part.region.name, HELD)
-            self._held_bytes += size * part.count
+    def _holds_input(self, part: Segment, unit: Unit) -> bool:
+        """Whether this layer's input stays with its gradient, which is that of the exit of the layer before."""
+        return self._rerun(part) and part.region.entry is not None and any(not p.trainable for p in unit.pieces)
+
+    def _rerun(self, part: Segment) -> bool:
+        """Whether it is hooked onto in backward only."""
+        return self._sharding.hooks_reruns and part.checkpointed and part.walk.reentrant
 
     def _accumulated(self, unit: Unit) -> Whole:
         return [(self._size(p.numel * p.gathered.size), ACCUMULATED) for p in unit.pieces if p.trainable]
@@ -122,9 +124,16 @@ class Conductor:
         self._schedule.end(Book(account, self._size))
 
     def begin_backward(self, parts: Sequence[Segment], account: Account) -> None:
-        units = [unit for part in parts if (unit := self._sharding.unit_of(part.region)) is not None]
-        if units:
-            self._schedule.begin_backward(units[-1], Book(account, self._size))
+        found = [(part, unit) for part in parts if (unit := self._sharding.unit_of(part.region)) is not None]
+        if not found:
+            return
+        last, unit = found[-1]
+        if not self._rerun(last):
+            self._schedule.begin_backward(unit, Book(account, self._size))
+        if self._holds_input(last, unit):  # nobody holds the gradient of the last layer's exit
+            size = self._size(last.region.exit.nbytes)
+            account.free(size, HELD)
+            self._held_bytes -= size
 
     def end_backward(self, account: Account) -> None:
         self._schedule.times = 1

@@ -325,7 +325,7 @@ def _backward(
     if conductor is None:
         walk.backward(root=root)
     else:
-        conductor.around_backward(part, previous, partial(walk.backward, root=root))
+        conductor.around_backward(part, previous, root=root)
     if part.checkpointed:
         mine.current -= part.entry_bytes if part.holds_entry else 0
         if walk.reentrant:  # CheckpointFunction.backward holds the recomputed output to its end

@@ -76,11 +76,11 @@ def record(
         if loop.outputs_until == "loss":
             part.walk.drop_returned()
             book.take()
-        backward = partial(part.walk.backward, root=part.region.is_penalty or part.region.is_head)
+        root = part.region.is_penalty or part.region.is_head
         if conductor is None:
-            backward()
+            part.walk.backward(root=root)
         else:
-            conductor.around_backward(part, parts[i - 1] if i else None, backward)
+            conductor.around_backward(part, parts[i - 1] if i else None, root=root)
     if conductor is not None:
         turn("end_backward", conductor.end_backward)
     tracks = [

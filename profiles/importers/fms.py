@@ -38,16 +38,6 @@ _SMI_FAST_LOSS = (
     "allocated by the size of the fp32 logits, which the replay then does not reserve either. What else takes a block "
     "of that size is not known. Of full fine-tuning, eight rows a batch read 6 GiB less than four (rows 97 and 98)"
 )
-_KEPT = (
-    "a layer's backward holds more: 245,768 bytes a token of the runs with repeated keys and values, the same whether "
-    "logits are made or not (rows 145 and 149 of the Liger campaign), on 2 and on 4 GPUs, for bitsandbytes and GPTQ "
-    "alike, and not in full fine-tuning; that is 30 bf16 tensors of the hidden size, as were the stream between layers "
-    "fp32, which it is not in torch 2.13's FSDP1 on the CPU"
-)
-_AHEAD = (
-    "0.7 to 1.8 GB less than predicted, of the 2.9 GB of a layer of Mixtral that is gathered while the one after it "
-    "runs backward; at which of a layer's moments both are there is not known to less"
-)
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _GPTQ_BASE = {
     "TheBloke/Mistral-7B-v0.1-GPTQ": "mistralai/Mistral-7B-v0.1",
@@ -141,8 +131,6 @@ def _prepared(row: Row) -> Row:
 
 def _gaps(row: Row) -> tuple[str, ...]:
     found = []
-    if "fused LoRA" in (row.get("kernels") or "") and row["parallel"].get("world_size", 1) > 1:
-        found.append("fused LoRA under FSDP, which leaves its adapters whole and reduces them apart")
     if "santacoder" in row["model"]:
         found.append("gpt_bigcode architecture")
     if "PowerLM" in row["model"]:
@@ -155,9 +143,7 @@ def _measured(row: Row) -> tuple[Measured, ...]:
     found, kernels = row["measured"], row.get("kernels") or ""
     if row["parallel"].get("world_size", 1) > 1:
         device = exact("device", found["nvidia_smi_mib"] * MIB, why_off=_SMI)
-        quantized = row["method"] in ("qlora", "lora-on-gptq")
-        why = _KEPT if quantized else _AHEAD if "Mixtral" in row["model"] else None
-        return exact("allocated_peak", found["mem_value"], why_off=why), device
+        return exact("allocated_peak", found["mem_value"]), device
     return (
         exact("allocated_peak", found["mem_value"]),
         exact("allocated_between_steps", found["static_alloc_bytes"]),

@@ -277,7 +277,7 @@ class RegionWalk:
             arguments = self._reloaded() if self.reentrant else ()
             if self.reentrant:
                 self._forward(keep=True, stash=True)
-            self._backward(recompute=not self.reentrant)
+            self._backward(root=root, recompute=not self.reentrant)
             for name in arguments:  # CheckpointFunction.backward holds them to its end
                 self.account.free(self.plan.storage_bytes(name), name)
             self.cache.drop()
