@@ -245,8 +245,11 @@ def _needed_settings(name: str) -> dict[str, Any]:
 
 
 def _format(name: str) -> Row:
-    stored = estimate(model=MODEL, method="lora", format=name).parameters.stored_bytes
-    return _link(name), _title(formats.get(name)), f"{stored:,}"
+    try:
+        stored = f"{estimate(model=MODEL, method='lora', format=name).parameters.stored_bytes:,}"
+    except RequestError:  # nothing trains on it
+        stored = "not trained on"
+    return _link(name), _title(formats.get(name)), stored
 
 
 def _kernel(name: str) -> Row:

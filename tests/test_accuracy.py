@@ -39,20 +39,13 @@ def of(*kinds: str) -> list[Row]:
     return [row for row in judged() if row.kind.startswith(kinds)]
 
 
-def kept_under_fsdp(row: Row) -> bool:
-    """Quantized models under FSDP1 and mixed precision: more is alive in a layer's backward than is known."""
-    return row.id.startswith("fms-") and row.layout == "fsdp1" and row.format not in ("bfloat16", "float16", "float32")
-
-
 def test_allocated_bytes_are_within_the_promise() -> None:
     rows = of("allocated")
     found = summarize(rows)
     assert found.judged > 200
     assert found.median_abs is not None
     assert found.median_abs <= 0.03
-    assert {row.id for row in rows if row.error is not None and abs(row.error) > 0.04} == {
-        row.id for row in rows if kept_under_fsdp(row)
-    }
+    assert {row.id for row in rows if row.error is not None and abs(row.error) > 0.04} == set()
 
 
 def errors(rows: list[Row]) -> list[float]:
@@ -124,15 +117,9 @@ def test_reserved_bytes_of_quantized_loras_follow_how_they_were_loaded() -> None
     assert max(map(abs, errors(rows))) < 0.05
 
 
-FAST_LOSS = {
-    "fms-main-081", "fms-main-083", "fms-main-105", "fms-main-107", "fms-liger-025", "fms-liger-026", "fms-liger-113",
-    "fms-liger-114", "fms-liger-115", "fms-liger-121", "fms-liger-122", "fms-liger-123",
-}  # fmt: skip
-"""The card reads as much as without fms-acceleration's fast loss, though less is allocated by the fp32 logits' size."""
 UNEXPLAINED = {
     "fitcheck-edge-Qwen2.5-7B-Instruct-b1",
     "simumax-llama3_70b_l12_tp2_cp4_pp1_dp1_seq131072_mbc4", "simumax-llama3_70b_l12_tp1_cp8_pp1_dp1_seq131072_mbc4",
-    *FAST_LOSS,
 }  # fmt: skip
 """A job whose two runs differ by 11.7 %, and a second stream's pool under context parallelism."""
 

@@ -120,7 +120,7 @@ UNFIT = {
     "--method full --rank 8": "--rank means nothing to method full; leave it out",
     "--method full --set method.x=1": "method full has no settings; leave x out",
     "--rank 8 --set method.r=4": "--rank 8 contradicts method.r=4; give one of them",
-    "--format gptq": "unknown format 'gptq'; `peftplan list formats` shows all",
+    "--format gptqq": "unknown format 'gptqq'; did you mean gptq, hqq?",
     "--set loop.outputs_until=never": "unknown loop.outputs_until 'never'",
 }
 
