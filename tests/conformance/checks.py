@@ -23,6 +23,8 @@ PASS, NA, MISSING, UNVERIFIED, FAIL = "PASS", "NA", "MISSING", "UNVERIFIED", "FA
 KINDS = {"method": methods, "format": formats, "optimizer": optimizers, "kernels": kernels}
 _STATELESS = ("lomo",)
 """Optimizers that keep nothing between steps."""
+PAIRED = ("grouped", "round", "fused")
+"""What pairs are tried on: one whose sizes groups of weights divide, one whose they do not, one with fused layers."""
 _SECTIONS = ("Trains:", "Keeps for backward:", "Not modelled:")
 
 
@@ -133,7 +135,7 @@ def composes(member: Member) -> Grade:
     other = {"method": "format", "format": "method", "optimizer": "method", "kernels": "method"}[member.kind]
     refused = []
     for name in KINDS[other].names():
-        lines = [_refusal(_both(member, found(other, name)), model) for model in zoo.MODELS]
+        lines = [_refusal(_both(member, found(other, name)), model) for model in PAIRED]
         said = [line for line in lines if line is not None]
         if any(";" not in line for line in said):
             return Grade(FAIL, f"refuses {name} without a way out: {said[0]}")
