@@ -82,7 +82,7 @@ def test_a_relative_folder_that_reads_like_a_hub_id(folder: Path, monkeypatch: p
         (b'{"a":' * 200_000, "nested too deeply"),
         (b"\x80\x04\x95pickle", "not a UTF-8 text file"),
         (b"import os; os.system('echo run')", "not valid JSON"),
-        (b"{}", "model_type is missing; use one of gemma, llama"),
+        (b"{}", "model_type is missing; use one of deepseek_v3, gemma, granite, llama"),
         (b'{"model_type": 3}', "model_type must be a string, not 3"),
         (b'{"peft_type": "LORA"}', "a PEFT adapter's config"),
         (b'{"model_type": "evil\\nname"}', "model_type 'evil\\nname' is not modelled"),

@@ -306,7 +306,7 @@ def test_a_wrong_plan_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str])
 def test_what_resolve_accepts_enters_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several GPUs, kernels and offload as if they were modelled: here they change nothing but the price."""
     monkeypatch.setattr("peftplan.resolve._check_unmodelled", lambda _: None)
-    monkeypatch.setattr("peftplan.resolve.unmodelled", lambda _: None)
+    monkeypatch.setattr("peftplan.arrangement.unmodelled", lambda _: None)
     found = space(gpus=3, kernels=None)
     assert {seat.cards for seat in found.seats} == {1, 2, 3}
     assert {seat.layout for seat in found.seats if seat.cards > 1} >= {"ddp", "fsdp"}

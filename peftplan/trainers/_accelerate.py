@@ -18,7 +18,7 @@ from peftplan.trainers.base import decided, fields_of
 from peftplan.trainers.rules import Config, Fields, Inexpressible, StandIn, flatten
 
 SIGNATURE = frozenset({"compute_environment", "distributed_type", "num_processes", "num_machines", "machine_rank"})
-SHARDED = ("fsdp", "zero1", "zero2", "zero3")
+SHARDED = ("fsdp", "fsdp1", "zero1", "zero2", "zero3")
 _PLAIN = {
     "compute_environment": "LOCAL_MACHINE",
     "debug": False,
@@ -80,8 +80,8 @@ def config(job: Job) -> dict[str, Any]:
 
 def _kind(fields: Fields) -> dict[str, Any]:
     layout = str(fields["layout"])
-    if layout == "fsdp":
-        return {"distributed_type": "FSDP", "fsdp_config": _fsdp(fields)}
+    if layout in ("fsdp", "fsdp1"):
+        return {"distributed_type": "FSDP", "fsdp_config": _fsdp(fields, first=layout == "fsdp1")}
     if layout.startswith("zero"):
         return {"distributed_type": "DEEPSPEED", "deepspeed_config": _zero(fields)}
     if layout != "ddp":
@@ -91,16 +91,18 @@ def _kind(fields: Fields) -> dict[str, Any]:
     return {"distributed_type": "MULTI_GPU"}
 
 
-def _fsdp(fields: Fields) -> dict[str, Any]:
+def _fsdp(fields: Fields, *, first: bool) -> dict[str, Any]:
+    """`first`: FSDP1, whose strategy is named where FSDP2 has a switch."""
     if fields.get("format") == "int8":
         raise Inexpressible("format", "int8 with --layout fsdp")
     offload = fields["offload"] or "none"
     if offload not in ("none", "params+optimizer"):
         raise Inexpressible("offload", f"{offload} with --layout fsdp; it moves params+optimizer together")
     return {
-        "fsdp_version": 2,
+        "fsdp_version": 1 if first else 2,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "fsdp_reshard_after_forward": True,
+        "fsdp_reshard_after_forward": "FULL_SHARD" if first else True,
+        **({"fsdp_use_orig_params": True, "fsdp_backward_prefetch": "BACKWARD_PRE"} if first else {}),
         "fsdp_activation_checkpointing": False,
         "fsdp_offload_params": offload != "none",
         "fsdp_cpu_ram_efficient_loading": "format" not in fields,
@@ -135,14 +137,15 @@ def _ddp(_: Config) -> Read:
 
 
 def _read_fsdp(flat: Config) -> Read:
-    fields: dict[str, Any] = {"layout": "fsdp"}
+    first = str(flat.get("fsdp_config.fsdp_version", 1)) == "1"  # FullyShardedDataParallelPlugin's default
+    fields: dict[str, Any] = {"layout": "fsdp1" if first else "fsdp"}
     if _on(flat.get("fsdp_config.fsdp_offload_params")):
         fields["offload"] = "params+optimizer"
     if _on(flat.get("fsdp_config.fsdp_activation_checkpointing")):
         fields["recompute"] = "full"
     keys = ("fsdp_config.fsdp_reshard_after_forward", "fsdp_config.fsdp_sharding_strategy")
     partly = [key for key in keys if str(flat.get(key, "true")).upper() not in ("TRUE", "FULL_SHARD", "1")]
-    why = StandIn(value="fsdp", errs="low", because="not everything is sharded at all times").why("layout")
+    why = StandIn(value=fields["layout"], errs="low", because="not everything is sharded at all times").why("layout")
     return fields, [Assumption(what=key, value=flat[key], why=why) for key in partly]
 
 

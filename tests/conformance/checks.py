@@ -23,8 +23,8 @@ PASS, NA, MISSING, UNVERIFIED, FAIL = "PASS", "NA", "MISSING", "UNVERIFIED", "FA
 KINDS = {"method": methods, "format": formats, "optimizer": optimizers, "kernels": kernels}
 _STATELESS = ("lomo",)
 """Optimizers that keep nothing between steps."""
-PAIRED = ("grouped", "round", "fused")
-"""What pairs are tried on: one whose sizes groups of weights divide, one whose they do not, one with fused layers."""
+PAIRED = ("grouped", "tied with biases", "round", "fused")
+"""What pairs are tried on: sizes that groups of weights divide, or do not; biases; fused layers."""
 _SECTIONS = ("Trains:", "Keeps for backward:", "Not modelled:")
 
 
