@@ -224,7 +224,7 @@ def _rank(case: Case, graph: Graph, rank: int, chunks: Sequence[tuple[Walked, Ch
         step=step,
         existing_grad_bytes=existing,
         replayed=busy.graph,
-        beside=(*others, *found.beside(case.layout, steps)),
+        beside=(*others, *found.beside(case.layout, steps), static.get("bucket", 0)),
     )
 
 

@@ -75,3 +75,11 @@ def test_what_spans_all_layers_is_refused(method: str) -> None:
     job = zoo.job("grouped", given)
     with pytest.raises(RequestError, match="--layout pp: this method"):
         estimate(job)
+
+
+@pytest.mark.parametrize(("layout", "gpus"), [("pp=4", 4), ("pp=2,dp=2", 4), ("pp=2,vpp=2", 2), ("tp=2,pp=2", 4)])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_no_less_is_reserved_than_allocated(layout: str, gpus: int, method: str) -> None:
+    memory = on(layout, gpus, method=method, target_modules=("q_proj",)).memory
+    assert memory.reserved_bytes is not None
+    assert memory.reserved_bytes >= memory.peak_bytes
