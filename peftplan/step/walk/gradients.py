@@ -95,19 +95,23 @@ class Gradients:
         """One node. What a checkpoint `recomputed` is handed over once, so it dies with the formula that unpacked it
         (torch/utils/checkpoint.py, unpack_hook); what a node itself saved dies after its gradients are settled."""
         where = op.name
-        gone = self.kept.away(op, saves)
-        reloaded = {t.name: self.make(t.nbytes, where) for t in reversed(gone)}
-        saves = tuple(t for t in saves if t not in gone) if gone else saves
+        reloaded: dict[str, Gradient] = {}
+        if self.kept.sends:
+            gone = self.kept.away(op, saves)
+            reloaded = {t.name: self.make(t.nbytes, where) for t in reversed(gone)}
+            saves = tuple(t for t in saves if t not in gone)
         made: list[tuple[Tensor, Gradient]] = []
         others = self._others(op) if op.also else {}
         for to, raw_bytes, scratch_bytes, over in op.backward(self.need):
-            if over is not None and over.name in others:
+            if over is None:
+                pass
+            elif over.name in others:
                 others[over.name].refs += 1
                 made.append((to, others[over.name]))
                 continue
-            if over is not None and over.name in reloaded:
+            elif over.name in reloaded:
                 self._release(reloaded.pop(over.name))
-            elif over is not None:
+            else:
                 self.kept.release((over,))
                 saves = tuple(t for t in saves if t is not over)
             if not raw_bytes:
@@ -119,8 +123,9 @@ class Gradients:
                 made.append((to, self.make(raw_bytes, where)))
                 if scratch_bytes:
                     self.account.touch(scratch_bytes, where)
-        for copy in reloaded.values():
-            self._release(copy)
+        if reloaded:
+            for copy in reloaded.values():
+                self._release(copy)
         if recomputed and saves:
             self.kept.release(saves)
         for j, (to, gradient) in enumerate(made):
@@ -136,8 +141,9 @@ class Gradients:
                     self._release(whole)
             made[j] = (to, gradient)
         self._release(incoming)
-        for other in others.values():
-            self._release(other)
+        if others:
+            for other in others.values():
+                self._release(other)
         if saves and not recomputed:
             self.kept.release(saves)
         if op.views:

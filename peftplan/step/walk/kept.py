@@ -36,6 +36,11 @@ class Kept:
         self.sent: list[Saved] = []
         """What went to the host instead, each time that a node saved it."""
 
+    @property
+    def sends(self) -> bool:
+        """Whether anything may wait in host memory."""
+        return self._least_sent is not None
+
     def away(self, op: Op, saves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What of `saves` waits in host memory."""
         least = self._least_sent
