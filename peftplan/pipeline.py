@@ -123,7 +123,8 @@ def walk(case: Case) -> Walked:
 
 def _walk(case: Case) -> Walked:
     graph = build_graph(case)
-    return _walk_graph(case, graph) if case.layout.pp == 1 else _walk_pipeline(case, graph)
+    walked = _walk_graph(case, graph) if case.layout.pp == 1 else _walk_pipeline(case, graph)
+    return walked if case.layout.mesh.alone else replace(walked, whole=whole_graph(case, graph))
 
 
 def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = None) -> Walked:
@@ -151,7 +152,7 @@ def _walk_graph(case: Case, graph: Graph, *, entry_requires_grad: bool | None = 
     return Walked(
         case=case,
         graph=graph,
-        whole=whole_graph(case, graph),
+        whole=graph,
         trainees=train,
         rules=rules,
         static=static,
@@ -237,8 +238,8 @@ def _rank_memory(walked: Walked, label: str) -> RankMemory:
 
 def _check_reached(case: Case, step: StepMemory) -> None:
     """Raises RequestError where torch does: the loss requires no gradient, as layers that lead to it hand none on."""
-    head = next(segment for segment in step.segments if segment.region.is_head)
-    if head.region.exit.name not in head.walk.need:
+    last = step.segments[-1]
+    if last.region.is_head and last.region.exit.name not in last.walk.need:
         raise RequestError(
             f"--format {case.job.format}: its layers hand no gradient on, so none reaches what trains; adapt the last "
             "ones too (--target-modules o_proj,down_proj), or quantize weights alone"

@@ -83,3 +83,16 @@ def test_no_less_is_reserved_than_allocated(layout: str, gpus: int, method: str)
     memory = on(layout, gpus, method=method, target_modules=("q_proj",)).memory
     assert memory.reserved_bytes is not None
     assert memory.reserved_bytes >= memory.peak_bytes
+
+
+def test_ranks_that_share_layers_and_stages_are_of_one_model() -> None:
+    alone, spread = on(None, method="full"), on("tp=2,pp=2", 4, method="full")
+    assert spread.parameters == alone.parameters
+    assert spread.flops == alone.flops
+
+
+def test_layers_that_hand_no_gradient_on_are_looked_at_where_the_loss_is() -> None:
+    cut = {"format.activations": "dynamic"}
+    given = {**FIELDS, "method": "lora", "target_modules": "all-linear", "format": "torchao_int8"}
+    job = zoo.job("grouped", {**given, "layout": "pp=2", "gpus": 2, "set": {**FIELDS["set"], **cut}})
+    assert len(estimate(job).memory.per_rank) == 2
