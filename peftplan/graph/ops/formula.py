@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -9,10 +10,9 @@ from peftplan.graph.core import Grad, Need, Op, Tensor
 from peftplan.graph.ops.shapes import wants
 
 
-@final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Formula(Op):
-    """An operator, or a library's autograd function, of one method alone.
+class Stated(Op):
+    """An op that says of itself what it keeps and which gradients it makes.
 
     Keeps `keeps` where any input needs a gradient; of `grads` makes those that are needed, in order.
     """
@@ -27,14 +27,24 @@ class Formula(Op):
     def over(self, ins: tuple[Tensor, ...], out: Tensor) -> Op:
         new = {old.name: t for old, t in zip((*self.ins, self.out), (*ins, out), strict=True)}
         keeps = tuple(new.get(t.name, t) for t in self.keeps)
-        grads = tuple(g._replace(to=new.get(g.to.name, g.to)) for g in self.grads)
-        return replace(self, ins=ins, out=out, keeps=keeps, grads=grads)
+        return replace(self, ins=ins, out=out, keeps=keeps, grads=tuple(_moved(g, new) for g in self.grads))
 
     def scratch_bytes(self) -> int:
         return self.temporary_bytes
 
     def backward(self, need: Need) -> tuple[Grad, ...]:
         return tuple(g for g in self.grads if g.to.name in need)
+
+
+def _moved(grad: Grad, new: Mapping[str, Tensor]) -> Grad:
+    over = None if grad.over is None else new.get(grad.over.name, grad.over)
+    return grad._replace(to=new.get(grad.to.name, grad.to), over=over)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Formula(Stated):
+    """An operator, or a library's autograd function, of one method alone."""
 
 
 @final
